@@ -1,0 +1,118 @@
+"""From labels to pictures: SiT, the statistics that its latents were normalised with, and the tokenizer's decoder.
+
+Used alike by the pipeline's samples and by the registered model, so that both draw the same picture from the same seed.
+Where the networks come from is the caller's business.
+Shapes: B batch, D latent channels, h w latent grid, C channels, H W pixels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.diffusion import Prediction, to_velocity
+from models.metrics import to_uint8
+from models.sampler import Method, image_noise, sample
+from models.sit import SiT
+from models.tokenizer import Tokenizer
+
+
+class LatentStatistics(nn.Module):
+    """The per-channel normalisation of latents at one level: what a generator is trained on, and its exact inverse.
+
+    Args:
+        mean, std: one number a channel, of latents at that level (filtering lowers the std).
+
+    Raises:
+        ValueError: the two differ in length, or a std is not positive.
+    """
+
+    mean_D: Tensor
+    """fp32, not in the state dict."""
+    std_D: Tensor
+    """fp32, not in the state dict."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std):
+            raise ValueError(f"{len(mean)} means and {len(std)} standard deviations do not make statistics")
+        if not all(value > 0.0 for value in std):
+            raise ValueError(f"standard deviations must be positive; given {list(std)}")
+        self.register_buffer("mean_D", torch.tensor(list(mean), dtype=torch.float32), persistent=False)
+        self.register_buffer("std_D", torch.tensor(list(std), dtype=torch.float32), persistent=False)
+
+    def normalise(self, z_BDhw: Tensor) -> Tensor:
+        """Raw latents to mean 0 and std 1 a channel, fp32."""
+        return (z_BDhw.float() - self.mean_D[:, None, None]) / self.std_D[:, None, None]
+
+    def denormalise(self, z_BDhw: Tensor) -> Tensor:
+        """The inverse of `normalise`, fp32."""
+        return z_BDhw.float() * self.std_D[:, None, None] + self.mean_D[:, None, None]
+
+
+class ImageGenerator(nn.Module):
+    """Pictures of a class, each from the noise of its own seed.
+
+    Args:
+        tokenizer: decodes latents; moved and put in eval mode together with this module, as is `sit`.
+        sit: predicts on normalised latents.
+        statistics: those that the latents of `sit` were normalised with.
+        prediction: what `sit` was trained to predict.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, sit: SiT, statistics: LatentStatistics, prediction: Prediction) -> None:
+        super().__init__()
+        self.tokenizer, self.sit, self.statistics = tokenizer, sit, statistics
+        self.prediction: Prediction = prediction
+
+    @torch.no_grad()
+    def generate(
+        self,
+        label_B: Tensor,
+        *,
+        seed: int,
+        indices: Sequence[int],
+        method: Method,
+        steps: int,
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+    ) -> Tensor:
+        """Samples latents and decodes them. A picture depends on its label, `seed` and its index, not on its batch.
+
+        Args:
+            label_B: (B,) long on any device, from 0 to classes - 1.
+            seed, indices: picture i starts from `image_noise(seed, indices[i])`; none may be negative.
+            method, steps, guidance_scale, guidance_interval: as in `sampler.sample`.
+
+        Returns:
+            x_BCHW, uint8 in [0, 255], on this module's device.
+
+        Raises:
+            ValueError: a label out of range, an index too many or too few, or too few steps for the method.
+        """
+        self._check(label_B, indices)
+        device = self.statistics.mean_D.device
+        shape = self.tokenizer.latent_shape
+        z_BDhw = sample(
+            self._velocity,
+            image_noise(seed, indices, shape, device),
+            label_B.to(device),
+            null_label=self.sit.null_label,
+            method=method,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            step_noise=lambda step: image_noise(seed, indices, shape, device, stream=step + 1),
+        )
+        return to_uint8(self.tokenizer.decode(self.statistics.denormalise(z_BDhw)))
+
+    def _check(self, label_B: Tensor, indices: Sequence[int]) -> None:
+        if label_B.shape != (len(indices),):
+            raise ValueError(f"{len(indices)} indices given for labels of shape {tuple(label_B.shape)}")
+        classes = self.sit.null_label
+        if bool(((label_B < 0) | (label_B >= classes)).any()):
+            raise ValueError(f"labels run from 0 to {classes - 1}; given {label_B.tolist()}")
+
+    def _velocity(self, z_BDhw: Tensor, t_B: Tensor, label_B: Tensor) -> Tensor:
+        predicted_BDhw: Tensor = self.sit(z_BDhw, t_B, label_B)
+        return to_velocity(predicted_BDhw, z_BDhw, t_B, self.prediction)

@@ -1,0 +1,59 @@
+"""The Inception network of FID, sFID and the Inception Score, through torch-fidelity, which carries the TF1 port.
+
+Weights come from a file that the caller names; nothing here reaches for the network.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+_SPATIAL_CHANNELS = 7
+
+
+class InceptionOutput(NamedTuple):
+    """All fp32."""
+
+    pool_BF: Tensor
+    """(B, 2048): `pool_3`, for FID, precision and recall."""
+    spatial_BF: Tensor
+    """(B, 17*17*7): `mixed_6/conv:0`, first 7 channels, flattened height, width, channel: for sFID."""
+    logits_BK: Tensor
+    """(B, 1008): without the bias, for the Inception Score, as the ADM evaluator takes them."""
+
+
+class Inception(nn.Module):
+    """FID's Inception-v3 (TF weights of 2015-12-05), frozen, with TF1's bilinear resize to 299 pixels.
+
+    Args:
+        path: torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`.
+
+    Raises:
+        ValueError: the file is no state dict of that network.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        # torch-fidelity unpickles without restriction; a file that holds more than tensors stops here.
+        torch.load(path, map_location="meta", weights_only=True)
+        try:
+            self.network = FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=path
+            )
+        except RuntimeError as error:
+            raise ValueError(f"{path} does not hold the weights of FID's Inception network") from error
+        self._spatial: list[Tensor] = []
+        # TF's mixed_6/conv:0 is the convolution itself, before its batch norm.
+        self.network.Mixed_6d.branch1x1.conv.register_forward_hook(self._keep_spatial)
+
+    def _keep_spatial(self, _module: nn.Module, _inputs: tuple[Tensor, ...], output_BChw: Tensor) -> None:
+        self._spatial.append(output_BChw[:, :_SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).float())
+
+    @torch.no_grad()
+    def forward(self, x_BCHW: Tensor) -> InceptionOutput:
+        """uint8 RGB images of any size; run it outside autocast."""
+        self._spatial.clear()
+        pool_BF, logits_BK = self.network(x_BCHW)
+        return InceptionOutput(pool_BF, self._spatial.pop(), logits_BK)

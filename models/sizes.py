@@ -1,0 +1,92 @@
+"""Closed forms of parameters and GFLOPs, so that a plan needs no torch. Tests hold them against the modules.
+
+GFLOPs count 2 x MAC of every Linear and Conv for one image (FIELD_NOTES 1); with `attention=True` the two attention
+products of each block count as well, which is what MFU divides by. Norms and activations are never counted.
+"""
+
+# Name: (width, depth, heads). SiT, Table 1 of Ma et al. 2024.
+SIT_SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
+
+TIMESTEP_CHANNELS = 256  # sines and cosines that describe t
+MLP_RATIO = 4
+
+
+def _linear(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs
+
+
+def _attention_macs(tokens: int, width: int) -> int:
+    """Multiply-adds of Q K^T and of the product with V, over all heads."""
+    return 2 * tokens * tokens * width
+
+
+def tokenizer_parameters(
+    *, image_size: int, patch_size: int, latent_dim: int, width: int, depth: int, hidden: int, channels: int = 3
+) -> int:
+    """Parameters of `models.tokenizer.Tokenizer` with `depth` blocks in each half, all of them trained."""
+    tokens = (image_size // patch_size) ** 2
+    patch = channels * patch_size**2
+    block = 2 * width + _linear(width, 3 * width) + _linear(width, width)
+    block += _linear(width, 2 * hidden) + _linear(hidden, width)
+    ends = _linear(patch, width) + _linear(width, 2 * latent_dim) + _linear(latent_dim, width) + _linear(width, patch)
+    smoothing = 9 * channels * channels + channels
+    return 2 * depth * block + ends + smoothing + 2 * tokens * width + 2 * width
+
+
+def tokenizer_gflops(
+    *,
+    image_size: int,
+    patch_size: int,
+    latent_dim: int,
+    width: int,
+    depth: int,
+    hidden: int,
+    channels: int = 3,
+    attention: bool = False,
+) -> float:
+    """GFLOPs of encoding and decoding one image, forward only."""
+    tokens = (image_size // patch_size) ** 2
+    patch = channels * patch_size**2
+    block = tokens * (4 * width * width + 3 * width * hidden)
+    if attention:
+        block += _attention_macs(tokens, width)
+    ends = tokens * (2 * patch * width + 3 * latent_dim * width)
+    smoothing = 9 * channels * channels * image_size**2
+    return 2 * (2 * depth * block + ends + smoothing) / 1e9
+
+
+def sit_parameters(*, grid: int, latent_dim: int, classes: int, width: int, depth: int, patch_size: int = 1) -> int:
+    """Trained parameters of `models.sit.SiT`. Its frozen positions are a buffer and do not count.
+
+    Raises ValueError if `patch_size` does not divide `grid`.
+    """
+    _tokens(grid, patch_size)
+    patch = latent_dim * patch_size**2
+    block = _linear(width, 3 * width) + _linear(width, width) + _linear(width, 6 * width)
+    block += _linear(width, MLP_RATIO * width) + _linear(MLP_RATIO * width, width)
+    condition = _linear(TIMESTEP_CHANNELS, width) + _linear(width, width) + (classes + 1) * width
+    last = _linear(width, 2 * width) + _linear(width, patch)
+    return depth * block + condition + _linear(patch, width) + last
+
+
+def sit_gflops(
+    *, grid: int, latent_dim: int, width: int, depth: int, patch_size: int = 1, attention: bool = False
+) -> float:
+    """GFLOPs of one forward of one latent. The conditioning layers act on one vector, not on every token.
+
+    Raises ValueError if `patch_size` does not divide `grid`.
+    """
+    tokens = _tokens(grid, patch_size)
+    patch = latent_dim * patch_size**2
+    block = tokens * (4 + 2 * MLP_RATIO) * width * width + 6 * width * width
+    if attention:
+        block += _attention_macs(tokens, width)
+    condition = TIMESTEP_CHANNELS * width + width * width
+    last = 2 * width * width + tokens * patch * width
+    return 2 * (depth * block + condition + tokens * patch * width + last) / 1e9
+
+
+def _tokens(grid: int, patch_size: int) -> int:
+    if grid % patch_size:
+        raise ValueError(f"patch_size {patch_size} does not divide the grid {grid}")
+    return (grid // patch_size) ** 2

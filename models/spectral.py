@@ -1,0 +1,222 @@
+"""Frequencies: the latent operator S_l (Eq. 3), the image operator G_l (Eq. 4), and what Figures 1 and 2 measure.
+
+Shapes: B batch, C image channels, H W pixels, D latent channels, h w latent grid, N = h*w, L levels, R radius bins.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LEVELS = 4
+ATTENUATION = (0.0, 0.25, 0.5, 0.75)
+BLUR_SIGMA = (0.0, 0.05, 0.25, 0.5)  # pixels
+
+Mask = Literal["gain", "remove", "square", "dct"]
+
+_BLUR_RADIUS = math.ceil(4 * max(BLUR_SIGMA))
+
+
+class LatentFilter(nn.Module):
+    """S_l of Eq. 3 on a square latent grid, for all levels, as one real (N x N) matrix a level.
+
+    The paper leaves M_l open (FIELD_NOTES 2). With p = ATTENUATION[l]:
+
+    * `gain` (default): the lowest `keep` share of the Fourier bins by |k| passes, the rest is scaled by 1 - p.
+    * `remove`: the share p of the bins with the largest |k| is set to zero; `keep` has no part in it.
+    * `square`: as `gain`, by max(|k_y|, |k_x|) instead of |k|.
+    * `dct`: as `gain`, over the bins of the orthonormal 2-D DCT-II.
+
+    Bins are taken by whole shells of equal radius, never more of them than the share says, so that a Fourier mask is
+    conjugate-symmetric and the filtered latent real.
+
+    Args:
+        grid: side of the latent, h = w.
+        mask: the reading of M_l.
+        keep: share of the bins that no level touches, in (0, 1).
+
+    Raises:
+        ValueError: `keep` is outside (0, 1), or the grid has no bins for a level's mask: not even the mean would pass,
+            or two levels of `remove` would be the same.
+    """
+
+    matrices: Tensor
+    """(L, N, N) fp32, not in the state dict. Row i, column j: the weight of input position j in output position i."""
+
+    def __init__(self, grid: int, mask: Mask = "gain", keep: float = 0.5) -> None:
+        super().__init__()
+        if not 0.0 < keep < 1.0:
+            raise ValueError(f"keep must lie between 0 and 1, both excluded; it is {keep}")
+        if grid < 2:
+            raise ValueError(f"a latent grid of {grid} has no frequencies to attenuate")
+        self.grid = grid
+        self.register_buffer("matrices", _filter_matrices(grid, mask, keep), persistent=False)
+
+    def forward(self, z_BDhw: Tensor, level: int | Tensor) -> Tensor:
+        """Filters latents of any floating dtype; the product is taken in fp32, autocast or not.
+
+        Args:
+            z_BDhw: latents with h = w = `grid`.
+            level: one level for all, or a long tensor (B,) with one for each. Level 0 gives the input back exactly.
+
+        Returns:
+            S_l(z), same shape and dtype.
+
+        Raises:
+            ValueError: the latent has another grid.
+        """
+        if z_BDhw.shape[-2:] != (self.grid, self.grid):
+            raise ValueError(f"latent of shape {tuple(z_BDhw.shape)} given to a filter for grid {self.grid}")
+        if isinstance(level, int) and level == 0:
+            return z_BDhw
+        with torch.autocast(z_BDhw.device.type, enabled=False):
+            filtered_BDN = z_BDhw.flatten(2).float() @ self.matrices[level].mT
+        filtered_BDhw = filtered_BDN.view_as(z_BDhw).to(z_BDhw.dtype)
+        if isinstance(level, int):
+            return filtered_BDhw
+        return torch.where((level == 0)[:, None, None, None], z_BDhw, filtered_BDhw)
+
+
+def _filter_matrices(grid: int, mask: Mask, keep: float) -> Tensor:
+    """(L, N, N) fp32: the inverse transform of the masked transform of every unit impulse, computed in fp64."""
+    radius_hw = _radius(grid, mask)
+    masks_Lhw = torch.stack([_mask(radius_hw, mask, keep, p) for p in ATTENUATION])
+    kept = [int((level > 0).sum()) for level in masks_Lhw]
+    if mask == "remove" and len(set(kept)) < LEVELS:
+        raise ValueError(f"a latent grid of {grid} has too few frequencies for four levels of mask 'remove'")
+    impulses_Nhw = torch.eye(grid * grid, dtype=torch.float64).view(-1, grid, grid)
+    matrices = []
+    for mask_hw in masks_Lhw:
+        if mask == "dct":
+            basis = _dct_basis(grid)
+            filtered_Nhw = basis.T @ (mask_hw * (basis @ impulses_Nhw @ basis.T)) @ basis
+        else:
+            filtered_Nhw = torch.fft.ifft2(mask_hw * torch.fft.fft2(impulses_Nhw)).real
+        matrices.append(filtered_Nhw.flatten(1).T)
+    matrices[0] = impulses_Nhw.flatten(1)
+    return torch.stack(matrices).float().contiguous()
+
+
+def _mask(radius_hw: Tensor, mask: Mask, keep: float, attenuation: float) -> Tensor:
+    if mask == "remove":
+        return _lowest_shells(radius_hw, 1.0 - attenuation).double()
+    return torch.where(_lowest_shells(radius_hw, keep), 1.0, 1.0 - attenuation).double()
+
+
+def _lowest_shells(radius_hw: Tensor, share: float) -> Tensor:
+    """True on the most whole shells, lowest first, that hold no more than `share` of all bins."""
+    shells, bins = torch.unique(radius_hw, return_counts=True)
+    fits: Tensor = bins.cumsum(0) <= share * radius_hw.numel() + 1e-9
+    if not fits[0]:
+        raise ValueError(f"a {tuple(radius_hw.shape)} grid has no whole shell within a share of {share} of its bins")
+    lowest_hw: Tensor = radius_hw <= shells[fits][-1]
+    return lowest_hw
+
+
+def _radius(grid: int, mask: Mask) -> Tensor:
+    """(h, w) long: what orders the bins. Squared where it is Euclidean, so that shells compare exactly."""
+    if mask == "dct":
+        k = torch.arange(grid)
+    else:
+        k = (torch.fft.fftfreq(grid, dtype=torch.float64) * grid).round().long().abs()
+    if mask == "square":
+        return torch.maximum(k[:, None], k[None, :])
+    return k[:, None] ** 2 + k[None, :] ** 2
+
+
+def _dct_basis(grid: int) -> Tensor:
+    """(k, position) fp64: the rows of the orthonormal DCT-II."""
+    k, position = torch.arange(grid, dtype=torch.float64)[:, None], torch.arange(grid, dtype=torch.float64)[None, :]
+    basis = torch.cos(math.pi * (position + 0.5) * k / grid) * math.sqrt(2 / grid)
+    basis[0] /= math.sqrt(2)
+    return basis
+
+
+class ImageBlur(nn.Module):
+    """G_l of Eq. 4: a separable Gaussian of BLUR_SIGMA[l] pixels, reflect padding, taps out to 4 sigma.
+
+    In fp32 sigma .05 has no tap but the middle one and is the identity; .25 has .9993 in the middle; .5 scales the
+    Nyquist frequency by .57 an axis.
+    """
+
+    taps: Tensor
+    """(L, 5) fp32, each row sums to 1, not in the state dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("taps", _gaussian_taps(), persistent=False)
+
+    def forward(self, x_BCHW: Tensor, level: int | Tensor) -> Tensor:
+        """Blurs images of any floating dtype and range, in fp32, with both sides above 2 pixels.
+
+        Args:
+            x_BCHW: images.
+            level: one level for all, or a long tensor (B,) with one for each. Level 0 gives the input back exactly.
+
+        Returns:
+            G_l(x), same shape and dtype.
+        """
+        if isinstance(level, int) and level == 0:
+            return x_BCHW
+        taps = self.taps[level].reshape(-1, 1, 1, 1, 2 * _BLUR_RADIUS + 1).unbind(-1)
+        height, width = x_BCHW.shape[-2:]
+        padded = F.pad(x_BCHW.float(), (_BLUR_RADIUS,) * 4, mode="reflect")
+        rows = sum(tap * padded[..., k : k + height, :] for k, tap in enumerate(taps))
+        assert isinstance(rows, Tensor)
+        blurred = sum(tap * rows[..., k : k + width] for k, tap in enumerate(taps))
+        assert isinstance(blurred, Tensor)
+        return blurred.to(x_BCHW.dtype)
+
+
+def _gaussian_taps() -> Tensor:
+    offset = torch.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1, dtype=torch.float64)
+    rows = []
+    for sigma in BLUR_SIGMA:
+        row = torch.exp(-(offset**2) / (2 * sigma**2)) if sigma else (offset == 0).double()
+        row = row * (offset.abs() <= math.ceil(4 * sigma))
+        rows.append(row / row.sum())
+    return torch.stack(rows).float()
+
+
+def _power(z_BDhw: Tensor) -> tuple[Tensor, Tensor]:
+    """(|k| in cycles a side (h, w) fp64, mean power over B and D (h, w) fp64) under the orthonormal transform."""
+    height, width = z_BDhw.shape[-2:]
+    k_h = torch.fft.fftfreq(height, dtype=torch.float64, device=z_BDhw.device) * height
+    k_w = torch.fft.fftfreq(width, dtype=torch.float64, device=z_BDhw.device) * width
+    power = torch.fft.fft2(z_BDhw.double(), norm="ortho").abs().square().mean((0, 1))
+    return torch.hypot(k_h[:, None], k_w[None, :]), power
+
+
+def radial_spectrum(z_BDhw: Tensor) -> tuple[Tensor, Tensor]:
+    """The radial power spectrum of latents.
+
+    Returns:
+        (radius_R, power_R), fp64: |k| rounded to whole cycles, from 0 (the mean), and the mean power over images,
+        channels and the Fourier bins of that radius. Power is that of the orthonormal transform: white noise of
+        variance v reads v at every radius.
+    """
+    radius_hw, power_hw = _power(z_BDhw)
+    ring = radius_hw.round().long().flatten()
+    rings = int(ring.max()) + 1
+    total = torch.bincount(ring, weights=power_hw.flatten(), minlength=rings)
+    count = torch.bincount(ring, minlength=rings)
+    filled = count > 0
+    return torch.arange(rings, device=z_BDhw.device).double()[filled], total[filled] / count[filled]
+
+
+def high_frequency_share(z_BDhw: Tensor) -> Tensor:
+    """Share, in [0, 1], of the energy off DC that lies at |k| above half the largest |k| of the grid: a fp64 scalar."""
+    radius_hw, power_hw = _power(z_BDhw)
+    high = power_hw[radius_hw > radius_hw.max() / 2].sum()
+    return high / power_hw[radius_hw > 0].sum().clamp(min=torch.finfo(torch.float64).tiny)
+
+
+def uniform_artifact(z_BDhw: Tensor) -> Tensor:
+    """Figure 1(a) as a number: share, in [0, 1], of the energy off DC in latents of uniform images: a fp64 scalar.
+
+    An encoder without input-independent patterns gives 0.
+    """
+    radius_hw, power_hw = _power(z_BDhw)
+    return power_hw[radius_hw > 0].sum() / power_hw.sum().clamp(min=torch.finfo(torch.float64).tiny)

@@ -1,0 +1,344 @@
+"""The command line: run, stage, plan, report, sample, config, data, artifact, tracking.
+
+Each command reads a config, calls one function of the package and prints. Light at the top: `plan` and `config` must
+answer without torch, ray or mlflow.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+import yaml
+from rich.console import Console
+
+from pipeline.config import Config, load_config, preset_names
+from pipeline.errors import ConfigError, ContractError, PipelineError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+config_app = typer.Typer(no_args_is_help=True, help="Presets and the configuration tree.")
+data_app = typer.Typer(no_args_is_help=True, help="The source of images.")
+artifact_app = typer.Typer(no_args_is_help=True, help="What stages have left behind.")
+tracking_app = typer.Typer(no_args_is_help=True, help="What waits to be delivered to MLflow.")
+app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
+app.add_typer(artifact_app, name="artifact")
+app.add_typer(tracking_app, name="tracking")
+
+Preset = Annotated[str, typer.Argument(help="A preset's name or a YAML file.")]
+SomePreset = Annotated[str | None, typer.Argument(help="A preset: whose root to look at.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a field: a.b=c. Repeatable.")]
+Root = Annotated[str | None, typer.Option("--root", help="Where artifacts lie: a path, file:// or s3://.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's output, and tracebacks.")]
+
+console = Console()
+
+
+@app.command()
+def run(
+    preset: Preset,
+    set_: Sets = None,
+    root: Root = None,
+    until: Annotated[str | None, typer.Option("--until", help="The last stage to run.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Run the whole pipeline: what is cached is used, what was cut goes on, the rest is made."""
+    from pipeline.console import Display
+    from pipeline.graph import stages_until
+    from pipeline.runner import Runner, resolved
+
+    stages_until(until)
+    config = resolved(load_config(preset, set_, root), fresh=True)
+    with Display(console) as display:
+        Runner(config, display, preset, debug).run(until)
+    _say_where(config, preset, set_, root)
+
+
+@app.command()
+def stage(name: str, preset: Preset, set_: Sets = None, root: Root = None, debug: Debug = False) -> None:
+    """Run one stage; its inputs are found by fingerprint."""
+    from pipeline.console import Display
+    from pipeline.graph import find_stage
+    from pipeline.runner import Runner, resolved
+
+    find_stage(name)
+    config = resolved(load_config(preset, set_, root), fresh=True)
+    with Display(console) as display:
+        Runner(config, display, preset, debug).run_stage(name)
+
+
+@app.command()
+def plan(preset: Preset, set_: Sets = None, root: Root = None, as_json: Json = False) -> None:
+    """Say what a run would do, and what it would cost. Starts nothing."""
+    from pipeline.planning import make_plan, print_plan
+    from pipeline.runner import resolved, survey
+
+    config = resolved(load_config(preset, set_, root), fresh=False)
+    made = make_plan(config, survey(config))
+    if as_json:
+        print(json.dumps(made, indent=1))  # noqa: T201
+    else:
+        print_plan(console, config, made)
+
+
+@app.command()
+def report(preset: Preset, set_: Sets = None, root: Root = None, as_json: Json = False) -> None:
+    """Say what came out: a table and an HTML page with the pictures, or JSON."""
+    from pipeline import report as reports
+    from pipeline.runner import resolved, survey
+    from pipeline.storage import open_storage
+
+    config = resolved(load_config(preset, set_, root), fresh=False)
+    nodes, storage = survey(config), open_storage(config.root)
+    collected = reports.collect(config, nodes, storage)
+    if as_json:
+        print(json.dumps(collected, indent=1))  # noqa: T201
+        return
+    reports.render_table(console, collected)
+    path = f"reports/{Path(preset).stem}.html"
+    storage.write(path, reports.render_html(config, nodes, storage, preset).encode())
+    console.print(f"page: {storage.uri(path)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def sample(
+    preset: Preset,
+    class_: Annotated[int, typer.Option("--class", min=0, help="The class to draw.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")],
+    n: Annotated[int, typer.Option("--n", min=1, help="How many.")] = 8,
+    guidance: Annotated[float | None, typer.Option("--guidance", min=1.0, help="Guidance scale W.")] = None,
+    set_: Sets = None,
+    root: Root = None,
+) -> None:
+    """Draw pictures of a class with the trained generator, as PNG files."""
+    from pipeline.drawing import draw
+    from pipeline.runner import resolved, survey
+
+    config = resolved(load_config(preset, set_, root), fresh=False)
+    if class_ >= config.data.classes:
+        raise ConfigError(f"--class {class_}: there are classes 0 to {config.data.classes - 1}", "Choose one of them.")
+    for path in draw(config, survey(config), class_, n, guidance, out):
+        console.print(str(path), highlight=False, soft_wrap=True)
+
+
+@config_app.command("list")
+def config_list(set_: Sets = None, root: Root = None) -> None:
+    """The presets and what each is for."""
+    from pipeline.config import PRESETS
+
+    for name in preset_names():
+        load_config(name, set_, root)
+        first = (PRESETS / f"{name}.yaml").read_text().splitlines()[0].lstrip("# ")
+        console.print(f"{name:<18} {first}", highlight=False, soft_wrap=True)
+
+
+@config_app.command("show")
+def config_show(preset: Preset, set_: Sets = None, root: Root = None) -> None:
+    """The resolved tree of a preset."""
+    tree = load_config(preset, set_, root).model_dump(mode="json")
+    sys.stdout.write(yaml.safe_dump(tree, sort_keys=False))
+
+
+@config_app.command("schema")
+def config_schema(set_: Sets = None, root: Root = None) -> None:  # noqa: ARG001
+    """The tree's JSON schema: every field with type, default and meaning."""
+    print(json.dumps(Config.model_json_schema(), indent=1))  # noqa: T201
+
+
+@data_app.command("index")
+def data_index(preset: Preset, set_: Sets = None, root: Root = None) -> None:
+    """List the source and record what it holds, so that plans and fingerprints know it."""
+    from pipeline.data.index import write_index
+    from pipeline.data.listing import list_source
+    from pipeline.storage import open_storage
+
+    config = load_config(preset, set_, root)
+    with console.status(f"listing {config.data.uri or config.data.format}"):
+        index = write_index(open_storage(config.root), config.data, list_source(config.data))
+    console.print(f"{index.files} files, {index.bytes / 1e6:.1f} MB, revision {index.revision[:12]}", highlight=False)
+
+
+@artifact_app.command("ls")
+def artifact_ls(preset: SomePreset = None, set_: Sets = None, root: Root = None) -> None:
+    """Every committed artifact at the root."""
+    from pipeline.artifacts import SHORT, all_manifests
+    from pipeline.storage import open_storage
+
+    for manifest in all_manifests(open_storage(_root_config(preset, set_, root).root)):
+        size = sum(record.bytes for record in manifest.files.values()) / 1e6
+        name = f"{manifest.stage}/{manifest.fingerprint[:SHORT]}"
+        console.print(f"{name:<34} {size:10.1f} MB  {manifest.rows:>9} rows  {manifest.created}", highlight=False)
+
+
+@artifact_app.command("show")
+def artifact_show(name: str, preset: SomePreset = None, set_: Sets = None, root: Root = None) -> None:
+    """An artifact's manifest. NAME is STAGE/FINGERPRINT."""
+    sys.stdout.write(_artifact(_root_config(preset, set_, root), name).model_dump_json(indent=1) + "\n")
+
+
+@artifact_app.command("verify")
+def artifact_verify(
+    name: Annotated[str | None, typer.Argument(help="STAGE/FINGERPRINT; all when left out.")] = None,
+    set_: Sets = None,
+    root: Root = None,
+) -> None:
+    """Hash the files again and compare with the manifests. Exit code 1 when something is broken."""
+    from pipeline.artifacts import SHORT, all_manifests, broken_files
+    from pipeline.storage import open_storage
+
+    config = _root_config(None, set_, root)
+    storage = open_storage(config.root)
+    broken = False
+    for manifest in [_artifact(config, name)] if name else all_manifests(storage):
+        files = broken_files(storage, manifest)
+        broken |= bool(files)
+        state = f"broken: {', '.join(files[:5])}" if files else "whole"
+        console.print(f"{manifest.stage}/{manifest.fingerprint[:SHORT]}  {state}", highlight=False, soft_wrap=True)
+    if broken:
+        raise ContractError("some artifacts are broken", "Run `python -m pipeline artifact repair STAGE/FINGERPRINT`.")
+
+
+@artifact_app.command("repair")
+def artifact_repair(
+    name: Annotated[str, typer.Argument(help="STAGE/FINGERPRINT")],
+    set_: Sets = None,
+    root: Root = None,
+    debug: Debug = False,
+) -> None:
+    """Make a broken artifact again, from its own config and inputs."""
+    from pipeline.artifacts import broken_files
+    from pipeline.console import Display
+    from pipeline.lineage import config_of
+    from pipeline.runner import Runner, repair
+    from pipeline.storage import open_storage
+
+    config = _root_config(None, set_, root)
+    storage = open_storage(config.root)
+    manifest = _artifact(config, name)
+    if not broken_files(storage, manifest):
+        console.print("whole: nothing to repair")
+        return
+    with Display(console) as display:
+        repair(Runner(config_of(storage, manifest, config), display, "repair", debug), manifest, display.say)
+
+
+@artifact_app.command("gc")
+def artifact_gc(
+    presets: Annotated[list[str] | None, typer.Argument(help="Presets whose artifacts stay.")] = None,
+    set_: Sets = None,
+    root: Root = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove; without it, only say what would go.")] = False,
+) -> None:
+    """Remove what neither a registered model nor one of the PRESETS needs."""
+    from pipeline.artifacts import SHORT, remove_artifact
+    from pipeline.graph import fingerprints
+    from pipeline.lineage import unneeded
+    from pipeline.runner import resolved
+    from pipeline.storage import open_storage
+
+    config = _root_config(None, set_, root)
+    storage = open_storage(config.root)
+    kept: set[str] = set()
+    for preset in presets or []:
+        prints = fingerprints(resolved(load_config(preset, set_, root), fresh=False))
+        kept |= {print_ for print_ in prints.values() if print_}
+    freed = 0
+    for manifest in unneeded(storage, kept):
+        freed += sum(record.bytes for record in manifest.files.values())
+        console.print(f"{'removed' if yes else 'would go'}: {manifest.stage}/{manifest.fingerprint[:SHORT]}", highlight=False)
+        if yes:
+            remove_artifact(storage, manifest.stage, manifest.fingerprint)
+    console.print(f"{freed / 1e6:.1f} MB{'' if yes else ' (--yes removes)'}", highlight=False)
+
+
+@tracking_app.command("sync")
+def tracking_sync(
+    name: Annotated[str | None, typer.Argument(metavar="RUN", help="A run's key; all that wait when left out.")] = None,
+    set_: Sets = None,
+    root: Root = None,
+) -> None:
+    """Deliver to MLflow what could not be delivered while it was away."""
+    from pipeline import tracking
+    from pipeline.storage import open_storage
+
+    config = _root_config(None, set_, root)
+    storage = open_storage(config.root)
+    try:
+        files = tracking.deliver(storage, tracking.Post(tracking.tracking_uri(config), config), name)
+    except OSError as error:
+        raise PipelineError(f"MLflow does not answer: {error}", "Is it up? See MLFLOW_TRACKING_URI.") from error
+    console.print(f"{files} files of events delivered, {len(tracking.undelivered(storage))} runs wait", highlight=False)
+
+
+def _root_config(preset: str | None, set_: list[str] | None, root: str | None) -> Config:
+    """The config of a preset, or the defaults and the site file where none is named: what matters is the root."""
+    return load_config(preset or "quickstart", set_, root)
+
+
+def _artifact(config: Config, name: str) -> Any:
+    from pipeline.lineage import find_artifact
+    from pipeline.storage import open_storage
+
+    return find_artifact(open_storage(config.root), name)
+
+
+def _say_where(config: Config, preset: str, set_: list[str] | None, root: str | None) -> None:
+    """Where to look now."""
+    import shlex
+
+    from pipeline.tracking import tracking_uri
+
+    again = [word for override in set_ or [] for word in ("--set", override)] + (["--root", root] if root else [])
+    uri = tracking_uri(config)
+    look = [
+        ("pictures and metrics", f"python -m pipeline report {shlex.join([preset, *again])}"),
+        ("runs and models", f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else uri),
+        ("artifacts", config.root),
+    ]
+    for what, where in look:
+        console.print(f"  [dim]{what:<21}[/] {where}", highlight=False, soft_wrap=True)
+
+
+def _refuse(error: PipelineError) -> NoReturn:
+    Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True, markup=True)
+    raise SystemExit(error.exit_code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run a command; what a user can mend is one line on stderr and an exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    debug = "--debug" in sys.argv
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        raise SystemExit(stop.exit_code) from None
+    except (typer.Abort, KeyboardInterrupt):
+        Console(stderr=True).print("interrupted: the same command goes on where this one stopped", highlight=False)
+        raise SystemExit(130) from None
+    except PipelineError as error:
+        if debug:
+            raise
+        _refuse(error)
+    except Exception as error:
+        if debug:
+            raise
+        if hasattr(error, "format_message"):  # click's own: a wrong option or argument
+            _refuse(ConfigError(str(error.format_message()), f"See `{Path(sys.argv[0]).name} --help`."))
+        text = " ".join(str(error).split())[:300]
+        _refuse(PipelineError(f"{type(error).__name__}: {text}", "This is a bug: run with --debug for the traceback."))
+    finally:
+        sys.stdout.flush()
+        os.environ.pop("RAY_AUTH_TOKEN", None)
+
+
+if __name__ == "__main__":
+    main()

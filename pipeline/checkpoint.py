@@ -1,0 +1,127 @@
+"""Checkpoints of a trainer: every state in one safetensors file and one JSON file, nothing pickled.
+
+The JSON file is written last and names the other's hash: a checkpoint is whole when both agree. They are ours and not
+Ray Train's because Ray rewrites its record of them in place, so that a kill in that moment loses them all.
+"""
+
+import hashlib
+import json
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from pipeline.errors import ContractError
+from pipeline.storage import Storage
+
+_TENSOR = "__tensor__"
+_ITEMS = "__items__"  # a dict whose keys are not strings: JSON would turn them into some
+
+
+def flatten_state(state: Any, name: str = "") -> tuple[Any, dict[str, Tensor]]:
+    """A nested state (dicts, lists, tuples, numbers, strings, None, tensors) as a JSON tree and its tensors, on the CPU.
+
+    TypeError for anything else. Tuples come back as lists.
+    """
+    if isinstance(state, Tensor):
+        return {_TENSOR: name}, {name: state.detach().to("cpu", copy=True).contiguous()}
+    if isinstance(state, dict):
+        pairs = [(key, flatten_state(value, f"{name}/{key}")) for key, value in state.items()]
+        tensors = {path: tensor for _, (_, below) in pairs for path, tensor in below.items()}
+        if all(isinstance(key, str) for key in state):
+            return {key: tree for key, (tree, _) in pairs}, tensors
+        return {_ITEMS: [[key, tree] for key, (tree, _) in pairs]}, tensors
+    if isinstance(state, (list, tuple)):
+        parts = [flatten_state(value, f"{name}/{index}") for index, value in enumerate(state)]
+        return [tree for tree, _ in parts], {path: tensor for _, below in parts for path, tensor in below.items()}
+    if state is None or isinstance(state, (bool, int, float, str)):
+        return state, {}
+    raise TypeError(f"{name}: a {type(state).__name__} does not belong in a checkpoint")
+
+
+def unflatten_state(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """The inverse of `flatten_state`."""
+    if isinstance(tree, dict):
+        if _TENSOR in tree:
+            return tensors[tree[_TENSOR]]
+        if _ITEMS in tree:
+            return {key: unflatten_state(value, tensors) for key, value in tree[_ITEMS]}
+        return {key: unflatten_state(value, tensors) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [unflatten_state(value, tensors) for value in tree]
+    return tree
+
+
+class Checkpoints:
+    """The checkpoints below one folder; the newest `keep` stay. Written by one thread, off the training loop."""
+
+    def __init__(self, storage: Storage, folder: str, keep: int) -> None:
+        self.storage, self.folder, self.keep = storage, folder, keep
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def steps(self) -> list[int]:
+        """The steps of which something is there, newest first."""
+        return sorted((int(name) for name in self.storage.folders(self.folder)), reverse=True)
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Copy the state now, write it in the background. Raises what the write before this one met."""
+        tree, tensors = flatten_state(state)
+        self.wait()
+        self._pending = self._writer.submit(self._write, step, tree, tensors)
+
+    def wait(self) -> None:
+        """Until the last one is written; raises what went wrong."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def _write(self, step: int, tree: Any, tensors: dict[str, Tensor]) -> None:
+        data = save(tensors)
+        digest = hashlib.sha256(data).hexdigest()
+        self.storage.write(f"{self._path(step)}/state.safetensors", data)
+        self.storage.write(f"{self._path(step)}/state.json", json.dumps({"sha256": digest, "state": tree}).encode())
+        for old in self.steps()[self.keep :]:
+            self.storage.delete(f"{self._path(old)}/state.json")
+            self.storage.delete_folder(self._path(old))
+
+    def _path(self, step: int) -> str:
+        return f"{self.folder}/{step:09d}"
+
+    def newest(self) -> int | None:
+        """The step of the newest whole checkpoint."""
+        for step in self.steps():
+            if self._is_whole(step):
+                return step
+        return None
+
+    def _is_whole(self, step: int) -> bool:
+        try:
+            record = json.loads(self.storage.read(f"{self._path(step)}/state.json"))
+            data = self.storage.read(f"{self._path(step)}/state.safetensors")
+        except (FileNotFoundError, ValueError):
+            return False
+        return bool(hashlib.sha256(data).hexdigest() == record["sha256"])
+
+    def load(self, step: int) -> dict[str, Any]:
+        """The state saved at `step`, its tensors on the CPU. ContractError when it is not whole."""
+        record = json.loads(self.storage.read(f"{self._path(step)}/state.json"))
+        data = self.storage.read(f"{self._path(step)}/state.safetensors")
+        if hashlib.sha256(data).hexdigest() != record["sha256"]:
+            raise ContractError(f"{self.storage.uri(self._path(step))} is broken", "Delete that folder and run again.")
+        state = unflatten_state(record["state"], load(data))
+        assert isinstance(state, dict)
+        return state
+
+
+def same_state(a: Any, b: Any) -> bool:
+    """Are two states equal to the last bit?"""
+    tree_a, tensors_a = flatten_state(a)
+    tree_b, tensors_b = flatten_state(b)
+    return (
+        bool(tree_a == tree_b)
+        and tensors_a.keys() == tensors_b.keys()
+        and all(torch.equal(tensors_a[name], tensors_b[name]) for name in tensors_a)
+    )

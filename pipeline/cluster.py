@@ -1,0 +1,133 @@
+"""Ray: joining the cluster a job was submitted to or starting a local one, and running a stage's tasks on it."""
+
+import logging
+import os
+import secrets
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.config import ClusterConfig
+from pipeline.errors import PipelineError
+
+_LOCAL_OBJECT_STORE = 400 * 1024**2  # bytes: a laptop's stages exchange little
+
+# Told to Ray before it starts. Its own chatter goes to its log files; the screen is the pipeline's.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+_LOCAL_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody drains a laptop
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+}
+
+
+def is_local() -> bool:
+    """Will `connect` start a Ray of its own? (A submitted job finds RAY_ADDRESS set.)"""
+    return "RAY_ADDRESS" not in os.environ
+
+
+def set_environment() -> None:
+    """Tell Ray what it reads once, when it is imported: call this first."""
+    os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
+    if is_local():
+        os.environ.update({name: value for name, value in _LOCAL_ENVIRONMENT.items() if name not in os.environ})
+        # Always said: unset, Ray would turn tokens on by itself and leave one in the home folder.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def connect(config: ClusterConfig, debug: bool = False) -> None:
+    """Join the cluster at RAY_ADDRESS, or start a local one that ends with this process."""
+    import ray
+
+    level = logging.INFO if debug else logging.CRITICAL
+    options: dict[str, Any] = {"log_to_driver": debug, "logging_level": level, "configure_logging": debug}
+    if is_local():
+        cpus = max(len(os.sched_getaffinity(0)), config.workers * (config.cpus_per_worker or 1), 2)
+        options.update(num_cpus=cpus, include_dashboard=False, object_store_memory=_LOCAL_OBJECT_STORE)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**options)
+    except (RuntimeError, ConnectionError, ValueError, OSError) as error:
+        raise PipelineError(
+            f"Ray did not start: {' '.join(str(error).split())[:300]}",
+            "Look into /tmp/ray/session_latest/logs, or run with --debug.",
+        ) from error
+    signal.signal(signal.SIGTERM, before)  # Ray's own handler would skip our clean-up
+    if not debug:
+        for name in ("ray", "ray.train", "ray.data", "ray.serve"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def disconnect() -> None:
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+def device_of(config: ClusterConfig) -> str:
+    """cpu or cuda, as set or as the cluster has it."""
+    if config.device != "auto":
+        return config.device
+    import ray
+
+    return "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
+
+
+def threads_per_worker(config: ClusterConfig) -> int:
+    """CPUs, and torch threads, of one training worker: as set, or its fair share of the CPUs."""
+    if config.cpus_per_worker is not None:
+        return config.cpus_per_worker
+    import ray
+
+    return max(1, min(8, int(ray.cluster_resources().get("CPU", 1)) // config.workers))
+
+
+def pool_resources(config: ClusterConfig, stage: str) -> dict[str, float]:
+    """The Ray resources that mark the pool of a stage; empty where any node will do."""
+    return dict(config.pools.get(stage, {}))
+
+
+def run_tasks(
+    function: Callable[[Any], Any], specs: Sequence[Any], config: ClusterConfig, stage: str, gpu: bool
+) -> Iterator[tuple[int, Any]]:
+    """Run `function(spec)` for each spec as a Ray task; yields (index, result) in the order of completion.
+
+    A task whose worker or node dies is run again, as often as it takes. What the function raises is raised here.
+    """
+    import ray
+
+    options: dict[str, Any] = {"max_retries": -1, "num_cpus": 1, "resources": pool_resources(config, stage)}
+    if gpu and device_of(config) == "cuda":
+        options.update(num_gpus=1, max_calls=0)  # the worker stays, and with it the loaded model
+    task = ray.remote(**options)(function)
+    with _surfaced():
+        pending = {task.remote(spec): index for index, spec in enumerate(specs)}
+        while pending:
+            (done,), _ = ray.wait(list(pending), num_returns=1)
+            yield pending.pop(done), ray.get(done)
+
+
+@contextmanager
+def _surfaced() -> Iterator[None]:
+    """Raise what a task raised, not Ray's wrapper of it."""
+    from ray.exceptions import OutOfMemoryError, RayTaskError
+
+    try:
+        yield
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, PipelineError):
+            raise cause from None
+        raise
+    except OutOfMemoryError as error:
+        raise PipelineError("out of memory: Ray ended a task", "Lower the stage's batch_size.") from error

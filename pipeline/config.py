@@ -1,0 +1,364 @@
+"""The configuration: one tree of typed, described fields. Presets extend presets; overrides come last.
+
+A field's description gives meaning and unit. Unknown keys are refused. What a field changes (which stage must be made
+anew when it moves) is said in `graph.py`, nowhere else. No torch, no ray, no mlflow here.
+"""
+
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import ConfigError
+
+# `register` is a section here and a method of ABCMeta there; the section never meets it.
+warnings.filterwarnings("ignore", message="Field name \"register\"")
+
+PRESETS = Path(__file__).parent / "presets"
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Precision = Literal["fp32", "bf16"]
+
+
+class Section(BaseModel):
+    """A part of the tree: frozen, and strict about names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class WeightFile(Section):
+    """Pretrained weights that are not ours: where they lie, and what they must hash to."""
+
+    uri: str = Field(description="file:// or s3:// URI of the weight file.")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Its sha256; another one is refused before a run starts.")
+
+
+class DataConfig(Section):
+    format: Literal["digits", "folder", "parquet", "webdataset"] = Field(
+        "folder",
+        description="How the source is laid out: scikit-learn's built-in digits, a folder a class (ImageNet's layout), "
+        "Parquet files with image and label columns (Hugging Face's layout), or WebDataset tars.",
+    )
+    uri: str | None = Field(None, description="file:// or s3:// URI of the training images. None: not given yet.")
+    revision: str | None = Field(
+        None, description="Digest of the source's listing. None: listed (`data index`); given: the source must match it."
+    )
+    validation_uri: str | None = Field(None, description="URI of the validation images. None: a share of `uri`.")
+    validation_share: Share = Field(0.1, description="Share of the images held out when there is no validation_uri.")
+    image_size: int = Field(256, ge=4, description="Side of the images that the models see, in pixels.")
+    classes: int = Field(1000, ge=1, description="Number of classes; labels are 0 to classes - 1.")
+    center_crop: bool = Field(True, description="ADM's centre crop. False: both sides are resized to image_size.")
+    horizontal_flip: bool = Field(True, description="Flip half of the tokenizer's training images left to right.")
+    shuffle: Literal["full", "window"] = Field(
+        "full", description="full: a permutation of the whole set each epoch. window: for sets larger than a disk."
+    )
+    window_rows: int = Field(65536, ge=1, description="Rows shuffled together under shuffle: window.")
+    shard_rows: int = Field(2048, ge=1, description="Images a shard of the prepared set.")
+    max_pixels: int = Field(178_956_970, ge=1, description="Images with more pixels are quarantined unread.")
+    quarantine_budget: Share = Field(0.01, description="Share of unreadable images above which the stage fails.")
+
+
+class TokenizerConfig(Section):
+    patch_size: int = Field(16, ge=1, description="Side of a patch in pixels: the spatial downsampling factor f.")
+    latent_dim: int = Field(16, ge=1, description="Latent channels d.")
+    width: int = Field(768, ge=8, description="Channels of a transformer block.")
+    depth: int = Field(12, ge=1, description="Blocks in the encoder, and again in the decoder.")
+    heads: int = Field(12, ge=1, description="Attention heads.")
+    hidden: int = Field(2048, ge=1, description="Hidden width of the SwiGLU feed-forward.")
+    regularizer: Literal["spectral", "equivariance", "none"] = Field("spectral", description="MLSR, EQ-VAE or nothing.")
+    mask: Literal["gain", "remove", "square", "dct"] = Field("gain", description="Reading of M_l in Eq. 3.")
+    keep: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.5, description="Share of frequencies that M_l never touches.")
+    level_per_sample: bool = Field(False, description="Draw the level per sample instead of per step (Eq. 1).")
+    steps: int = Field(500_000, ge=1, description="Optimizer steps.")
+    batch_size: int = Field(512, ge=1, description="Images a step, over all workers.")
+    learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate of AdamW.")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's betas, for the tokenizer and D.")
+    weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay.")
+    warmup: Share = Field(0.25, description="Share of the steps with a rising learning rate; a cosine to 0 follows.")
+    clip: float = Field(3.0, gt=0, description="Largest norm of the gradient.")
+    ema_decay: Share = Field(0.999, description="Decay of the weights' moving average, per step.")
+    kl_weight: float = Field(1e-6, ge=0, description="Weight of KL (summed over a latent, mean over images).")
+    perceptual_weight: float = Field(1.0, ge=0, description="Weight of (LPIPS + 0.1 ConvNeXt-S) / 1.1.")
+    lpips: WeightFile | None = Field(None, description="LPIPS-VGG weights, in one safetensors file. None: term off.")
+    convnext: WeightFile | None = Field(None, description="timm convnext_small weights. None: term off.")
+    adversarial_weight: float = Field(0.1, ge=0, description="Weight of the PatchGAN term.")
+    discriminator_width: int = Field(64, ge=1, description="Channels of D's first layer.")
+    discriminator_layers: int = Field(3, ge=1, description="Strided layers of D.")
+    discriminator_learning_rate: float = Field(1e-4, gt=0, description="Learning rate of D.")
+    discriminator_start: Share = Field(0.5, description="Share of the steps after which D trains.")
+    adversarial_start: Share = Field(0.51, description="Share of the steps after which the tokenizer sees D.")
+    precision: Precision = Field("bf16", description="Autocast of the forward pass; master weights are fp32.")
+    checkpoint_every: int = Field(5000, ge=1, description="Steps between checkpoints.")
+    log_every: int = Field(100, ge=1, description="Steps between lines of the history.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TokenizerConfig":
+        if self.width % (4 * self.heads):
+            raise ValueError(f"width {self.width} must be a multiple of 4 x heads ({4 * self.heads}) for 2-D RoPE")
+        if self.adversarial_start < self.discriminator_start:
+            raise ValueError("adversarial_start must not come before discriminator_start")
+        return self
+
+
+class EvaluateConfig(Section):
+    images: int = Field(50_000, ge=1, description="Validation images that are reconstructed, at most.")
+    batch_size: int = Field(64, ge=1, description="Images a forward pass.")
+    network: Literal["inception", "efficientnet_lite0"] = Field(
+        "inception", description="Network whose features the Frechet distances take; their keys carry its name."
+    )
+    network_weights: WeightFile | None = Field(None, description="Its weights. None: those a Python package ships.")
+    network_size: int = Field(299, ge=32, description="Side to which images are resized for the network, in pixels.")
+    reference_images: int = Field(50_000, ge=2, description="Training images in the reference of a Frechet distance.")
+    class_accuracy: bool = Field(
+        False, description="Read samples with an SVC trained on the real images (small sets such as digits)."
+    )
+
+
+class EncodeConfig(Section):
+    batch_size: int = Field(128, ge=1, description="Images a forward pass of the encoder.")
+    shard_rows: int = Field(2048, ge=1, le=4096, description="Latents a shard.")
+    precision: Precision = Field("bf16", description="Autocast of the encoder; moments are stored in fp16.")
+    canary_psnr: float = Field(15.0, description="Least PSNR in dB of decoded latents against their images.")
+
+
+class SitConfig(Section):
+    size: Literal["S", "B", "L", "XL", "custom"] = Field("XL", description="SiT size; custom takes the next three.")
+    width: int | None = Field(None, ge=8, description="Channels of a block, for size custom.")
+    depth: int | None = Field(None, ge=1, description="Blocks, for size custom.")
+    heads: int | None = Field(None, ge=1, description="Attention heads, for size custom.")
+    level: int = Field(2, ge=0, le=3, description="Denoising level l of the latents that are modelled.")
+    prediction: Literal["velocity", "noise", "data"] = Field("velocity", description="What the network predicts.")
+    alignment: Literal["none", "sra", "fda"] = Field("fda", description="Alignment of features (Eq. 7).")
+    alignment_levels: Literal["fixed", "random"] = Field("fixed", description="FDA's pair: (level, 3), or hi > lo drawn.")
+    alignment_weight: float = Field(0.25, ge=0, description="Mean of lambda(t) in Eq. 8.")
+    alignment_schedule: Literal["linear", "constant", "step", "low_noise"] = Field(
+        "linear", description="Shape of lambda(t): linear is 2 t lambda0, heaviest at noise."
+    )
+    alignment_loss: Literal["cosine", "l2", "smooth_l1"] = Field("cosine", description="Distance of features.")
+    alignment_head: Literal["mlp", "none"] = Field("mlp", description="Student's projection; none is Eq. 7 literally.")
+    student_block: int | None = Field(None, ge=1, description="Aligned student block. None: 8 of 28, in proportion.")
+    teacher_block: int | None = Field(None, ge=1, description="Aligned teacher block. None: 20 of 28, in proportion.")
+    steps: int = Field(400_000, ge=1, description="Optimizer steps.")
+    batch_size: int = Field(256, ge=1, description="Latents a step, over all workers.")
+    learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate of AdamW.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
+    warmup: Share = Field(0.0, description="Share of the steps with a rising learning rate.")
+    decay: Literal["constant", "cosine"] = Field("constant", description="Learning rate after the warm-up.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    ema_decay: Share = Field(0.9999, description="Decay of the weights' moving average, per step.")
+    label_dropout: Share = Field(0.1, description="Share of labels replaced by the null label.")
+    precision: Precision = Field("bf16", description="Autocast of the forward pass; master weights are fp32.")
+    checkpoint_every: int = Field(5000, ge=1, description="Steps between checkpoints.")
+    log_every: int = Field(100, ge=1, description="Steps between lines of the history.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "SitConfig":
+        given = (self.width, self.depth, self.heads)
+        if (self.size == "custom") != all(value is not None for value in given):
+            raise ValueError("width, depth and heads belong to size custom, all three")
+        if self.width is not None and self.heads is not None and self.width % (4 * self.heads):
+            raise ValueError(f"width {self.width} must be a multiple of 4 x heads ({4 * self.heads})")
+        if self.alignment == "fda" and self.level >= 3:
+            raise ValueError("alignment fda needs a level above sit.level; level 3 has none")
+        for name, block in (("student_block", self.student_block), ("teacher_block", self.teacher_block)):
+            if block is not None and block > self.shape[1]:
+                raise ValueError(f"{name} {block} lies beyond the last block, {self.shape[1]}")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Width, depth and heads."""
+        from models.sizes import SIT_SIZES
+
+        if self.size == "custom":
+            assert self.width is not None and self.depth is not None and self.heads is not None
+            return self.width, self.depth, self.heads
+        return SIT_SIZES[self.size]
+
+    @property
+    def aligned_blocks(self) -> tuple[int, int]:
+        """Student's and teacher's block, counted from 1."""
+        depth = self.shape[1]
+        student = self.student_block or max(1, round(depth * 8 / 28))
+        teacher = self.teacher_block or max(student, round(depth * 20 / 28))
+        return student, teacher
+
+
+class SampleConfig(Section):
+    count: int = Field(50_000, ge=1, description="Images; classes in turn, so that each has its share.")
+    batch_size: int = Field(125, ge=1, description="Images a forward pass and a unit of work.")
+    method: Literal["euler", "heun", "sde"] = Field("sde", description="ODE by Euler or Heun, SDE by Euler-Maruyama.")
+    steps: int = Field(250, ge=1, description="Steps from noise to data.")
+    guidance: float = Field(1.8, ge=1.0, description="Scale of classifier-free guidance; 1 is none.")
+    guidance_interval: tuple[Share, Share] = Field((0.0, 0.7), description="Times t in which guidance acts.")
+    seed: int = Field(0, description="Image i starts from the noise of (seed, i).")
+    precision: Precision = Field("bf16", description="Autocast of the generator.")
+
+
+class GateConfig(Section):
+    """What a candidate needs to become champion."""
+
+    metric: str = Field("samples/frechet_distance/inception", description="Metric that decides.")
+    direction: Literal["lower", "higher"] = Field("lower", description="Which way is better.")
+    minimum: float | None = Field(None, description="Worst value that any champion, the first included, may have.")
+    margin: float = Field(0.0, ge=0, description="By how much a candidate must beat the champion.")
+
+
+class RegisterConfig(Section):
+    name: str = Field("denoising-vae", pattern="^[A-Za-z0-9_. -]+$", description="Name in MLflow's model registry.")
+    gate: GateConfig = Field(GateConfig(), description="What makes a candidate champion.")
+
+
+class ClusterConfig(Section):
+    """Where and how fast, never what: nothing here is part of a fingerprint."""
+
+    workers: int = Field(1, ge=1, description="Training workers (ranks).")
+    min_workers: int | None = Field(None, ge=1, description="Go on with as few as these when nodes are lost.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where Ray has GPUs.")
+    cpus_per_worker: int | None = Field(None, ge=1, description="CPUs and torch threads a worker. None: a fair share.")
+    pools: dict[str, dict[str, float]] = Field(
+        {}, description="Stage name to the Ray resources that mark its pool, e.g. {train-sit: {gpu-sit: 0.001}}."
+    )
+    encode_actors: int = Field(1, ge=1, description="Actors that encode or sample, one device each.")
+    loader_threads: int = Field(4, ge=1, description="Threads that decode images for a worker.")
+    mirror: str | None = Field(None, description="Local folder of the mirror. None: below the system's cache folder.")
+    max_failures: int = Field(20, ge=0, description="Worker failures a stage survives.")
+    keep_checkpoints: int = Field(2, ge=1, description="Checkpoints kept while training.")
+    compile: bool = Field(False, description="torch.compile each transformer block.")
+    deterministic: bool = Field(True, description="Deterministic kernels on GPUs (CPUs always are).")
+    device_peak_tflops: float = Field(989.0, gt=0, description="Peak of a device in TFLOP/s, for plan and MFU.")
+    assumed_mfu: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.4, description="Share of the peak, for plan.")
+
+
+class TrackingConfig(Section):
+    uri: str | None = Field(None, description="MLflow tracking URI. None: MLFLOW_TRACKING_URI, else SQLite at the root.")
+    experiment: str = Field("denoising-vae", min_length=1, description="MLflow experiment.")
+
+
+class Config(Section):
+    root: str = Field("./runs", description="Where artifacts lie: a local path, file:// or s3://.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything random in training.")
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    encode: EncodeConfig = EncodeConfig()
+    sit: SitConfig = SitConfig()
+    sample: SampleConfig = SampleConfig()
+    register: RegisterConfig = RegisterConfig()  # type: ignore[assignment]  # shadows ABCMeta.register, unused here
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Config":
+        size, patch = self.data.image_size, self.tokenizer.patch_size
+        if size % patch:
+            raise ValueError(f"tokenizer.patch_size {patch} does not divide data.image_size {size}")
+        if self.grid < 2:
+            raise ValueError(f"a {self.grid} x {self.grid} latent has no frequencies to attenuate: lower tokenizer.patch_size")
+        for name, batch in (("tokenizer.batch_size", self.tokenizer.batch_size), ("sit.batch_size", self.sit.batch_size)):
+            for workers in range(self.cluster.min_workers or self.cluster.workers, self.cluster.workers + 1):
+                if batch % workers:
+                    raise ValueError(f"cluster.workers: {name} {batch} cannot be divided among {workers} workers")
+        if self.evaluate.network == "inception" and self.evaluate.network_size != 299:
+            raise ValueError("evaluate.network_size must be 299 for inception")
+        return self
+
+    @property
+    def grid(self) -> int:
+        """Side of a latent."""
+        return self.data.image_size // self.tokenizer.patch_size
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_config(preset: str, overrides: list[str] | None = None, root: str | None = None) -> Config:
+    """The resolved tree: preset (a name or a YAML file) over its parents, then the site file, `--set`s and `--root`.
+
+    Raises ConfigError, one line that names the key, the file and the mend.
+    """
+    tree = _load_tree(preset, ())
+    site = os.environ.get("DVAE_SITE")
+    if site:
+        tree = _merge(tree, _read_yaml(Path(site)))
+    for override in overrides or []:
+        tree = _merge(tree, _parse_override(override))
+    if root is not None:
+        tree["root"] = root
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(*_explain(error, preset)) from None
+
+
+def _load_tree(preset: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"there is no preset '{preset}'", f"Use one of {', '.join(preset_names())}, or a YAML file.")
+    if preset in seen:
+        raise ConfigError(f"preset '{preset}' extends itself by way of {' -> '.join(seen)}", "Break the circle.")
+    tree = _read_yaml(path)
+    parent = tree.pop("extends", None)
+    return _merge(_load_tree(parent, (*seen, preset)), tree) if parent else tree
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})", "Check the path and its permissions.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})", "Mend the file.") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: not a mapping of sections", "See `pipeline config show quickstart`.")
+    return tree
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    """`a.b=c` as {"a": {"b": c}}, c read as YAML (with 1e-4 as a number)."""
+    key, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[a-z_0-9]+(\.[A-Za-z_0-9-]+)*", key):
+        raise ConfigError(f"--set {text}: not of the form a.b=c", "Write for example --set sit.steps=1000.")
+    try:
+        leaf = yaml.safe_load(value)
+    except yaml.YAMLError:
+        leaf = value
+    for part in reversed(key.split(".")):
+        leaf = {part: leaf}
+    assert isinstance(leaf, dict)
+    return leaf
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _explain(error: ValidationError, preset: str) -> tuple[str, str]:
+    """The first thing wrong, and where."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return f"{key}: there is no such key ({preset})", _nearest(first["loc"])
+    given = "" if isinstance(first["input"], (dict, BaseModel)) else f" (given: {first['input']!r})"
+    where = f"{key}: " if key else ""
+    return f"{where}{message[0].lower()}{message[1:]}{given}", "`pipeline config schema` says what each key may be."
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    import difflib
+
+    section: Any = Config
+    for part in location[:-1]:
+        section = section.model_fields[part].annotation
+    close = difflib.get_close_matches(str(location[-1]), list(section.model_fields), n=1)
+    return f"Did you mean '{close[0]}'?" if close else f"It has: {', '.join(section.model_fields)}."

@@ -1,0 +1,166 @@
+"""What a source holds, by name and size: its listing, the digest of it, its class folders. No file is opened here.
+
+Light on purpose: `plan` and `data index` need no pyarrow, Pillow or scikit-learn. Reading the images is `sources.py`.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+from pipeline.config import DataConfig
+from pipeline.errors import DataError, StorageError
+from pipeline.storage import Entry, LocalStorage, Storage, open_storage, split_uri
+
+Split = Literal["train", "validation"]
+DIGITS = 1797  # images in scikit-learn's set
+DIGITS_REVISION = hashlib.sha256(b"scikit-learn digits: 1797 images of 8 x 8, 16 grey levels").hexdigest()
+SUFFIXES = {
+    "folder": frozenset(
+        (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+        + (".ppm", ".pgm", ".pbm", ".pnm")
+    ),
+    "parquet": frozenset((".parquet",)),
+    "webdataset": frozenset((".tar",)),
+}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of both splits, sorted by path; paths are relative to the split's root.
+
+    Under format digits there are no files, and `train_root` is empty.
+    """
+
+    format: str
+    train_root: str
+    train: tuple[Entry, ...]
+    validation_root: str | None  # None: validation is a share of the training URI
+    validation: tuple[Entry, ...]
+    classes: tuple[str, ...]  # names of the class folders in the order of their labels; empty for other formats
+    digest: str  # sha256 in hex over format, paths and sizes: what `data.revision` holds
+
+    @property
+    def files(self) -> int:
+        return len(self.train) + len(self.validation)
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.bytes for entry in (*self.train, *self.validation))
+
+
+def list_source(data: DataConfig, progress: Callable[[int], None] | None = None) -> Listing:
+    """List the training and the validation URI; `progress` is told the number of files found so far.
+
+    DataError, one line, for a source that is not given, missing, empty, not readable, with more classes than
+    `data.classes`, or other than the given `data.revision`.
+    """
+    if data.format == "digits":
+        listing = Listing("digits", "", (), None, (), (), DIGITS_REVISION)
+    else:
+        listing = _list_files(data, progress or (lambda _: None))
+    if data.revision is not None and data.revision != listing.digest:
+        raise DataError(
+            f"data.uri {data.uri}: the source has revision {listing.digest[:12]}, not {data.revision[:12]}",
+            "It has changed: run `pipeline data index` and again, without data.revision; or bring the old files back.",
+        )
+    return listing
+
+
+def class_of(path: str) -> str:
+    """The class folder of an image: the first part of its path."""
+    return path.partition("/")[0]
+
+
+def _list_files(data: DataConfig, progress: Callable[[int], None]) -> Listing:
+    if data.uri is None:
+        raise DataError("data.uri is not given", "Say where the images lie: --set data.uri=URI, or in the site file.")
+    train_root, train = _entries("data.uri", data.uri, data.format, progress)
+    validation_root, validation = None, tuple[Entry, ...]()
+    if data.validation_uri is not None:
+        validation_root, validation = _entries(
+            "data.validation_uri", data.validation_uri, data.format, lambda found: progress(len(train) + found)
+        )
+    classes = _classes(data, train, validation) if data.format == "folder" else ()
+    digest = _digest(data.format, {"train": train, "validation": validation})
+    return Listing(data.format, train_root, train, validation_root, validation, classes, digest)
+
+
+def _entries(field: str, uri: str, layout: str, progress: Callable[[int], None]) -> tuple[str, tuple[Entry, ...]]:
+    """The root URI and the sorted files of this layout below it. A URI may also name one Parquet or tar file."""
+    suffixes = SUFFIXES[layout]
+    wanted = sorted(suffixes)
+    found = []
+    try:
+        storage, entries = _open(uri, layout)
+        for entry in entries:
+            if _is_hidden(entry.path) or PurePosixPath(entry.path).suffix.lower() not in suffixes:
+                continue
+            if layout == "folder" and "/" not in entry.path:
+                continue  # an image in no class folder has no label
+            found.append(entry)
+            if len(found) % 1000 == 0:
+                progress(len(found))
+    except FileNotFoundError as error:
+        raise DataError(f"{field} {uri}: '{error.filename or error}' is not there", "Correct the URI.") from error
+    except StorageError as error:
+        raise DataError(f"{field} {error.what}", error.mend) from error
+    if not found:
+        where = "in its sub-folders, one a class" if layout == "folder" else "there"
+        raise DataError(
+            f"{field} {uri}: the source is empty, no {'/'.join(wanted[:8])} file {where}",
+            f"Correct the URI, or data.format (now {layout}).",
+        )
+    progress(len(found))
+    return storage.root, tuple(sorted(found))
+
+
+def _open(uri: str, layout: str) -> tuple[Storage, Iterable[Entry]]:
+    if layout != "folder" and PurePosixPath(uri).suffix.lower() in SUFFIXES[layout]:
+        storage, name = split_uri(uri)
+        if not isinstance(storage, LocalStorage):
+            return storage, (entry for entry in storage.list() if entry.path == name)
+        if storage.local(name).is_file():
+            return storage, [Entry(name, storage.local(name).stat().st_size)]
+    storage = open_storage(uri)
+    if isinstance(storage, LocalStorage) and not storage.folder.exists():
+        raise FileNotFoundError(2, "no such folder", str(storage.folder))
+    return storage, storage.list()
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
+
+
+def _classes(data: DataConfig, train: tuple[Entry, ...], validation: tuple[Entry, ...]) -> tuple[str, ...]:
+    """The sorted class folders of the training images; a label is the place in this order."""
+    classes = tuple(sorted({class_of(entry.path) for entry in train}))
+    if len(classes) > data.classes:
+        raise DataError(
+            f"data.uri {data.uri}: label out of range, {len(classes)} class folders but data.classes is {data.classes}",
+            f"Set data.classes={len(classes)}, or take folders away.",
+        )
+    strange = sorted({class_of(entry.path) for entry in validation} - set(classes))
+    if strange:
+        raise DataError(
+            f"data.validation_uri {data.validation_uri}: class folder '{strange[0]}' is not among the training classes",
+            "Name the validation folders as the training folders.",
+        )
+    return classes
+
+
+def _digest(layout: str, splits: dict[Split, tuple[Entry, ...]]) -> str:
+    digest = hashlib.sha256(layout.encode())
+    for line in _lines(splits):
+        try:
+            digest.update(line.encode())
+        except UnicodeEncodeError as error:
+            raise DataError(f"the file name {line.split(chr(0))[1]!a} is not UTF-8", "Rename the file.") from error
+    return digest.hexdigest()
+
+
+def _lines(splits: dict[Split, tuple[Entry, ...]]) -> Iterator[str]:
+    for split, entries in splits.items():
+        for entry in entries:
+            yield f"\n{split}\0{entry.path}\0{entry.bytes}"

@@ -1,0 +1,136 @@
+"""Shards in Parquet, as they are stored and exchanged: how images and latents are written. Reading is `store.py`.
+
+Legend: N rows, D latent channels, h w latent rows and columns. The same rows give the same bytes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.data.listing import Split
+
+Moments = npt.NDArray[np.float16]
+
+IMAGE_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),  # the source's bytes, not decoded
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+    ]
+)
+SHAPE = b"shape"  # key in the metadata of a latent shard's schema; its value is b"D,h,w"
+_SPLIT_COLUMNS = ("mean.list.element", "logvar.list.element")
+_GROUP_ROWS, _GROUP_BYTES = 1024, 64 << 20  # a row group ends at either: it is what a reader holds in memory
+
+
+class StoredExample(NamedTuple):
+    """A row of an image shard. Width and height are those of the upright image, in pixels."""
+
+    key: str
+    label: int
+    image: bytes
+    width: int
+    height: int
+
+
+class ShardRecord(BaseModel):
+    """A stored shard of one split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str  # relative to the artifact
+    split: Split
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class ImageShardWriter:
+    """Writes rows one by one to a local Parquet file, a row group in memory at a time. Leave it by `with`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows = 0
+        self._pending: list[StoredExample] = []
+        self._pending_bytes = 0
+        self._writer = pq.ParquetWriter(path, IMAGE_SCHEMA, compression="zstd", use_dictionary=["label"])
+
+    def add(self, example: StoredExample) -> None:
+        self.rows += 1
+        self._pending.append(example)
+        self._pending_bytes += len(example.image)
+        if len(self._pending) >= _GROUP_ROWS or self._pending_bytes >= _GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        columns = zip(*self._pending, strict=True)
+        arrays = [pa.array(list(column), field.type) for column, field in zip(columns, IMAGE_SCHEMA, strict=True)]
+        self._writer.write_batch(pa.record_batch(arrays, schema=IMAGE_SCHEMA), row_group_size=_GROUP_ROWS)
+        self._pending, self._pending_bytes = [], 0
+
+    def __enter__(self) -> "ImageShardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None and self._pending:
+            self._flush()
+        self._writer.close()
+
+
+def write_latent_shard(
+    path: Path, keys: Sequence[str], labels: npt.ArrayLike, mean_NDhw: Moments, logvar_NDhw: Moments
+) -> None:
+    """Raw moments (N, D, h, w) in fp16 to a local Parquet file: zstd, byte-stream-split, no dictionary.
+
+    The encoding is checked in the written file: Parquet ignores the name of a column that it does not know.
+    """
+    shape = mean_NDhw.shape[1:]
+    schema = latent_schema(shape)
+    columns = [pa.array(keys, pa.string()), pa.array(np.asarray(labels), pa.int32())]
+    for name, moments in (("mean", mean_NDhw), ("logvar", logvar_NDhw)):
+        if moments.dtype != np.float16 or moments.shape != (len(keys), *shape):
+            raise ValueError(f"{name} is {moments.dtype} {moments.shape}, not float16 {(len(keys), *shape)}")
+        values = pa.array(np.ascontiguousarray(moments).reshape(-1))
+        columns.append(pa.FixedSizeListArray.from_arrays(values, type=schema.field(name).type))
+    pq.write_table(
+        pa.table(columns, schema=schema),
+        path,
+        compression="zstd",
+        use_dictionary=False,
+        use_byte_stream_split=list(_SPLIT_COLUMNS),
+        row_group_size=max(1, len(keys)),
+    )
+    _check_encoding(pq.read_metadata(path))
+
+
+def latent_schema(shape: tuple[int, ...]) -> pa.Schema:
+    """Columns of a latent shard; `shape` is (D, h, w)."""
+    moments = pa.list_(pa.field("element", pa.float16(), nullable=False), int(np.prod(shape)))
+    return pa.schema(
+        [
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("label", pa.int32(), nullable=False),
+            pa.field("mean", moments, nullable=False),
+            pa.field("logvar", moments, nullable=False),
+        ],
+        metadata={SHAPE: ",".join(str(side) for side in shape)},
+    )
+
+
+def _check_encoding(metadata: Any) -> None:
+    for group in range(metadata.num_row_groups):
+        columns = [metadata.row_group(group).column(i) for i in range(metadata.num_columns)]
+        encodings = {column.path_in_schema: column.encodings for column in columns}
+        for name in _SPLIT_COLUMNS:
+            assert "BYTE_STREAM_SPLIT" in encodings[name], f"{name} is stored as {encodings[name]}"

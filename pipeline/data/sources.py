@@ -1,0 +1,335 @@
+"""The sources: how a listing is cut into units of work, and how the encoded images of a unit are read.
+
+One small class a layout, all picklable; a unit is read by whoever it is sent to. Nothing is decoded or stored here.
+"""
+
+import io
+import json
+import tarfile
+import tempfile
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pipeline.config import DataConfig
+from pipeline.data.listing import DIGITS, Listing, Split, class_of
+from pipeline.errors import DataError
+from pipeline.storage import Entry, LocalStorage, S3Storage, Storage, open_storage
+
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "fine_label")
+_MEMBERS = ("jpg", "jpeg", "png", "webp")  # a tar's images
+_AHEAD = 16  # files of a folder that are fetched at once: a bucket answers late, not slowly
+_BATCH = 64  # rows of a Parquet file in memory at once
+
+
+class RawExample(NamedTuple):
+    """An image as the source has it: not decoded, perhaps not readable."""
+
+    key: str  # unique within its split
+    label: int
+    image: bytes
+
+
+@dataclass(frozen=True)
+class DigitsUnit:
+    """Rows start to stop of the built-in set."""
+
+    index: int
+    split: Split | None
+    start: int
+    stop: int
+
+    def read(self) -> Iterator[RawExample]:
+        from sklearn.datasets import load_digits
+
+        source = load_digits()
+        grey = np.rint(source.images * (255 / 16)).astype(np.uint8)
+        for i in range(self.start, self.stop):
+            file = io.BytesIO()
+            Image.fromarray(grey[i]).save(file, "PNG")
+            yield RawExample(f"digits/{i:04d}", int(source.target[i]), file.getvalue())
+
+
+@dataclass(frozen=True)
+class FolderUnit:
+    """Some image files, each with its label."""
+
+    index: int
+    split: Split | None
+    uri: str
+    files: tuple[tuple[str, int], ...]
+
+    def read(self) -> Iterator[RawExample]:
+        storage = open_storage(self.uri)
+        waiting: deque[tuple[str, int, Future[bytes]]] = deque()
+        with ThreadPoolExecutor(_AHEAD, "folder") as pool:
+            for path, label in self.files:
+                waiting.append((path, label, pool.submit(storage.read, path)))
+                if len(waiting) > _AHEAD:
+                    yield _fetched(*waiting.popleft())
+            while waiting:
+                yield _fetched(*waiting.popleft())
+
+
+@dataclass(frozen=True)
+class ParquetUnit:
+    """Rows start to stop of one Parquet file."""
+
+    index: int
+    split: Split | None
+    uri: str
+    path: str
+    start: int
+    stop: int
+
+    def read(self) -> Iterator[RawExample]:
+        with _parquet(*_file_system(open_storage(self.uri)), self.path) as file:
+            image, label = _columns(file.schema_arrow, self.path)
+            first = 0  # the first row of a row group, then of a batch
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                if first < self.stop and first + rows > self.start:
+                    yield from self._read_group(file, group, first, image, label)
+                first += rows
+
+    def _read_group(self, file: pq.ParquetFile, group: int, first: int, image: str, label: str) -> Iterator[RawExample]:
+        for batch in file.iter_batches(_BATCH, row_groups=[group], columns=[image, label]):
+            encoded = batch.column(image)
+            if pa.types.is_struct(encoded.type):
+                encoded = pc.struct_field(encoded, "bytes")
+            labels = batch.column(label).to_pylist()
+            for row, (content, number) in enumerate(zip(encoded.to_pylist(), labels, strict=True), first):
+                if self.start <= row < self.stop:
+                    key = f"{self.path}#{row}"
+                    yield RawExample(key, _as_label(number, key), content or b"")
+            first += batch.num_rows
+
+
+@dataclass(frozen=True)
+class TarUnit:
+    """One tar of images, each beside a .cls or .json member with its label."""
+
+    index: int
+    split: Split | None
+    uri: str
+    path: str
+
+    def read(self) -> Iterator[RawExample]:
+        with _local(open_storage(self.uri), self.path) as local, _said_of(f"{self.uri}/{self.path}", "a tar"):
+            if local.stat().st_size % tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("it is cut short")
+            with tarfile.open(local, "r|") as tar:
+                for key, members in _samples(tar):
+                    found = [name for name in _MEMBERS if name in members]
+                    if found:
+                        yield RawExample(f"{self.path}/{key}", _label_of(members, key, self.path), members[found[0]])
+
+
+Unit = DigitsUnit | FolderUnit | ParquetUnit | TarUnit
+
+
+def work_units(listing: Listing, data: DataConfig) -> list[Unit]:
+    """Both splits cut into units of `data.shard_rows` images (a tar is one unit), numbered in order.
+
+    A pure function of what the source holds. Units without a split are shared out row by row. Parquet files have
+    their footers read; DataError when one is damaged or has no image and label columns.
+    """
+    size = data.shard_rows
+    if listing.format == "digits":
+        starts = enumerate(range(0, DIGITS, size))
+        return [DigitsUnit(index, None, start, min(start + size, DIGITS)) for index, start in starts]
+    units: list[Unit] = []
+    for split, root, entries in _splits(listing):
+        if listing.format == "folder":
+            units += _folder_units(len(units), split, root, entries, listing.classes, size)
+        elif listing.format == "parquet":
+            units += _parquet_units(len(units), split, root, entries, size)
+        else:
+            units += [TarUnit(len(units) + i, split, root, entry.path) for i, entry in enumerate(entries)]
+    return units
+
+
+def _splits(listing: Listing) -> Iterator[tuple[Split | None, str, tuple[Entry, ...]]]:
+    if listing.validation_root is None:
+        yield None, listing.train_root, listing.train
+    else:
+        yield "train", listing.train_root, listing.train
+        yield "validation", listing.validation_root, listing.validation
+
+
+def read_unit(unit: Unit, data: DataConfig) -> Iterator[RawExample]:
+    """The examples of a unit, in the source's order, one at a time.
+
+    DataError for a file that is damaged or gone, and for a label outside of 0..data.classes - 1; StorageError when
+    the source cannot be reached.
+    """
+    for example in unit.read():
+        if not 0 <= example.label < data.classes:
+            raise DataError(
+                f"{example.key}: label {example.label} is out of range, data.classes is {data.classes}",
+                "Set data.classes to the number of classes, or correct the label.",
+            )
+        yield example
+
+
+def _folder_units(
+    first: int, split: Split | None, root: str, entries: tuple[Entry, ...], classes: tuple[str, ...], size: int
+) -> Iterator[FolderUnit]:
+    labels = {name: label for label, name in enumerate(classes)}
+    for i, start in enumerate(range(0, len(entries), size)):
+        files = tuple((entry.path, labels[class_of(entry.path)]) for entry in entries[start : start + size])
+        yield FolderUnit(first + i, split, root, files)
+
+
+def _parquet_units(
+    first: int, split: Split | None, root: str, entries: tuple[Entry, ...], size: int
+) -> Iterator[ParquetUnit]:
+    files = _file_system(open_storage(root))
+
+    def count(entry: Entry) -> int:
+        with _parquet(*files, entry.path) as file:
+            _columns(file.schema_arrow, entry.path)
+            rows: int = file.metadata.num_rows
+            return rows
+
+    with ThreadPoolExecutor(_AHEAD, "footers") as pool:
+        counts = list(pool.map(count, entries))
+    if not sum(counts):
+        raise DataError(f"{root}: the source is empty, its Parquet files have no rows", "Correct data.uri.")
+    index = first
+    for entry, rows in zip(entries, counts, strict=True):
+        for start in range(0, rows, size):
+            yield ParquetUnit(index, split, root, entry.path, start, min(start + size, rows))
+            index += 1
+
+
+def _fetched(path: str, label: int, content: Future[bytes]) -> RawExample:
+    try:
+        return RawExample(path, label, content.result())
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: the image has gone since the source was listed", "Run again.") from error
+
+
+@contextmanager
+def _said_of(where: str, what: str) -> Iterator[None]:
+    """Turn what pyarrow and tarfile say of a damaged or missing file into one line."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{where}: the file has gone since the source was listed", "Run again.") from error
+    except (pa.ArrowException, tarfile.TarError, OSError) as error:
+        if isinstance(error, PermissionError):
+            mend = "Give this user permission to it."
+        else:
+            mend = "It may be empty or cut short: copy it anew, or take it away."
+        raise DataError(f"{where} cannot be read as {what}: {' '.join(str(error).split())}", mend) from error
+
+
+@contextmanager
+def _parquet(files: pyarrow.fs.FileSystem, root: str, path: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of which only the parts asked for are read, from a bucket too."""
+    with _said_of(f"{root}/{path}", "Parquet"), pq.ParquetFile(f"{root}/{path}", filesystem=files) as file:
+        yield file
+
+
+def _file_system(storage: Storage) -> tuple[pyarrow.fs.FileSystem, str]:
+    """Arrow's way to the files of a storage, and the path of its root there.
+
+    Arrow has its own S3 client; it gets credentials, endpoint and region from botocore, so that one setting serves.
+    """
+    if isinstance(storage, LocalStorage):
+        return pyarrow.fs.LocalFileSystem(), str(storage.folder)
+    assert isinstance(storage, S3Storage)
+    import boto3
+
+    session = boto3.Session()
+    meta = session.client("s3").meta
+    given: dict[str, Any] = {"region": meta.region_name, "endpoint_override": meta.endpoint_url}
+    keys = session.get_credentials()
+    if keys is not None:
+        frozen = keys.get_frozen_credentials()
+        given |= {"access_key": frozen.access_key, "secret_key": frozen.secret_key, "session_token": frozen.token}
+    return pyarrow.fs.S3FileSystem(**given), "/".join(part for part in (storage.bucket, storage.prefix) if part)
+
+
+def _columns(schema: pa.Schema, path: str) -> tuple[str, str]:
+    """The names of the image and the label column."""
+    image = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
+    label = next((name for name in LABEL_COLUMNS if name in schema.names), None)
+    if image is None or label is None:
+        raise DataError(
+            f"{path}: it has the columns {', '.join(schema.names)}, but not both of images and labels",
+            f"Name them {' or '.join(IMAGE_COLUMNS)}, {' or '.join(LABEL_COLUMNS)}: the Hugging Face image layout.",
+        )
+    kind = schema.field(image).type
+    if pa.types.is_struct(kind):
+        kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else kind
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise DataError(f"{path}: column '{image}' holds {kind}, not encoded images", "Store the images' bytes in it.")
+    return image, label
+
+
+@contextmanager
+def _local(storage: Storage, path: str) -> Iterator[Path]:
+    """The file on a local disk, fetched where it is remote: a cut download is taken up again, a cut stream is lost."""
+    if isinstance(storage, LocalStorage):
+        yield storage.local(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="dvae-") as folder:
+        target = Path(folder, "source.tar")
+        try:
+            storage.download(path, target)
+        except FileNotFoundError as error:
+            raise DataError(f"{storage.uri(path)}: the file has gone since it was listed", "Run again.") from error
+        yield target
+
+
+def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Neighbouring members of one key, as {suffix in small letters: content}; one sample is in memory at a time."""
+    current, members = "", dict[str, bytes]()
+    for member in tar:
+        path = PurePosixPath(member.name)
+        stem, _, suffix = path.name.partition(".")
+        if not member.isfile() or not stem or suffix.lower() not in (*_MEMBERS, "cls", "json"):
+            continue
+        key = str(path.with_name(stem))
+        if key != current and members:
+            yield current, members
+            members = {}
+        current = key
+        content = tar.extractfile(member)
+        assert content is not None
+        members[suffix.lower()] = content.read()
+    if members:
+        yield current, members
+
+
+def _label_of(members: dict[str, bytes], key: str, path: str) -> int:
+    """The label in KEY.cls, or under "label" in KEY.json. DataError when there is none."""
+    if "cls" in members:
+        return _as_label(members["cls"].decode(errors="replace").strip(), f"{path}/{key}.cls")
+    if "json" in members:
+        try:
+            return _as_label(json.loads(members["json"])["label"], f"{path}/{key}.json")
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f'{path}/{key}.json: no "label" in it', "Add the label, or a .cls member.") from error
+    raise DataError(f"{path}/{key}: the image has no label", "Add a .cls or .json member of the same name.")
+
+
+def _as_label(value: Any, where: str) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: label {value!r} is not a number", "Labels are 0 to data.classes - 1.") from error

@@ -1,0 +1,45 @@
+"""`sample`: pictures of one class from the trained artifacts, in this process, as PNG files."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from pipeline.config import Config
+from pipeline.errors import ContractError, StorageError
+from pipeline.graph import Node
+from pipeline.networks import load_generator, task_device
+from pipeline.storage import open_storage
+
+
+def draw(config: Config, nodes: list[Node], label: int, count: int, guidance: float | None, out: Path) -> list[Path]:
+    """`count` pictures of class `label`; picture i starts from the noise of (sample.seed, i).
+
+    ContractError when the generator has not been trained yet.
+    """
+    inputs = {node.stage.name: node.manifest for node in nodes if node.manifest is not None}
+    for name in ("train-tokenizer", "train-sit"):
+        if name not in inputs:
+            raise ContractError(f"there is no {name} artifact for this preset", "Run `python -m pipeline run` first.")
+    own, device = config.sample, task_device()
+    generator = load_generator(open_storage(config.root), inputs, device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=own.precision == "bf16"):
+        images = generator.generate(
+            torch.full((count,), label),
+            seed=own.seed,
+            indices=list(range(count)),
+            method=own.method,
+            steps=own.steps,
+            guidance_scale=own.guidance if guidance is None else guidance,
+            guidance_interval=own.guidance_interval,
+        )
+    paths = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for index, image in enumerate(images.cpu()):
+            path = out / f"class{label:04d}-{index:04d}.png"
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+            paths.append(path)
+    except OSError as error:
+        raise StorageError(f"{out}: {error.strerror or error}", "Choose another folder with --out.") from error
+    return paths

@@ -1,0 +1,104 @@
+"""The model card: what a registered model is, how good, made from what, how to load it, and what not to use it for.
+
+Plain text from manifests. No clock times and no decisions of the moment: the same artifacts give the same card.
+"""
+
+from typing import Any
+
+from models.sizes import sit_parameters, tokenizer_parameters
+from pipeline.artifacts import Manifest
+from pipeline.config import Config
+
+_CARD = """\
+---
+license: other
+library_name: mlflow
+pipeline_tag: unconditional-image-generation
+---
+# {name}
+
+Pictures of {classes} classes at {size} x {size} pixels: a SiT generator ({sit_millions:.2f}M parameters) on the latents of
+a Denoising-VAE tokenizer ({tokenizer_millions:.2f}M parameters, {grid} x {grid} x {channels}), at denoising level {level}.
+
+## Metrics
+
+| metric | value |
+|---|---|
+{metrics}
+
+Reconstruction is measured on the validation split. The reference of a Frechet distance is the training split; its key
+names the network whose features it takes, and numbers of different networks cannot be compared.
+
+## Lineage
+
+| stage | fingerprint |
+|---|---|
+{lineage}
+
+Images: {source}, listing {revision}. Code: git {git_sha}.
+
+## How to load
+
+```python
+import mlflow, pandas
+
+mlflow.set_tracking_uri("...")  # where this model is registered
+model = mlflow.pyfunc.load_model("models:/{name}@champion")
+rows = pandas.DataFrame({{"label": [0, 0, {last_label}], "seed": [0, 1, 2]}})
+pictures = model.predict(rows, params={{"guidance": {guidance}, "steps": {steps}}})["image"]  # PNG bytes
+```
+
+`label` runs from 0 to {last_label}; the same label and seed give the same picture, whatever else is asked with them. Params:
+`guidance`, `guidance_interval`, `steps`, `method` (euler, heun, sde). The model brings its own code (`code/models`);
+besides it needs the packages of `requirements.txt`. Weights are safetensors; nothing is unpickled.
+
+## Licence
+
+The code is under Apache-2.0. The weights were made from the images named above and come under whatever terms those
+images allow.
+
+## Limitations
+
+It draws only the classes that it was trained on, at the size that it was trained on, with the gaps and the bias of its
+training images. It may reproduce single training images. It was not tested for any use beyond the metrics above.
+"""
+
+
+def model_card(config: Config, manifests: dict[str, Manifest], fingerprint: str, git_sha: str | None) -> str:
+    """The card in Markdown. `manifests` are the register stage's inputs and `prepare`."""
+    tokenizer, sit = manifests["train-tokenizer"].details["network"], manifests["train-sit"].details["network"]
+    prints = {stage: manifest.fingerprint for stage, manifest in manifests.items()} | {"register": fingerprint}
+    prepared = manifests["prepare"].config
+    return _CARD.format(
+        name=config.register.name,
+        classes=sit["classes"],
+        last_label=sit["classes"] - 1,
+        size=tokenizer["image_size"],
+        grid=sit["grid"],
+        channels=sit["latent_dim"],
+        level=manifests["train-sit"].details["level"],
+        tokenizer_millions=tokenizer_parameters(**_sized(tokenizer)) / 1e6,
+        sit_millions=sit_parameters(**_sized(sit)) / 1e6,
+        metrics=_rows({name: f"{value:.6g}" for name, value in all_metrics(manifests).items()}),
+        lineage=_rows(prints),
+        source=prepared.get("data.uri") or prepared.get("data.format"),
+        revision=prepared.get("data.revision"),
+        git_sha=git_sha or "unknown",
+        guidance=config.sample.guidance,
+        steps=config.sample.steps,
+    )
+
+
+def all_metrics(manifests: dict[str, Manifest]) -> dict[str, float]:
+    """The metrics of all stages together, by name."""
+    found = {name: value for manifest in manifests.values() for name, value in manifest.metrics.items()}
+    return dict(sorted(found.items()))
+
+
+def _sized(network: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a network that its number of parameters depends on."""
+    return {name: value for name, value in network.items() if name != "heads"}
+
+
+def _rows(cells: dict[str, str]) -> str:
+    return "\n".join(f"| {name} | {value} |" for name, value in cells.items())

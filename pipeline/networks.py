@@ -1,0 +1,92 @@
+"""Networks from artifacts: read a trainer's manifest and weights, give modules in eval mode on a device.
+
+For tasks and actors: a process that has loaded a network once keeps it, since Ray uses idle workers again.
+"""
+
+import hashlib
+import os
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from models.generator import ImageGenerator, LatentStatistics
+from models.sit import SiT
+from models.spectral import LatentFilter
+from models.tokenizer import Tokenizer
+from pipeline.artifacts import Manifest, local_copies
+from pipeline.config import WeightFile
+from pipeline.errors import ConfigError
+from pipeline.storage import Storage, open_storage, split_uri
+
+
+def cache_folder() -> Path:
+    """Where this machine keeps copies of weight files."""
+    base = os.environ.get("XDG_CACHE_HOME") or tempfile.gettempdir()
+    return Path(base) / "denoising-vae" / "weights"
+
+
+def task_device() -> torch.device:
+    """The device of this Ray task or actor: the GPU it was given, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_tokenizer(storage: Storage, manifest: Manifest, device: torch.device) -> tuple[Tokenizer, LatentFilter]:
+    """The tokenizer (EMA weights) of a train-tokenizer artifact, in eval mode, and S_l under its own mask."""
+    return _tokenizer(storage.root, manifest.model_dump_json(), str(device))
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(root: str, manifest_json: str, device: str) -> tuple[Tokenizer, LatentFilter]:
+    manifest = Manifest.model_validate_json(manifest_json)
+    network = Tokenizer(**manifest.details["network"])
+    network.load_state_dict(load_file(_weights(root, manifest)))
+    latent_filter = LatentFilter(network.grid, **manifest.details["filter"])
+    return network.eval().requires_grad_(False).to(device), latent_filter.to(device)
+
+
+def load_sit(storage: Storage, manifest: Manifest, device: torch.device) -> SiT:
+    """The generator (EMA weights) of a train-sit artifact, in eval mode."""
+    return _sit(storage.root, manifest.model_dump_json(), str(device))
+
+
+@lru_cache(maxsize=2)
+def _sit(root: str, manifest_json: str, device: str) -> SiT:
+    manifest = Manifest.model_validate_json(manifest_json)
+    network = SiT(**manifest.details["network"])
+    network.load_state_dict(load_file(_weights(root, manifest)))
+    return network.eval().requires_grad_(False).to(device)
+
+
+def load_generator(storage: Storage, inputs: dict[str, Manifest], device: torch.device) -> ImageGenerator:
+    """Pictures from labels: SiT, the statistics its latents were normalised with, and the tokenizer's decoder."""
+    tokenizer, _ = load_tokenizer(storage, inputs["train-tokenizer"], device)
+    sit = load_sit(storage, inputs["train-sit"], device)
+    details = inputs["train-sit"].details
+    return ImageGenerator(tokenizer, sit, LatentStatistics(**details["statistics"]), details["prediction"]).to(device)
+
+
+def _weights(root: str, manifest: Manifest) -> Path:
+    name = "weights.safetensors"
+    return local_copies(open_storage(root), manifest, [name], cache_folder())[name]
+
+
+def fetch_weights(file: WeightFile) -> Path:
+    """A local copy of pretrained weights, their sha256 checked. ConfigError when absent or another file."""
+    storage, name = split_uri(file.uri)
+    target = cache_folder() / file.sha256
+    try:
+        if not target.exists():
+            partial = target.with_name(f"{target.name}.{os.getpid()}")
+            storage.download(name, partial)
+            partial.replace(target)
+        with open(target, "rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise ConfigError(f"there are no weights at {file.uri}", "Correct the uri, or put the file there.") from None
+    if digest != file.sha256:
+        target.unlink()
+        raise ConfigError(f"{file.uri} has sha256 {digest}, not {file.sha256}", "Correct the sha256 or the file.")
+    return target

@@ -1,0 +1,103 @@
+"""`plan`: what a run would do and cost, from closed forms alone."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from models import sizes
+from pipeline.artifacts import SHORT
+from pipeline.config import Config
+from pipeline.console import duration
+from pipeline.data.index import describe_index
+from pipeline.graph import Node
+from pipeline.storage import open_storage
+
+
+def tokenizer_sizes(config: Config) -> dict[str, float]:
+    """Parameters, and GFLOPs per image in the paper's counting (2 x MAC of Linear and Conv)."""
+    own = config.tokenizer
+    network = {
+        "image_size": config.data.image_size,
+        "patch_size": own.patch_size,
+        "latent_dim": own.latent_dim,
+        "width": own.width,
+        "depth": own.depth,
+        "hidden": own.hidden,
+    }
+    return {"parameters": sizes.tokenizer_parameters(**network), "gflops": sizes.tokenizer_gflops(**network)}
+
+
+def sit_sizes(config: Config) -> dict[str, float]:
+    width, depth, _ = config.sit.shape
+    network = {
+        "grid": config.grid,
+        "latent_dim": config.tokenizer.latent_dim,
+        "classes": config.data.classes,
+        "width": width,
+        "depth": depth,
+    }
+    return {"parameters": sizes.sit_parameters(**network), "gflops": sizes.sit_gflops(**network)}
+
+
+def device_hours(config: Config, images: int) -> dict[str, float]:
+    """Each stage's hours on one device at its peak times `assumed_mfu`; training is three forward passes."""
+    tokenizer, sit = tokenizer_sizes(config)["gflops"], sit_sizes(config)["gflops"]
+    evaluations = config.sample.steps * (2 if config.sample.method == "heun" else 1)
+    guided = evaluations * (2 if config.sample.guidance > 1.0 else 1)
+    gflops = {
+        "train-tokenizer": 3 * tokenizer * config.tokenizer.steps * config.tokenizer.batch_size,
+        "evaluate-tokenizer": 2.5 * tokenizer * config.evaluate.images,
+        "encode": tokenizer / 2 * images,
+        "train-sit": 3 * sit * config.sit.steps * config.sit.batch_size,
+        "sample": (guided * sit + tokenizer / 2) * config.sample.count,
+    }
+    speed = config.cluster.device_peak_tflops * 1e3 * config.cluster.assumed_mfu
+    return {name: work / speed / 3600 for name, work in gflops.items()}
+
+
+def make_plan(config: Config, nodes: list[Node]) -> dict[str, Any]:
+    """The plan as JSON: stages, and the sizes of both networks."""
+    prepared = next((node.manifest for node in nodes if node.stage.name == "prepare"), None)
+    images = int(prepared.metrics["data/train_rows"]) if prepared else 1_281_167
+    hours = device_hours(config, images)
+    stages = [
+        {
+            "name": node.stage.name,
+            "status": node.status,
+            "fingerprint": node.fingerprint,
+            "uri": node.uri,
+            "device_hours": hours.get(node.stage.name, 0.0),
+        }
+        for node in nodes
+    ]
+    return {"stages": stages, "tokenizer": tokenizer_sizes(config), "sit": sit_sizes(config)}
+
+
+def print_plan(console: Console, config: Config, plan: dict[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("stage", "status", "fingerprint", "device time", "output"):
+        table.add_column(heading, overflow="fold")
+    for stage in plan["stages"]:
+        hours = stage["device_hours"]
+        table.add_row(
+            stage["name"],
+            stage["status"],
+            (stage["fingerprint"] or "-")[:SHORT],
+            duration(hours * 3600) if hours else "",
+            stage["uri"] or "-",
+        )
+    console.print(table)
+    for name, own in (("tokenizer", config.tokenizer), ("sit", config.sit)):
+        size = plan[name]
+        console.print(
+            f"{name:<10} {size['parameters'] / 1e6:.2f}M parameters, {size['gflops']:.3f} GFLOPs an image, "
+            f"{own.steps} steps of {own.batch_size}",
+            highlight=False,
+        )
+    console.print(
+        f"device time at {config.cluster.device_peak_tflops:g} TFLOP/s x {config.cluster.assumed_mfu:g} MFU; "
+        f"source: {describe_index(open_storage(config.root), config.data)}",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,212 @@
+"""Ray Train around the loop of `training.py`: workers, restarts, preemption, and the driver's view of the run.
+
+The driver describes a job in plain data; each worker builds its trainee from it and calls `train`.
+"""
+
+import json
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import cluster
+from pipeline.artifacts import FileRecord, Manifest, Outcome
+from pipeline.config import Config
+from pipeline.context import StageContext
+from pipeline.errors import ContractError, LeaseError, PipelineError
+from pipeline.storage import open_storage
+
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know."""
+
+    config: Config
+    stage: str
+    fingerprint: str
+    root: str
+    work: str
+    lease: str
+    outbox: str
+    inputs: dict[str, Manifest]
+    threads: int
+    device: str
+    watched: bool  # may notices of preemption come?
+
+
+def run_training(context: StageContext, **details: Any) -> Outcome:
+    """Train on Ray Train until the artifact's files are there. Called again, it goes on where it was.
+
+    `details` go into the manifest. PipelineError with what the workers refused, or why they could not go on.
+    """
+    storage, work = context.storage, context.work
+    storage.delete(f"{work}/failure.json")
+    if not storage.exists(f"{work}/result.json"):
+        stop = threading.Event()
+        watcher = threading.Thread(target=_watch, args=(context, stop), name="progress", daemon=True)
+        watcher.start()
+        try:
+            _fit(context)
+        finally:
+            stop.set()
+            watcher.join()
+    _raise_refusal(context)
+    result = json.loads(storage.read(f"{work}/result.json"))
+    for name, record in result["files"].items():
+        context.writer.add_stored(name, FileRecord.model_validate(record))
+    settings = _section(context.config, context.stage)
+    metrics = {f"{_PREFIX[context.stage]}/{name}": value for name, value in result["metrics"].items()}
+    return context.writer.outcome(settings.steps, metrics, **details)
+
+
+_PREFIX = {"train-tokenizer": "tokenizer", "train-sit": "sit"}
+
+
+def _section(config: Config, stage: str) -> Any:
+    return getattr(config, _PREFIX[stage])
+
+
+def _fit(context: StageContext) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    settings = context.config.cluster
+    device, threads = cluster.device_of(settings), cluster.threads_per_worker(settings)
+    job = Job(
+        config=context.config,
+        stage=context.stage,
+        fingerprint=context.fingerprint,
+        root=context.storage.root,
+        work=context.work,
+        lease=context.lease.holder.nonce,
+        outbox=context.outbox.key,
+        inputs=context.inputs,
+        threads=threads,
+        device=device,
+        watched=not cluster.is_local(),
+    )
+    workers: Any = settings.workers if settings.min_workers is None else (settings.min_workers, settings.workers)
+    resources = {"CPU": threads, **cluster.pool_resources(settings, context.stage)}
+    trainer = TorchTrainer(
+        run_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=device == "cuda", resources_per_worker=resources),
+        run_config=RunConfig(
+            name=context.fingerprint[:12],
+            storage_path=context.storage.uri(f"{context.work}/train"),
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:  # Ray wraps what a worker raised, in more than one way
+        _raise_refusal(context)
+        raise PipelineError(
+            f"{context.stage}: training failed on the workers: {_last_line(error)}",
+            "Run again to go on from the last checkpoint; --debug shows the workers' output.",
+        ) from error
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
+
+
+def _raise_refusal(context: StageContext) -> None:
+    """What a worker said before it gave up for good."""
+    try:
+        failure = json.loads(context.storage.read(f"{context.work}/failure.json"))
+    except FileNotFoundError:
+        return
+    kinds = {kind.__name__: kind for kind in (PipelineError, LeaseError, ContractError)}
+    raise kinds.get(failure["kind"], PipelineError)(failure["what"], failure["mend"])
+
+
+def _watch(context: StageContext, stop: threading.Event) -> None:
+    """Show the workers' position."""
+    total = _section(context.config, context.stage).steps
+    while not stop.wait(_POLL_SECONDS):
+        try:
+            line = json.loads(context.storage.read(f"{context.work}/progress.json"))
+        except (FileNotFoundError, ValueError, PipelineError):
+            continue  # not there yet, or the storage is away: the next look will tell
+        shown = {name: value for name, value in line.items() if name in ("loss", "mse", "adversarial", "alignment")}
+        context.progress(int(line["step"]), total, unit="steps", **shown)
+
+
+def run_worker(config: dict[str, Any]) -> None:
+    """The function that Ray Train runs on each worker."""
+    import torch
+
+    job: Job = config["job"]
+    storage = open_storage(job.root)
+    torch.set_num_threads(job.threads)
+    world = _world(job)
+    if world.shared(storage.exists(f"{job.work}/failure.json") if world.rank == 0 else None):
+        return  # an earlier attempt gave up for good; Ray has only started it again
+    try:
+        _train(job, world)
+    except PipelineError as error:  # not to be tried again: said to the driver instead
+        said = {"kind": type(error).__name__, "what": error.what, "mend": error.mend}
+        storage.write(f"{job.work}/failure.json", json.dumps(said).encode())
+        raise
+
+
+def _world(job: Job) -> Any:
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    from pipeline.training import World
+
+    ranks = ray.train.get_context()
+    device = ray.train.torch.get_device() if job.device == "cuda" else torch.device("cpu")
+    assert isinstance(device, torch.device)
+    return World(ranks.get_world_rank(), ranks.get_world_size(), device)
+
+
+def _train(job: Job, world: Any) -> None:
+    import ray.train
+
+    from pipeline.training import Loop, measured_peak, train
+
+    if job.device == "cuda":
+        _settle_cuda(job.config.cluster.deterministic)
+    settings = _section(job.config, job.stage)
+    storage = open_storage(job.root)
+    loop = Loop(
+        name=_PREFIX[job.stage],
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        checkpoint_every=settings.checkpoint_every,
+        log_every=settings.log_every,
+        keep=job.config.cluster.keep_checkpoints,
+        storage=storage,
+        work=job.work,
+        lease=job.lease,
+        outbox=job.outbox,
+        stage=job.stage,
+        fingerprint=job.fingerprint,
+        peak_flops=measured_peak(world.device) * world.size,
+    )
+    trainee: Any
+    if job.stage == "train-tokenizer":
+        from pipeline.tokenizer_trainee import TokenizerTrainee
+
+        trainee = TokenizerTrainee(job.config, storage, job.inputs, world)
+    else:
+        from pipeline.sit_trainee import SitTrainee
+
+        trainee = SitTrainee(job.config, storage, job.inputs, world)
+    train(trainee, loop, world, lambda: job.watched and ray.train.get_preemption_info() is not None)
+
+
+def _settle_cuda(deterministic: bool) -> None:
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic)

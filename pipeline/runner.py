@@ -1,0 +1,323 @@
+"""Running stages: what is cached is used, what is missing is made, under a lease, and committed.
+
+One driver process. It stays light until a stage has to be made; then Ray, torch and MLflow are brought up side by side.
+"""
+
+import importlib
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline import cluster, graph, tracking
+from pipeline.artifacts import (
+    SHORT,
+    ArtifactWriter,
+    Lease,
+    Manifest,
+    Outcome,
+    artifact_path,
+    commit,
+    git_sha,
+    now,
+    read_manifest,
+    remove_artifact,
+    work_path,
+)
+from pipeline.config import Config, WeightFile
+from pipeline.console import Display, duration
+from pipeline.context import StageContext
+from pipeline.data.index import recorded_revision, revision_of
+from pipeline.errors import ConfigError, ContractError, PipelineError
+from pipeline.registry import has_version
+from pipeline.storage import Storage, open_storage
+
+_DELIVERY_SECONDS = 60.0  # how long the end of a run waits for MLflow
+_SHOWN = (  # the metrics worth a place on a stage's line
+    "data/rows",
+    "data/quarantined",
+    "tokenizer/loss",
+    "reconstruction/psnr",
+    "reconstruction/psnr_level2",
+    "latent/high_frequency_share",
+    "latents/rows",
+    "sit/loss",
+    "samples/count",
+    "samples/class_accuracy",
+)
+
+
+def resolved(config: Config, fresh: bool) -> Config:
+    """The config with `data.revision` known, if it can be: a local source is listed when `fresh`, else as recorded."""
+    storage = open_storage(config.root)
+    if fresh:
+        revision = revision_of(config.data, storage, fresh=False)  # a recorded index of a remote source will do
+    else:
+        revision = recorded_revision(config.data, storage)
+    return config.model_copy(update={"data": config.data.model_copy(update={"revision": revision})})
+
+
+def survey(config: Config) -> list[graph.Node]:
+    """Every stage's status at the config's root. A registry that does not answer counts as having nothing."""
+    uri = tracking.tracking_uri(config)
+
+    def registered(fingerprint: str) -> bool:
+        return has_version(uri, config.register.name, fingerprint)
+
+    return graph.survey(config, open_storage(config.root), registered)
+
+
+class Runner:
+    """The stages of one config at one root."""
+
+    def __init__(self, config: Config, display: Display, name: str, debug: bool = False) -> None:
+        self.config, self.display, self.debug = config, display, debug
+        self.storage = open_storage(config.root)
+        self.name = name  # of the preset, for people
+        self.prints = graph.fingerprints(config)
+        self._courier: tracking.Courier | None = None
+        self._undelivered: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The pipeline run's key in MLflow."""
+        return f"{Path(self.name).stem}-{self.fingerprint('register')[:SHORT]}"
+
+    def fingerprint(self, stage: str) -> str:
+        fingerprint = self.prints[stage]
+        assert fingerprint is not None
+        return fingerprint
+
+    def run(self, until: str | None) -> None:
+        """Every stage up to `until` that is not there yet, in order."""
+        wanted = [stage.name for stage in graph.stages_until(until)]
+        nodes = {node.stage.name: node for node in self._nodes()}
+        missing = [name for name in wanted if nodes[name].status != "cached"]
+        if not missing:
+            for name in wanted:
+                self._say_cached(name, nodes[name].manifest)
+            return
+        with self._alive(missing):
+            for name in wanted:
+                node = nodes[name]
+                if node.status == "cached":
+                    self._say_cached(name, node.manifest)
+                else:
+                    self.make(name)
+
+    def run_stage(self, name: str) -> None:
+        """One stage; its inputs must be there."""
+        nodes = {node.stage.name: node for node in self._nodes()}
+        stage = graph.find_stage(name)
+        for needed in stage.inputs:
+            if nodes[needed].manifest is None:
+                raise ContractError(
+                    f"{name} needs {needed} ({self.fingerprint(needed)[:SHORT]}), which is not there",
+                    f"Run `python -m pipeline stage {needed} {self.name}` first, or `run` for all.",
+                )
+        if nodes[name].status == "cached":
+            self._say_cached(name, nodes[name].manifest)
+            return
+        with self._alive([name]):
+            self.make(name)
+
+    def _nodes(self) -> list[graph.Node]:
+        if self.config.data.revision is None:
+            where = self.config.data.uri
+            if where is None:
+                raise ConfigError(f"{self.name} names no source", "Give one with --set data.uri=file:///PATH or s3://...")
+            raise ConfigError(f"{where} has not been listed yet", f"Run `python -m pipeline data index {self.name}`.")
+        return survey(self.config)
+
+    def _say_cached(self, name: str, manifest: Manifest | None) -> None:
+        assert manifest is not None
+        self.display.end(name, "[green]=[/]", f"cached     {_facts(manifest)}")
+
+    @contextmanager
+    def _alive(self, stages: list[str]) -> Iterator[None]:
+        """Ray and MLflow, for as long as stages run; the pipeline's run in MLflow around them."""
+        _check_root(self.storage)
+        _check_weights(self.config, stages)
+        cluster.set_environment()
+        threading.Thread(target=_warm_up, args=(stages,), name="warm-up", daemon=True).start()
+        outbox = tracking.Outbox(self.storage, self.key)
+        outbox.open(f"{self.name} {self.key[-SHORT:]}", self._tags("pipeline", self.fingerprint("register"), {}))
+        outbox.params({"preset": self.name, "root": self.config.root})
+        self._courier = tracking.Courier(self.storage, self.config)
+        status = "FAILED"
+        try:
+            cluster.connect(self.config.cluster, self.debug)
+            yield
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            outbox.close(status)
+            cluster.disconnect()
+            if failure := self._courier.close(_DELIVERY_SECONDS if status == "FINISHED" else 5.0):
+                self.display.say(
+                    f"[yellow]![/] MLflow did not take everything ({failure}). Nothing is lost: the next run delivers it, "
+                    f"or `python -m pipeline tracking sync {self.name}`."
+                )
+
+    def _tags(self, stage: str, fingerprint: str, inputs: dict[str, Manifest]) -> dict[str, str]:
+        tags = {"dvae.stage": stage, "dvae.fingerprint": fingerprint, "dvae.git_sha": git_sha() or "unknown"}
+        tags.update({f"dvae.input.{name}": manifest.fingerprint for name, manifest in inputs.items()})
+        return tags
+
+    def make(self, name: str) -> Manifest:
+        """Make one stage and commit it."""
+        stage, fingerprint = graph.find_stage(name), self.fingerprint(name)
+        self.display.begin(name)
+        lease = Lease(self.storage, name, fingerprint)
+        finished = False
+        try:
+            manifest = self._committed(stage, fingerprint)
+            if manifest is None:
+                manifest = self._attempt(stage, fingerprint, lease)
+                self.display.end(name, "[green]✓[/]", f"{duration(manifest.seconds):<10} {_facts(manifest)}")
+            else:
+                self._say_cached(name, manifest)
+            finished = True
+            return manifest
+        finally:
+            lease.release(finished)
+
+    def _committed(self, stage: graph.Stage, fingerprint: str) -> Manifest | None:
+        """What another driver has committed meanwhile; what is no longer current is taken away."""
+        (node,) = [node for node in survey(self.config) if node.stage == stage]
+        if node.manifest is None and read_manifest(self.storage, stage.name, fingerprint) is not None:
+            remove_artifact(self.storage, stage.name, fingerprint)
+        return node.manifest
+
+    def _attempt(self, stage: graph.Stage, fingerprint: str, lease: Lease) -> Manifest:
+        inputs: dict[str, Manifest] = {}
+        for needed in stage.inputs:
+            manifest = read_manifest(self.storage, needed, self.fingerprint(needed))
+            if manifest is None:
+                raise ContractError(f"{stage.name} needs {needed}, which is gone", "Run again.")
+            inputs[needed] = manifest
+        counted = graph.counted_config(stage, self.config)
+        outbox = tracking.Outbox(self.storage, f"{self.key}/{stage.name}")
+        outbox.open(stage.name, self._tags(stage.name, fingerprint, inputs), parent=self.key)
+        outbox.params(counted)
+        for needed, manifest in inputs.items():
+            source = self.storage.uri(artifact_path(needed, manifest.fingerprint))
+            outbox.dataset(needed, manifest.content[:36], source, stage.name)
+        scratch = Path(tempfile.mkdtemp(prefix=f"dvae-{stage.name}-"))
+        status = "FAILED"
+        try:
+            context = StageContext(
+                config=self.config,
+                stage=stage.name,
+                fingerprint=fingerprint,
+                storage=self.storage,
+                inputs=inputs,
+                writer=ArtifactWriter(self.storage, stage.name, fingerprint),
+                work=work_path(stage.name, fingerprint),
+                scratch=scratch,
+                lease=lease,
+                outbox=outbox,
+                progress=self.display.progress,
+            )
+            outcome: Outcome = stage.body(context)
+            manifest = _manifest(stage.name, fingerprint, inputs, counted, outcome, lease.seconds())
+            commit(self.storage, manifest, lease)
+            outbox.metrics({**manifest.metrics, "seconds": manifest.seconds})
+            status = "FINISHED"
+            return manifest
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            outbox.close(status)
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _manifest(
+    stage: str,
+    fingerprint: str,
+    inputs: dict[str, Manifest],
+    config: dict[str, Any],
+    outcome: Outcome,
+    seconds: float,
+) -> Manifest:
+    import os
+
+    return Manifest(
+        stage=stage,
+        fingerprint=fingerprint,
+        inputs={name: manifest.fingerprint for name, manifest in inputs.items()},
+        input_contents={name: manifest.content for name, manifest in inputs.items()},
+        config=config,
+        files=outcome.files,
+        rows=outcome.rows,
+        metrics=outcome.metrics,
+        details=outcome.details,
+        seconds=round(seconds, 3),
+        git_sha=git_sha(),
+        image_digest=os.environ.get("DVAE_IMAGE_DIGEST"),
+        created=now(),
+    )
+
+
+def _facts(manifest: Manifest) -> str:
+    shown = [f"{key.partition('/')[2]} {manifest.metrics[key]:.5g}" for key in _SHOWN if key in manifest.metrics]
+    shown += [f"{key} {value:.4g}" for key, value in manifest.metrics.items() if "frechet_distance" in key]
+    return "  ".join([f"[dim]{manifest.fingerprint[:SHORT]}[/]", *shown])
+
+
+def _check_root(storage: Storage) -> None:
+    """Refuse a root that cannot be written before anything starts."""
+    storage.write(".work/.writable", str(time.time()).encode())
+
+
+def _check_weights(config: Config, stages: list[str]) -> None:
+    """Fetch the pretrained weights that these stages use and check their hashes."""
+    users: list[tuple[str, WeightFile | None]] = [
+        ("train-tokenizer", config.tokenizer.lpips),
+        ("train-tokenizer", config.tokenizer.convnext),
+        ("evaluate-tokenizer", config.tokenizer.lpips),
+        ("evaluate-tokenizer", config.evaluate.network_weights),
+        ("evaluate-samples", config.evaluate.network_weights),
+    ]
+    needed = [file for stage, file in users if stage in stages and file is not None]
+    evaluates = {"evaluate-tokenizer", "evaluate-samples"} & set(stages)
+    if evaluates and config.evaluate.network == "inception" and config.evaluate.network_weights is None:
+        raise ConfigError(
+            "evaluate.network_weights is not given, and no package ships Inception's",
+            "Set evaluate.network_weights.uri and .sha256, or evaluate.network=efficientnet_lite0 with network_size=224.",
+        )
+    if needed:
+        from pipeline.networks import fetch_weights  # torch: only where there is something to check
+
+        for file in needed:
+            fetch_weights(file)
+
+
+def _warm_up(stages: list[str]) -> None:
+    """Import what the coming stages need while Ray starts: half of a short run's start is imports."""
+    modules = ["ray.train.torch"] if {"train-tokenizer", "train-sit"} & set(stages) else []
+    modules += ["ray.data"] if "encode" in stages else []
+    for module in modules:
+        importlib.import_module(module)
+
+
+def repair(runner: Runner, manifest: Manifest, say: Callable[[str], None]) -> None:
+    """Make an artifact again under its own config, and say whether it has come out the same."""
+    remove_artifact(runner.storage, manifest.stage, manifest.fingerprint)
+    with runner._alive([manifest.stage]):
+        made = runner.make(manifest.stage)
+    if made.content == manifest.content:
+        say("restored: every file hashes to what was recorded")
+        return
+    changed = [path for path, record in made.files.items() if manifest.files.get(path) != record]
+    say(
+        f"made anew: {len(changed)} files differ from the recorded ones ({', '.join(changed[:3])}), as they may on other "
+        "hardware; what was made from the old ones is no longer current"
+    )

@@ -1,0 +1,110 @@
+"""sample: images from the generator, classes in turn, each from the noise of its own seed; and a grid by class."""
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome
+from pipeline.config import SampleConfig
+from pipeline.context import StageContext
+from pipeline.storage import open_storage
+
+_GRID_COLUMNS = 10
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One task: images `start` to `stop` - 1 of the whole set."""
+
+    root: str
+    inputs: dict[str, Manifest]
+    fingerprint: str
+    config: SampleConfig
+    classes: int
+    start: int
+    stop: int
+
+
+def run(context: StageContext) -> Outcome:
+    own = context.config.sample
+    inputs = {name: context.inputs[name] for name in ("train-tokenizer", "train-sit")}
+    specs = [
+        Spec(
+            context.storage.root,
+            inputs,
+            context.fingerprint,
+            own,
+            context.config.data.classes,
+            start,
+            min(own.count, start + own.batch_size),
+        )
+        for start in range(0, own.count, own.batch_size)
+    ]
+    records = context.map(generate, specs, [spec.stop - spec.start for spec in specs], unit="images", gpu=True)
+    for record in records:
+        context.writer.add_stored(record["path"], FileRecord(bytes=record["bytes"], sha256=record["sha256"]))
+    shards = [{"path": record["path"], "rows": record["rows"]} for record in records]
+    spec = GridSpec(context.storage.root, context.writer.folder, context.fingerprint, [s["path"] for s in shards], specs[0].classes)
+    (grid,) = context.map(draw_grid, [spec], [1], unit="grid")
+    context.writer.add_stored("grid.png", FileRecord.model_validate(grid))
+    context.show("grid.png")
+    return context.writer.outcome(own.count, {"samples/count": float(own.count)}, shards=shards)
+
+
+def generate(spec: Spec) -> dict[str, Any]:
+    """Make the images and leave them as `images/START.npz`: images uint8 (N, 3, H, W), labels int64 (N,)."""
+    import torch
+
+    from pipeline.networks import load_generator, task_device
+
+    device, own = task_device(), spec.config
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    storage = open_storage(spec.root)
+    indices = np.arange(spec.start, spec.stop)
+    labels = indices % spec.classes
+    with torch.autocast(device.type, torch.bfloat16, enabled=own.precision == "bf16"):
+        images = load_generator(storage, spec.inputs, device).generate(
+            torch.from_numpy(labels),
+            seed=own.seed,
+            indices=indices.tolist(),
+            method=own.method,
+            steps=own.steps,
+            guidance_scale=own.guidance,
+            guidance_interval=own.guidance_interval,
+        )
+    writer = ArtifactWriter(storage, "sample", spec.fingerprint)
+    name = f"images/{spec.start:06d}.npz"
+    buffer = io.BytesIO()
+    np.savez(buffer, images=images.cpu().numpy(), labels=labels)
+    writer.add_bytes(buffer.getvalue(), name)
+    return {"path": name, "rows": len(labels), **writer.files[name].model_dump()}
+
+
+@dataclass(frozen=True)
+class GridSpec:
+    root: str
+    folder: str
+    fingerprint: str
+    paths: list[str]
+    classes: int
+
+
+def draw_grid(spec: GridSpec) -> dict[str, Any]:
+    """The first images of the first ten classes, a row a class, as grid.png."""
+    from pipeline.figures import sample_grid
+
+    storage = open_storage(spec.root)
+    rows: dict[int, list[np.ndarray]] = {label: [] for label in range(min(spec.classes, 10))}
+    for path in spec.paths:
+        with np.load(io.BytesIO(storage.read(f"{spec.folder}/{path}"))) as shard:
+            for image, label in zip(shard["images"], shard["labels"], strict=True):
+                if int(label) in rows and len(rows[int(label)]) < _GRID_COLUMNS:
+                    rows[int(label)].append(image)
+    writer = ArtifactWriter(storage, "sample", spec.fingerprint)
+    images = np.stack([image for row in rows.values() for image in row])
+    labels = np.array([label for label, row in rows.items() for _ in row])
+    writer.add_bytes(sample_grid(images, labels), "grid.png")
+    return writer.files["grid.png"].model_dump()

@@ -1,0 +1,113 @@
+import pytest
+import torch
+
+from models.reconstruction import Draw, LossWeights, make_regularizer, reconstruction_terms
+from models.spectral import ImageBlur, LatentFilter
+from models.tokenizer import DiagonalGaussian, Tokenizer
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_spectral_draws_every_level_and_repeats_by_seed():
+    regularizer = make_regularizer("spectral", 8)
+    g = generator()
+    levels = [regularizer.draw(g, 4).level for _ in range(400)]
+    assert all(isinstance(level, int) for level in levels)
+    assert all(levels.count(level) > 70 for level in range(4))
+    g = generator()
+    assert [regularizer.draw(g, 9).level for _ in range(400)] == levels  # the batch size does not matter
+
+
+def test_spectral_is_the_matched_pair_of_operators():
+    regularizer = make_regularizer("spectral", 8, mask="dct", keep=0.3)
+    z, x = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 32, 32)
+    for level in range(4):
+        draw = Draw(level=level)
+        assert torch.equal(regularizer.latent(z, draw), LatentFilter(8, "dct", 0.3)(z, level))
+        assert torch.equal(regularizer.image(x, draw), ImageBlur()(x, level))
+
+
+def test_levels_by_sample_are_sliced_for_a_rank():
+    regularizer = make_regularizer("spectral", 8, per_sample=True)
+    draw = regularizer.draw(generator(), 6)
+    z, x = torch.randn(6, 3, 8, 8), torch.randn(6, 3, 32, 32)
+    for operator, value in ((regularizer.latent, z), (regularizer.image, x)):
+        parts = [operator(value[i : i + 3], draw.slice(i, i + 3)) for i in (0, 3)]
+        torch.testing.assert_close(torch.cat(parts), operator(value, draw))
+    assert Draw(level=2).slice(0, 1) == Draw(level=2)
+
+
+def test_equivariance_turns_latent_and_image_alike():
+    regularizer = make_regularizer("equivariance", 4)
+    z, x = torch.randn(1, 2, 4, 4), torch.randn(1, 3, 16, 16)
+    turned = regularizer.image(x, Draw(quarter_turns=3))
+    assert torch.equal(turned, x.rot90(3, (2, 3)))
+    assert torch.equal(regularizer.latent(z, Draw(side=4)), z)
+    draw = Draw(side=2, quarter_turns=1)
+    assert regularizer.latent(z, draw).shape == (1, 2, 2, 2)
+    assert regularizer.image(x, draw).shape == (1, 3, 8, 8)
+    flat = torch.full((1, 3, 16, 16), 0.4)
+    torch.testing.assert_close(regularizer.image(flat, draw), torch.full((1, 3, 8, 8), 0.4))
+    g = generator()
+    draws = [regularizer.draw(g, 2) for _ in range(200)]
+    assert {draw.side for draw in draws} == {1, 2, 3, 4}
+    assert {draw.quarter_turns for draw in draws} == {0, 1, 2, 3}
+
+
+def test_equivariance_resizes_as_torch_does():
+    x = torch.randn(1, 3, 16, 16)
+    resized = make_regularizer("equivariance", 4).image(x, Draw(side=3))
+    expected = torch.nn.functional.interpolate(x, (12, 12), mode="bicubic", antialias=True)
+    torch.testing.assert_close(resized, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_none_changes_nothing():
+    regularizer = make_regularizer("none", 1)
+    z = torch.randn(1, 2, 4, 4)
+    draw = regularizer.draw(generator(), 1)
+    assert draw == Draw()
+    assert regularizer.latent(z, draw) is z
+    assert regularizer.image(z, draw) is z
+
+
+@pytest.mark.parametrize("kind", ["spectral", "equivariance", "none"])
+def test_every_regularizer_trains_a_tokenizer(kind):
+    torch.manual_seed(0)
+    model = Tokenizer(image_size=16, patch_size=4, latent_dim=3, width=16, depth=1, heads=2, hidden=24)
+    regularizer, g = make_regularizer(kind, 4), generator(3)
+    assert not regularizer.state_dict()
+    x = torch.rand(2, 3, 16, 16) * 2 - 1
+    for _ in range(3):
+        draw = regularizer.draw(g, 2)
+        reconstruction, posterior = model(x, torch.randn(2, 3, 4, 4), lambda z, draw=draw: regularizer.latent(z, draw))
+        terms = reconstruction_terms(reconstruction, regularizer.image(x, draw), posterior, weights=LossWeights())
+        terms["total"].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_terms_and_their_sum():
+    x, y = torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 2.0)
+    posterior = DiagonalGaussian(torch.ones(2, 3, 2, 2), torch.zeros(2, 3, 2, 2))
+    weights = LossWeights(mse=1.0, perceptual=2.0, kl=0.5, adversarial=0.1)
+    terms = reconstruction_terms(x, y, posterior, weights=weights)
+    assert set(terms) == {"mse", "kl", "total"}
+    assert terms["mse"].item() == 4  # mean over everything
+    assert terms["kl"].item() == 6  # 12 values, each 1/2, summed; mean over the batch
+    assert terms["total"].item() == 4 + 0.5 * 6
+    terms = reconstruction_terms(
+        x, y, posterior, weights=weights, perceptual=lambda a, b: (a - b).abs().mean(), fake_logits=torch.tensor([3.0])
+    )
+    assert terms["perceptual"].item() == 2
+    assert terms["adversarial"].item() == -3
+    assert terms["total"].item() == pytest.approx(4 + 2 * 2 + 0.5 * 6 - 0.3)
+
+
+def test_terms_are_fp32_under_bf16():
+    x = torch.randn(1, 3, 4, 4)
+    posterior = DiagonalGaussian(torch.randn(1, 3, 2, 2), torch.randn(1, 3, 2, 2))
+    plain = reconstruction_terms(x, 2 * x, posterior, weights=LossWeights())
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = reconstruction_terms(x, 2 * x, posterior, weights=LossWeights())
+    assert all(term.dtype == torch.float32 and torch.equal(term, plain[name]) for name, term in cast.items())

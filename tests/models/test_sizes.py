@@ -1,0 +1,87 @@
+"""The paper's golden values; closed forms against modules on the meta device and against a counted forward."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from models import sizes
+from models.sit import SIT_SIZES, SiT
+from models.tokenizer import Tokenizer
+
+PAPER = {"image_size": 256, "patch_size": 16, "width": 768, "depth": 12, "hidden": 2048}
+
+
+def parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def counted_gflops(module, *inputs):
+    """2 x MAC of every Linear and Conv2d of one forward."""
+    macs = []
+
+    def count(layer, _inputs, output):
+        per_output = layer.weight[0].numel()
+        macs.append(output.numel() * per_output)
+
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    module(*inputs)
+    for handle in handles:
+        handle.remove()
+    return 2 * sum(macs) / 1e9
+
+
+@pytest.mark.parametrize(
+    ("latent_dim", "millions", "gflops"), [(16, 171.71, 87.607), (32, 171.75, 87.625), (64, 171.82, 87.663)]
+)
+def test_the_papers_tokenizers(latent_dim, millions, gflops):
+    with torch.device("meta"):
+        module = Tokenizer(heads=12, latent_dim=latent_dim, **PAPER)
+    assert parameters(module) == sizes.tokenizer_parameters(latent_dim=latent_dim, **PAPER)
+    assert round(parameters(module) / 1e6, 2) == millions
+    assert round(sizes.tokenizer_gflops(latent_dim=latent_dim, **PAPER), 3) == gflops
+
+
+@pytest.mark.parametrize(("size", "millions"), [("S", 32.9), ("B", 130.3), ("L", 457.9), ("XL", 674.9)])
+def test_the_papers_generators(size, millions):
+    width, depth, heads = SIT_SIZES[size]
+    with torch.device("meta"):
+        module = SiT(grid=16, latent_dim=32, classes=1000, width=width, depth=depth, heads=heads)
+    assert parameters(module) == sizes.sit_parameters(grid=16, latent_dim=32, classes=1000, width=width, depth=depth)
+    assert round(parameters(module) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tokenizer_gflops_are_those_of_a_forward(channels):
+    size = {"image_size": 16, "patch_size": 4, "latent_dim": 3, "width": 16, "depth": 2, "hidden": 24}
+    module = Tokenizer(heads=2, channels=channels, **size)
+    counted = counted_gflops(module, torch.zeros(1, channels, 16, 16), torch.zeros(1, 3, 4, 4), lambda z: z)
+    assert counted == pytest.approx(sizes.tokenizer_gflops(channels=channels, **size), rel=1e-12)
+    assert parameters(module) == sizes.tokenizer_parameters(channels=channels, **size)
+    attention = sizes.tokenizer_gflops(channels=channels, **size, attention=True) - counted
+    assert attention * 1e9 == pytest.approx(4 * (2 * 2 * 16 * 16 * 16))  # 4 blocks, QK^T and AV, 2 FLOPs a MAC
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_sit_gflops_are_those_of_a_forward(patch_size):
+    size = {"grid": 4, "latent_dim": 3, "width": 16, "depth": 2, "patch_size": patch_size}
+    module = SiT(heads=2, classes=10, **size)
+    counted = counted_gflops(module, torch.zeros(1, 3, 4, 4), torch.zeros(1), torch.zeros(1, dtype=torch.long))
+    assert counted == pytest.approx(sizes.sit_gflops(**size), rel=1e-12)
+    assert parameters(module) == sizes.sit_parameters(classes=10, **size)
+    tokens = (4 // patch_size) ** 2
+    attention = sizes.sit_gflops(**size, attention=True) - counted
+    assert attention * 1e9 == pytest.approx(2 * (2 * 2 * tokens * tokens * 16))
+
+
+def test_a_patch_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="patch_size 3"):
+        sizes.sit_gflops(grid=4, latent_dim=3, width=16, depth=2, patch_size=3)
+
+
+def test_sizes_need_no_torch():
+    code = "import sys, models.sizes; assert not {'torch', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
