@@ -15,7 +15,7 @@ _NORMALIZE_EPS = 1e-10  # lpips' own
 
 
 class FrozenNetwork(nn.Module):
-    """A network in eval mode that no parent's `train()` wakes: no batch statistics, no dropout. Gradients reach inputs."""
+    """A network that stays in eval mode, whatever a parent's `train()` says. Gradients reach its inputs alone."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()

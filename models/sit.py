@@ -140,8 +140,8 @@ class Block(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition_BK)[:, None].chunk(6, dim=-1)
         x_BNK = x_BNK + gate_a * self._attend(_modulated_norm(x_BNK, shift_a, scale_a))
         hidden = F.gelu(self.mlp_in(_modulated_norm(x_BNK, shift_m, scale_m)), approximate="tanh")
-        mlp_BNK: Tensor = self.mlp_out(hidden)
-        return x_BNK + gate_m * mlp_BNK
+        out_BNK: Tensor = x_BNK + gate_m * self.mlp_out(hidden)
+        return out_BNK
 
     def _attend(self, x_BNK: Tensor) -> Tensor:
         qkv_3BANE = self.qkv(x_BNK).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)

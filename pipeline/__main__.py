@@ -160,7 +160,7 @@ def data_index(preset: Preset, set_: Sets = None, root: Root = None) -> None:
     config = load_config(preset, set_, root)
     with console.status(f"listing {config.data.uri or config.data.format}"):
         index = write_index(open_storage(config.root), config.data, list_source(config.data))
-    console.print(f"{index.files} files, {index.bytes / 1e6:.1f} MB, revision {index.revision[:12]}", highlight=False)
+    console.print(f"{index.files} files, {index.bytes / 1e6:.1f} MB, revision {index.digest[:12]}", highlight=False)
 
 
 @artifact_app.command("ls")
@@ -250,7 +250,9 @@ def artifact_gc(
     freed = 0
     for manifest in unneeded(storage, kept):
         freed += sum(record.bytes for record in manifest.files.values())
-        console.print(f"{'removed' if yes else 'would go'}: {manifest.stage}/{manifest.fingerprint[:SHORT]}", highlight=False)
+        console.print(
+            f"{'removed' if yes else 'would go'}: {manifest.stage}/{manifest.fingerprint[:SHORT]}", highlight=False
+        )
         if yes:
             remove_artifact(storage, manifest.stage, manifest.fingerprint)
     console.print(f"{freed / 1e6:.1f} MB{'' if yes else ' (--yes removes)'}", highlight=False)

@@ -21,8 +21,9 @@ _ITEMS = "__items__"  # a dict whose keys are not strings: JSON would turn them 
 
 
 def flatten_state(state: Any, name: str = "") -> tuple[Any, dict[str, Tensor]]:
-    """A nested state (dicts, lists, tuples, numbers, strings, None, tensors) as a JSON tree and its tensors, on the CPU.
+    """A nested state as a JSON tree and its tensors, on the CPU.
 
+    Dicts, lists, tuples, numbers, strings, None and tensors;
     TypeError for anything else. Tuples come back as lists.
     """
     if isinstance(state, Tensor):

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipeline.errors import ConfigError
 
 # `register` is a section here and a method of ABCMeta there; the section never meets it.
-warnings.filterwarnings("ignore", message="Field name \"register\"")
+warnings.filterwarnings("ignore", message='Field name "register"')
 
 PRESETS = Path(__file__).parent / "presets"
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -44,7 +44,8 @@ class DataConfig(Section):
     )
     uri: str | None = Field(None, description="file:// or s3:// URI of the training images. None: not given yet.")
     revision: str | None = Field(
-        None, description="Digest of the source's listing. None: listed (`data index`); given: the source must match it."
+        None,
+        description="Digest of the source's listing. None: listed (`data index`); given: the source must match it.",
     )
     validation_uri: str | None = Field(None, description="URI of the validation images. None: a share of `uri`.")
     validation_share: Share = Field(0.1, description="Share of the images held out when there is no validation_uri.")
@@ -70,7 +71,9 @@ class TokenizerConfig(Section):
     hidden: int = Field(2048, ge=1, description="Hidden width of the SwiGLU feed-forward.")
     regularizer: Literal["spectral", "equivariance", "none"] = Field("spectral", description="MLSR, EQ-VAE or nothing.")
     mask: Literal["gain", "remove", "square", "dct"] = Field("gain", description="Reading of M_l in Eq. 3.")
-    keep: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.5, description="Share of frequencies that M_l never touches.")
+    keep: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.5, description="Share of frequencies that M_l never touches."
+    )
     level_per_sample: bool = Field(False, description="Draw the level per sample instead of per step (Eq. 1).")
     steps: int = Field(500_000, ge=1, description="Optimizer steps.")
     batch_size: int = Field(512, ge=1, description="Images a step, over all workers.")
@@ -132,7 +135,9 @@ class SitConfig(Section):
     level: int = Field(2, ge=0, le=3, description="Denoising level l of the latents that are modelled.")
     prediction: Literal["velocity", "noise", "data"] = Field("velocity", description="What the network predicts.")
     alignment: Literal["none", "sra", "fda"] = Field("fda", description="Alignment of features (Eq. 7).")
-    alignment_levels: Literal["fixed", "random"] = Field("fixed", description="FDA's pair: (level, 3), or hi > lo drawn.")
+    alignment_levels: Literal["fixed", "random"] = Field(
+        "fixed", description="FDA's pair: (level, 3), or hi > lo drawn."
+    )
     alignment_weight: float = Field(0.25, ge=0, description="Mean of lambda(t) in Eq. 8.")
     alignment_schedule: Literal["linear", "constant", "step", "low_noise"] = Field(
         "linear", description="Shape of lambda(t): linear is 2 t lambda0, heaviest at noise."
@@ -175,7 +180,9 @@ class SitConfig(Section):
         from models.sizes import SIT_SIZES
 
         if self.size == "custom":
-            assert self.width is not None and self.depth is not None and self.heads is not None
+            assert self.width is not None
+            assert self.depth is not None
+            assert self.heads is not None
             return self.width, self.depth, self.heads
         return SIT_SIZES[self.size]
 
@@ -235,7 +242,9 @@ class ClusterConfig(Section):
 
 
 class TrackingConfig(Section):
-    uri: str | None = Field(None, description="MLflow tracking URI. None: MLFLOW_TRACKING_URI, else SQLite at the root.")
+    uri: str | None = Field(
+        None, description="MLflow tracking URI. None: MLFLOW_TRACKING_URI, else SQLite at the root."
+    )
     experiment: str = Field("denoising-vae", min_length=1, description="MLflow experiment.")
 
 
@@ -249,7 +258,7 @@ class Config(Section):
     sit: SitConfig = SitConfig()
     sample: SampleConfig = SampleConfig()
     register: RegisterConfig = RegisterConfig()  # type: ignore[assignment]  # shadows ABCMeta.register, unused here
-    cluster: ClusterConfig = ClusterConfig()
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
@@ -258,8 +267,13 @@ class Config(Section):
         if size % patch:
             raise ValueError(f"tokenizer.patch_size {patch} does not divide data.image_size {size}")
         if self.grid < 2:
-            raise ValueError(f"a {self.grid} x {self.grid} latent has no frequencies to attenuate: lower tokenizer.patch_size")
-        for name, batch in (("tokenizer.batch_size", self.tokenizer.batch_size), ("sit.batch_size", self.sit.batch_size)):
+            raise ValueError(
+                f"a {self.grid} x {self.grid} latent has no frequencies to attenuate: lower tokenizer.patch_size"
+            )
+        for name, batch in (
+            ("tokenizer.batch_size", self.tokenizer.batch_size),
+            ("sit.batch_size", self.sit.batch_size),
+        ):
             for workers in range(self.cluster.min_workers or self.cluster.workers, self.cluster.workers + 1):
                 if batch % workers:
                     raise ValueError(f"cluster.workers: {name} {batch} cannot be divided among {workers} workers")

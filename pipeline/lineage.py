@@ -11,7 +11,9 @@ def find_artifact(storage: Storage, name: str) -> Manifest:
     """The artifact STAGE/FINGERPRINT (its first digits will do). ConfigError when there is none, or more than one."""
     stage, _, digits = name.partition("/")
     graph.find_stage(stage)
-    found = [m for m in all_manifests(storage) if m.stage == stage and digits and m.fingerprint.startswith(digits[:SHORT])]
+    found = [
+        m for m in all_manifests(storage) if m.stage == stage and digits and m.fingerprint.startswith(digits[:SHORT])
+    ]
     if len(found) != 1:
         raise ConfigError(f"{len(found)} artifacts are called {name}", "`python -m pipeline artifact ls` lists them.")
     return found[0]

@@ -17,8 +17,8 @@ pipeline_tag: unconditional-image-generation
 ---
 # {name}
 
-Pictures of {classes} classes at {size} x {size} pixels: a SiT generator ({sit_millions:.2f}M parameters) on the latents of
-a Denoising-VAE tokenizer ({tokenizer_millions:.2f}M parameters, {grid} x {grid} x {channels}), at denoising level {level}.
+Pictures of {classes} classes at {size} x {size} pixels: a SiT generator ({sit_millions:.2f}M parameters) on latents of
+{channels} x {grid} x {grid} from a Denoising-VAE tokenizer ({tokenizer_millions:.2f}M parameters), at level {level}.
 
 ## Metrics
 
@@ -48,9 +48,9 @@ rows = pandas.DataFrame({{"label": [0, 0, {last_label}], "seed": [0, 1, 2]}})
 pictures = model.predict(rows, params={{"guidance": {guidance}, "steps": {steps}}})["image"]  # PNG bytes
 ```
 
-`label` runs from 0 to {last_label}; the same label and seed give the same picture, whatever else is asked with them. Params:
-`guidance`, `guidance_interval`, `steps`, `method` (euler, heun, sde). The model brings its own code (`code/models`);
-besides it needs the packages of `requirements.txt`. Weights are safetensors; nothing is unpickled.
+`label` runs from 0 to {last_label}; the same label and seed give the same picture, whatever else is asked with them.
+Params: `guidance`, `guidance_interval`, `steps`, `method` (euler, heun, sde). The model brings its own code
+(`code/models`); besides it needs the packages of `requirements.txt`. Weights are safetensors; nothing is unpickled.
 
 ## Licence
 

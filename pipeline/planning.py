@@ -9,7 +9,7 @@ from models import sizes
 from pipeline.artifacts import SHORT
 from pipeline.config import Config
 from pipeline.console import duration
-from pipeline.data.index import describe_index
+from pipeline.data.index import read_index
 from pipeline.graph import Node
 from pipeline.storage import open_storage
 
@@ -17,7 +17,7 @@ from pipeline.storage import open_storage
 def tokenizer_sizes(config: Config) -> dict[str, float]:
     """Parameters, and GFLOPs per image in the paper's counting (2 x MAC of Linear and Conv)."""
     own = config.tokenizer
-    network = {
+    network: dict[str, Any] = {
         "image_size": config.data.image_size,
         "patch_size": own.patch_size,
         "latent_dim": own.latent_dim,
@@ -30,14 +30,13 @@ def tokenizer_sizes(config: Config) -> dict[str, float]:
 
 def sit_sizes(config: Config) -> dict[str, float]:
     width, depth, _ = config.sit.shape
-    network = {
+    network: dict[str, Any] = {
         "grid": config.grid,
         "latent_dim": config.tokenizer.latent_dim,
-        "classes": config.data.classes,
         "width": width,
         "depth": depth,
     }
-    return {"parameters": sizes.sit_parameters(**network), "gflops": sizes.sit_gflops(**network)}
+    return {"parameters": sizes.sit_parameters(**network, classes=config.data.classes), "gflops": sizes.sit_gflops(**network)}
 
 
 def device_hours(config: Config, images: int) -> dict[str, float]:
@@ -97,7 +96,19 @@ def print_plan(console: Console, config: Config, plan: dict[str, Any]) -> None:
         )
     console.print(
         f"device time at {config.cluster.device_peak_tflops:g} TFLOP/s x {config.cluster.assumed_mfu:g} MFU; "
-        f"source: {describe_index(open_storage(config.root), config.data)}",
+        f"source: {_source(config)}",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _source(config: Config) -> str:
+    """What is known of the source, and since when."""
+    if config.data.format == "digits":
+        return "scikit-learn's digits, built in"
+    if config.data.uri is None:
+        return "not given (data.uri)"
+    index = read_index(open_storage(config.root), config.data)
+    if index is None:
+        return f"{config.data.uri}, not listed yet (`python -m pipeline data index`)"
+    return f"{config.data.uri}, {index.files} files, listed {duration(index.age_seconds)} ago"

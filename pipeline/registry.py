@@ -63,4 +63,6 @@ def _ask_server(uri: str, name: str, fingerprint: str) -> bool:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310
             return bool(json.load(answer).get("model_versions"))
     except (OSError, ValueError) as error:
-        raise PipelineError(f"MLflow at {uri} does not answer ({error})", "Is it up? See MLFLOW_TRACKING_URI.") from error
+        raise PipelineError(
+            f"MLflow at {uri} does not answer ({error})", "Is it up? See MLFLOW_TRACKING_URI."
+        ) from error

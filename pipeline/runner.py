@@ -32,7 +32,7 @@ from pipeline.config import Config, WeightFile
 from pipeline.console import Display, duration
 from pipeline.context import StageContext
 from pipeline.data.index import recorded_revision, revision_of
-from pipeline.errors import ConfigError, ContractError, PipelineError
+from pipeline.errors import ConfigError, ContractError
 from pipeline.registry import has_version
 from pipeline.storage import Storage, open_storage
 
@@ -129,7 +129,9 @@ class Runner:
         if self.config.data.revision is None:
             where = self.config.data.uri
             if where is None:
-                raise ConfigError(f"{self.name} names no source", "Give one with --set data.uri=file:///PATH or s3://...")
+                raise ConfigError(
+                    f"{self.name} names no source", "Give one with --set data.uri=file:///PATH or s3://..."
+                )
             raise ConfigError(f"{where} has not been listed yet", f"Run `python -m pipeline data index {self.name}`.")
         return survey(self.config)
 

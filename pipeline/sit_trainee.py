@@ -4,7 +4,6 @@ Called by the loop of `training.py`; path, loss and alignment are those of `mode
 Shapes: B batch, D latent channels, h w latent grid.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,8 @@ from models.tokenizer import DiagonalGaussian
 from pipeline.artifacts import Manifest
 from pipeline.config import Config
 from pipeline.data.loader import LatentLoader
-from pipeline.data.store import mirror_latents
 from pipeline.errors import ContractError
+from pipeline.mirroring import reading_plan, training_latents
 from pipeline.storage import Storage
 from pipeline.tokenizer_trainee import compile_blocks
 from pipeline.training import World, clipped_step, generator, learning_rate, set_learning_rate
@@ -77,8 +76,8 @@ class SitTrainee:
         own = self.config = config.sit
         self.seed, self.world, self.data = config.seed, world, config.data
         encode, tokenizer = inputs["encode"], inputs["train-tokenizer"]
-        folder = Path(config.cluster.mirror) if config.cluster.mirror else None
-        self.store = mirror_latents(storage, encode, folder)
+        self.store = training_latents(storage, encode, config)
+        self.plan = reading_plan(config, own.batch_size, config.encode.shard_rows, world.rank, world.size)
         self.latent_filter = LatentFilter(config.grid, **tokenizer.details["filter"]).to(world.device)
         self.statistics = LatentStatistics(**encode.details["statistics"][str(own.level)]).to(world.device)
         self.alignment = alignment_of(config)
@@ -103,7 +102,7 @@ class SitTrainee:
     def _flops(self, config: Config) -> float:
         """Forward and backward of the student, and the teacher's blocks forward."""
         network = network_arguments(config)
-        network.pop("heads")
+        network = {name: network[name] for name in ("grid", "latent_dim", "width", "depth")}
         forward = sizes.sit_gflops(**network, attention=True)
         share = self.alignment.teacher_block / network["depth"] if self.alignment.kind != "none" else 0.0
         return 1e9 * config.sit.batch_size * forward * (3.0 + share)
@@ -115,22 +114,10 @@ class SitTrainee:
         return self.ema.state_dict()
 
     def batches(self, start: int, stop: int) -> LatentLoader:
-        return LatentLoader(
-            self.store,
-            seed=self.seed,
-            batch_size=self.config.batch_size,
-            shuffle=self.data.shuffle,
-            window_rows=self.data.window_rows,
-            rank=self.world.rank,
-            world=self.world.size,
-            start_step=start,
-            stop_step=stop,
-        )
+        return LatentLoader(self.store, self.plan, start_step=start, stop_step=stop)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.world.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"
-        )
+        return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def _draw(self, step: int, purpose: str, shape: tuple[int, ...], normal: bool = True) -> Tensor:
         """This rank's part of a global draw, standard normal or uniform in [0, 1)."""

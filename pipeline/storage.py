@@ -146,17 +146,17 @@ class LocalStorage:
         return data, hashlib.sha256(data).hexdigest()
 
     def replace(self, path: str, data: bytes, tag: str) -> bool:
-        lock = self.local(path + ".lock")
-        with _said(str(lock)), open(lock, "w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            try:
-                current = self.read_tagged(path)[1]
-            except FileNotFoundError:
-                return False
-            if current != tag:
-                return False
-            self.write(path, data)
-            return True
+        target = self.local(path)
+        lock = target.with_name(f"{_TEMPORARY}lock-{target.name}")  # unseen by `list`
+        try:
+            with _said(str(lock)), open(lock, "w") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                if self.read_tagged(path)[1] != tag:
+                    return False
+                self.write(path, data)
+                return True
+        except FileNotFoundError:
+            return False  # the file, or its folder, is gone
 
     def exists(self, path: str) -> bool:
         with _said(str(self.local(path))):

@@ -5,7 +5,6 @@ Shapes: B batch, C channels, H W pixels, D latent channels, h w latent grid.
 """
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from models.tokenizer import Tokenizer
 from pipeline.artifacts import Manifest
 from pipeline.config import Config
 from pipeline.data.loader import ImageLoader
-from pipeline.data.store import mirror_images
+from pipeline.mirroring import reading_plan, training_images
 from pipeline.networks import fetch_weights
 from pipeline.storage import Storage
 from pipeline.training import World, clipped_step, generator, learning_rate, set_learning_rate
@@ -49,8 +48,8 @@ class TokenizerTrainee:
         own = self.config = config.tokenizer
         self.seed, self.world, self.data = config.seed, world, config.data
         self.loader_threads = config.cluster.loader_threads
-        folder = Path(config.cluster.mirror) if config.cluster.mirror else None
-        self.store = mirror_images(storage, inputs["prepare"], "train", folder)
+        self.store = training_images(storage, inputs["prepare"], config)
+        self.plan = reading_plan(config, own.batch_size, config.data.shard_rows, world.rank, world.size)
         self.tokenizer = self._built(lambda: Tokenizer(**network_arguments(config)), "tokenizer")
         self.discriminator = self._built(
             lambda: PatchDiscriminator(3, own.discriminator_width, own.discriminator_layers), "discriminator"
@@ -111,24 +110,17 @@ class TokenizerTrainee:
     def batches(self, start: int, stop: int) -> ImageLoader:
         return ImageLoader(
             self.store,
-            seed=self.seed,
-            batch_size=self.config.batch_size,
+            self.plan,
             image_size=self.data.image_size,
             center_crop=self.data.center_crop,
             horizontal_flip=self.data.horizontal_flip,
-            shuffle=self.data.shuffle,
-            window_rows=self.data.window_rows,
-            rank=self.world.rank,
-            world=self.world.size,
             start_step=start,
             stop_step=stop,
             threads=self.loader_threads,
         )
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.world.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"
-        )
+        return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def _images(self, batch: tuple[np.ndarray, np.ndarray]) -> Tensor:
         """This rank's images, (B, 3, H, W) fp32 in [-1, 1]."""
@@ -138,7 +130,9 @@ class TokenizerTrainee:
         """This rank's part of the posterior's noise, (B, D, h, w)."""
         shape = (self.config.batch_size, *self.tokenizer.latent_shape)
         device = self.world.device
-        return self.world.slice(torch.randn(shape, device=device, generator=generator(self.seed, step, "noise", device)))
+        return self.world.slice(
+            torch.randn(shape, device=device, generator=generator(self.seed, step, "noise", device))
+        )
 
     def step(self, batch: tuple[np.ndarray, np.ndarray], step: int) -> dict[str, Tensor]:
         own = self.config

@@ -102,7 +102,9 @@ class Courier:
             try:
                 deliver(self.storage, self._post)
                 self.failure, wait = None, POLL_SECONDS
-            except Exception as error:  # whatever MLflow's client raises when its server is away; kept, said, tried again
+            except (
+                Exception
+            ) as error:  # whatever MLflow's client raises when its server is away; kept, said, tried again
                 self.failure, wait = f"{type(error).__name__}: {error}", min(30.0, 2 * wait)
                 _log.debug("MLflow did not take an event", exc_info=True)
             if last:

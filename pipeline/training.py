@@ -27,6 +27,7 @@ from pipeline.tracking import Outbox, metric_event
 MAX_SKIPPED_IN_A_ROW = 20
 _FLUSH_SECONDS = 2.0
 Batch = TypeVar("Batch", contravariant=True)
+Made = TypeVar("Made", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Trainee(Protocol[Batch]):
     def states(self) -> dict[str, Any]:
         """Every object with `state_dict` and `load_state_dict` that a step changes, by name."""
 
-    def batches(self, start: int, stop: int) -> "Batches[Batch]":
+    def batches(self, start: int, stop: int) -> "Batches[Any]":
         """This rank's batches of steps start to stop - 1."""
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -90,10 +91,10 @@ class Trainee(Protocol[Batch]):
         """What the artifact holds, by parameter name, in fp32."""
 
 
-class Batches(Protocol[Batch]):
+class Batches(Protocol[Made]):
     waited: float  # seconds that the consumer has waited in all
 
-    def __iter__(self) -> Iterator[Any]: ...
+    def __iter__(self) -> Iterator[Made]: ...
     def close(self) -> None: ...
 
 

@@ -4,6 +4,7 @@ Legend: B images, H rows, W columns.
 """
 
 import io
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,6 +21,8 @@ _STRIP = 16  # images a task of the thread pool: one alone may take less time th
 
 # Pillow's own guard warns below, and refuses at, fixed sizes; `decode` holds each image to `max_pixels` instead.
 Image.MAX_IMAGE_PIXELS = None
+# Nor does it tell the log of every odd EXIF block: an image is readable or it is quarantined.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class UnreadableImage(Exception):  # noqa: N818  # it names the image's state, and is caught, never shown

@@ -18,8 +18,7 @@ DIGITS = 1797  # images in scikit-learn's set
 DIGITS_REVISION = hashlib.sha256(b"scikit-learn digits: 1797 images of 8 x 8, 16 grey levels").hexdigest()
 SUFFIXES = {
     "folder": frozenset(
-        (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-        + (".ppm", ".pgm", ".pbm", ".pnm")
+        (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
     ),
     "parquet": frozenset((".parquet",)),
     "webdataset": frozenset((".tar",)),

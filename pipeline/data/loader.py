@@ -118,8 +118,9 @@ class ImageLoader(Prefetcher[tuple[Pixels, Labels]]):
         super().__init__(make, start_step, stop_step)
 
     def close(self) -> None:
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._decoders.shutdown(wait=False, cancel_futures=True)  # the producer waits for them
         super().close()
+        self._decoders.shutdown()
 
 
 class LatentLoader(Prefetcher[tuple[Moments, Moments, Labels]]):

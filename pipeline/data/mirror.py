@@ -27,7 +27,6 @@ from pipeline.storage import LocalStorage, Storage
 
 _VERSION = "1"  # raised when the files' layout changes
 _PARTIAL = ".partial-"
-_ROOM = 1.25  # bytes that a shard may take uncompressed, over its stored bytes: images and fp16 latents barely shrink
 
 
 class StoredShard(NamedTuple):
@@ -75,11 +74,12 @@ class Mirror:
             with _locked(self.directory):
                 missing = [i for i in missing if not self._is_whole(i)]
                 _remove_partial(self.directory)
-                self._check_room(sum(self.shards[i].bytes for i in missing))
                 done = self.rows - sum(self.shards[i].rows for i in missing)
-                for i in missing:
+                growth = 1.0  # uncompressed over stored bytes: known from the first shard on
+                for n, i in enumerate(missing):
                     progress(done)
-                    self._make(i)
+                    self._check_room(growth * sum(self.shards[j].bytes for j in missing[n:]))
+                    growth = self._make(i) / self.shards[i].bytes
                     done += self.shards[i].rows
         progress(self.rows)
 
@@ -104,25 +104,28 @@ class Mirror:
     def _is_whole(self, i: int) -> bool:
         """Is the file there, complete (an Arrow file ends with its directory), and of as many rows as it should?"""
         try:
-            with pa.memory_map(str(self._path(i))) as file, pa.ipc.open_file(file) as reader:
-                rows = sum(reader.get_batch(n).num_rows for n in range(reader.num_record_batches))
-                return bool(rows == self.shards[i].rows)
+            with _said(self.directory):
+                rows = sum(batch.num_rows for batch in _mapped(self._path(i)))
         except (FileNotFoundError, pa.ArrowInvalid):
             return False
+        return bool(rows == self.shards[i].rows)
 
-    def _make(self, i: int) -> None:
+    def _make(self, i: int) -> int:
+        """Make the file of shard i. Its size in bytes."""
         partial = self.directory / f"{_PARTIAL}{self._path(i).name}"
         with _said(self.directory), _on_disk(self.storage, self.shards[i], self.directory) as source:
             _convert(source, partial, self.columns)
+            size = partial.stat().st_size
             os.replace(partial, self._path(i))
+        return size
 
-    def _check_room(self, stored: int) -> None:
-        """`stored` bytes are yet to be mirrored."""
-        needed = int(stored * _ROOM) + max(shard.bytes for shard in self.shards)  # and one shard on its way
+    def _check_room(self, missing: float) -> None:
+        """StorageError when the disk has no room for `missing` bytes and a shard that is just being fetched."""
+        needed = int(missing) + max(shard.bytes for shard in self.shards)
         free = shutil.disk_usage(self.directory).free
         if needed > free:
             raise StorageError(
-                f"{self.directory}: the mirror needs about {needed} bytes, the disk has {free} free",
+                f"{self.directory}: the mirror needs about {needed} bytes more, the disk has {free} free",
                 "Set cluster.mirror to a larger disk, remove old files from it, or set data.shuffle=window.",
             )
 
@@ -215,8 +218,11 @@ def _convert(source: Path, target: Path, columns: Sequence[str]) -> None:
 
 @contextmanager
 def _said(directory: Path) -> Iterator[None]:
+    """Turn what the operating system refuses into one line. A missing file stays FileNotFoundError."""
     try:
         yield
+    except FileNotFoundError:
+        raise
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise StorageError(

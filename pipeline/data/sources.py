@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -252,9 +253,7 @@ def _file_system(storage: Storage) -> tuple[pyarrow.fs.FileSystem, str]:
     if isinstance(storage, LocalStorage):
         return pyarrow.fs.LocalFileSystem(), str(storage.folder)
     assert isinstance(storage, S3Storage)
-    import boto3
-
-    session = boto3.Session()
+    session = _session()
     meta = session.client("s3").meta
     given: dict[str, Any] = {"region": meta.region_name, "endpoint_override": meta.endpoint_url}
     keys = session.get_credentials()
@@ -262,6 +261,14 @@ def _file_system(storage: Storage) -> tuple[pyarrow.fs.FileSystem, str]:
         frozen = keys.get_frozen_credentials()
         given |= {"access_key": frozen.access_key, "secret_key": frozen.secret_key, "session_token": frozen.token}
     return pyarrow.fs.S3FileSystem(**given), "/".join(part for part in (storage.bucket, storage.prefix) if part)
+
+
+@cache
+def _session() -> Any:
+    """botocore's credentials, which renew themselves, and its slow start, once a process."""
+    import boto3
+
+    return boto3.Session()
 
 
 def _columns(schema: pa.Schema, path: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import cluster
-from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome
+from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome, artifact_path
 from pipeline.context import StageContext
 from pipeline.errors import DataError, PipelineError
 from pipeline.storage import open_storage
@@ -131,26 +131,38 @@ def _encode(context: StageContext, plan: Plan, shards: list[Shard]) -> Iterator[
 
 def decode_chunks(row: dict[str, Any], plan: Plan) -> list[dict[str, Any]]:
     """A shard's images as chunks of `batch_size`: uint8 pixels (b, 3, H, W), keys, labels, and what was unreadable."""
-    from pipeline.data.decode import UnreadableImage, decode_image, transform
-    from pipeline.data.store import read_rows
+    from pipeline.data.decode import UnreadableImage, decode, transform
 
     shard = Shard(**json.loads(row["shard"]))
-    examples = read_rows(open_storage(plan.root), plan.prepare, shard.source, shard.start, shard.rows)
+    examples = _examples(plan, shard)
     kept: list[tuple[str, int, np.ndarray]] = []
     lost: list[dict[str, str]] = []
 
-    def read(example: Any) -> tuple[str, int, np.ndarray] | dict[str, str]:
+    def read(example: dict[str, Any]) -> tuple[str, int, np.ndarray] | dict[str, str]:
         try:
-            image = decode_image(example.image, plan.max_pixels)
+            image = decode(example["image"], plan.max_pixels)
         except UnreadableImage as error:
-            return {"key": example.key, "reason": str(error)}
-        return example.key, example.label, transform(image, plan.image_size, plan.center_crop)
+            return {"key": example["key"], "reason": error.reason}
+        return example["key"], example["label"], transform(image, plan.image_size, plan.center_crop)
 
     with ThreadPoolExecutor(4) as threads:
         for answer in threads.map(read, examples):
             lost.append(answer) if isinstance(answer, dict) else kept.append(answer)
     starts = range(0, max(1, len(kept)), plan.batch_size)
     return [_chunk(shard, start, len(starts), kept, lost, plan) for start in starts]
+
+
+def _examples(plan: Plan, shard: Shard) -> list[dict[str, Any]]:
+    """The rows of a prepared file that make up this shard: key, label and encoded image."""
+    import io
+
+    import pyarrow.parquet as pq
+
+    path = f"{artifact_path('prepare', plan.prepare.fingerprint)}/{shard.source}"
+    with pq.ParquetFile(io.BytesIO(open_storage(plan.root).read(path))) as file:
+        table = file.read(columns=["key", "label", "image"]).slice(shard.start, shard.rows)
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
 
 
 def _chunk(
@@ -246,7 +258,7 @@ class Writer:
         return [{"index": facts["shard"]}]
 
     def _write(self, index: int, chunks: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
-        from pipeline.data.store import write_latent_shard
+        from pipeline.data.shards import write_latent_shard
 
         storage = open_storage(self.plan.root)
         writer = ArtifactWriter(storage, "encode", self.plan.fingerprint)
@@ -289,7 +301,11 @@ def _finish(context: StageContext, plan: Plan, records: list[dict[str, Any]]) ->
             "The tokenizer is poor: train it longer, or lower encode.canary_psnr.",
         )
     quarantined = [entry for record in records for entry in record["quarantined"]]
-    metrics = {"latents/rows": float(rows), "latents/quarantined": float(len(quarantined)), "latents/canary_psnr": canary}
+    metrics = {
+        "latents/rows": float(rows),
+        "latents/quarantined": float(len(quarantined)),
+        "latents/canary_psnr": canary,
+    }
     return context.writer.outcome(
         rows,
         metrics,
@@ -307,6 +323,8 @@ def _statistics(sums: np.ndarray, count: int) -> dict[str, dict[str, list[float]
         mean = total / count
         std = np.sqrt(np.maximum(square / count - mean**2, 0.0))
         if not (np.isfinite(mean).all() and (std > 1e-6).all() and (std < 1e6).all()):
-            raise DataError(f"encode: the latents' statistics at level {level} are out of range", "Retrain the tokenizer.")
+            raise DataError(
+                f"encode: the latents' statistics at level {level} are out of range", "Retrain the tokenizer."
+            )
         statistics[str(level)] = {"mean": mean.tolist(), "std": std.tolist()}
     return statistics

@@ -10,9 +10,9 @@ from typing import Any
 from pipeline.artifacts import FileRecord, Outcome
 from pipeline.config import Config
 from pipeline.context import StageContext
-from pipeline.data.listing import Listing, list_source
-from pipeline.data.sources import Unit, class_names, work_units
-from pipeline.data.store import prepare_unit
+from pipeline.data.listing import list_source
+from pipeline.data.prepare import PreparedUnit, check_prepared, prepare_unit
+from pipeline.data.sources import FolderUnit, TarUnit, Unit, work_units
 from pipeline.errors import DataError
 from pipeline.storage import open_storage
 
@@ -28,32 +28,30 @@ class Spec:
 
 
 def prepare(spec: Spec) -> dict[str, Any]:
-    """Read, check and write one unit. The shards' records, as JSON."""
+    """Read, check and write one unit. What became of it, as JSON."""
     storage = open_storage(spec.root)
-    records = prepare_unit(spec.unit, spec.config.data, spec.config.seed, storage, spec.folder)
-    return {"shards": [record.to_json() for record in records]}
+    return prepare_unit(spec.unit, spec.config.data, spec.config.seed, storage, spec.folder).model_dump(mode="json")
 
 
 def run(context: StageContext) -> Outcome:
-    config = context.config
-    listing = list_source(config.data)
-    if listing.digest != config.data.revision:
-        raise DataError(
-            f"{config.data.uri} has changed: its listing is {listing.digest[:12]}, not {str(config.data.revision)[:12]}",
-            "Run `pipeline data index` and then this command again; leave data.revision out of the preset.",
-        )
-    units = work_units(listing, config.data)
-    specs = [Spec(unit, config, context.storage.root, context.writer.folder) for unit in units]
-    records = context.map(prepare, specs, weights=[unit.rows for unit in units], unit="images")
-    shards = [shard for record in records for shard in record["shards"]]
+    data = context.config.data
+    listing = list_source(data)
+    specs = [Spec(unit, context.config, context.storage.root, context.writer.folder) for unit in work_units(listing, data)]
+    weights = [_images(spec.unit, data.shard_rows) for spec in specs]
+    records = context.map(prepare, specs, weights, unit="images")
+    units = [PreparedUnit.model_validate(record) for record in records]
+    check_prepared(units, data)
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
-    for shard in shards:
-        if shard["rows"]:
-            context.writer.add_stored(shard["path"], FileRecord(bytes=shard["bytes"], sha256=shard["sha256"]))
-            splits[shard["split"]].append({"path": shard["path"], "rows": shard["rows"]})
+    for shard in (shard for unit in units for shard in unit.shards):
+        context.writer.add_stored(shard.path, FileRecord(bytes=shard.bytes, sha256=shard.sha256))
+        splits[shard.split].append({"path": shard.path, "rows": shard.rows})
     counts = {name: sum(shard["rows"] for shard in split) for name, split in splits.items()}
-    quarantined = [entry for shard in shards for entry in shard["quarantined"]]
-    _check(config, counts, quarantined, listing)
+    if counts["validation"] == 0:
+        raise DataError(
+            f"no validation image in {data.uri or data.format}",
+            "Give more images, a data.validation_uri, or a larger data.validation_share.",
+        )
+    quarantined = [entry.model_dump() for unit in units for entry in unit.quarantined]
     metrics = {
         "data/rows": float(sum(counts.values())),
         "data/train_rows": float(counts["train"]),
@@ -64,23 +62,14 @@ def run(context: StageContext) -> Outcome:
         sum(counts.values()),
         metrics,
         splits=splits,
-        classes=config.data.classes,
-        class_names=class_names(listing, config.data),
+        classes=data.classes,
+        class_names=list(listing.classes),
         quarantined=quarantined,
     )
 
 
-def _check(config: Config, counts: dict[str, int], quarantined: list[dict[str, str]], listing: Listing) -> None:
-    total = sum(counts.values()) + len(quarantined)
-    if len(quarantined) > config.data.quarantine_budget * total:
-        first = quarantined[0]
-        raise DataError(
-            f"{len(quarantined)} of {total} images are unreadable, {first['key']} for one: {first['reason']}",
-            "Mend or remove them, or raise data.quarantine_budget.",
-        )
-    for split, rows in counts.items():
-        if rows == 0:
-            raise DataError(
-                f"the {split} split of {config.data.uri or config.data.format} is empty",
-                "Give more images, or set data.validation_share or data.validation_uri.",
-            )
+def _images(unit: Unit, shard_rows: int) -> int:
+    """About how many images a unit holds; nobody knows of a tar before it is read."""
+    if isinstance(unit, TarUnit):
+        return shard_rows
+    return len(unit.files) if isinstance(unit, FolderUnit) else unit.stop - unit.start

@@ -194,7 +194,7 @@ def _make_version(
         f"{client.get_run(run_id).info.artifact_uri}/{_FOLDER}",
         run_id,
         tags=_tags(context, manifests, metrics),
-        description=f"Artifact {context.storage.uri(context.writer.folder)}. The model card is in the model's artifacts.",
+        description=f"Made as {context.storage.uri(context.writer.folder)}. The model's artifacts hold a card.",
     )
     return str(version.version)
 

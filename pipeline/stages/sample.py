@@ -46,7 +46,9 @@ def run(context: StageContext) -> Outcome:
     for record in records:
         context.writer.add_stored(record["path"], FileRecord(bytes=record["bytes"], sha256=record["sha256"]))
     shards = [{"path": record["path"], "rows": record["rows"]} for record in records]
-    spec = GridSpec(context.storage.root, context.writer.folder, context.fingerprint, [s["path"] for s in shards], specs[0].classes)
+    spec = GridSpec(
+        context.storage.root, context.writer.folder, context.fingerprint, [s["path"] for s in shards], specs[0].classes
+    )
     (grid,) = context.map(draw_grid, [spec], [1], unit="grid")
     context.writer.add_stored("grid.png", FileRecord.model_validate(grid))
     context.show("grid.png")

@@ -9,6 +9,4 @@ def run(context: StageContext) -> Outcome:
     from pipeline.tokenizer_trainee import network_arguments
 
     own = context.config.tokenizer
-    return run_training(
-        context, network=network_arguments(context.config), filter={"mask": own.mask, "keep": own.keep}
-    )
+    return run_training(context, network=network_arguments(context.config), filter={"mask": own.mask, "keep": own.keep})

@@ -1,0 +1,71 @@
+"""Images of a prepared split for the stages that look at some of them once: chosen, read, checked, decoded.
+
+The trainers read a mirror instead (`mirror.py`, `store.py`). Legend: N images, H rows, W columns.
+"""
+
+import hashlib
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipeline.artifacts import SHORT, Manifest, artifact_path
+from pipeline.config import DataConfig
+from pipeline.data.decode import Pixels, decode_batch
+from pipeline.data.listing import Split
+from pipeline.data.store import Labels
+from pipeline.errors import ContractError
+from pipeline.storage import Storage
+
+_TASK_ROWS = 512  # 100 MB of decoded pixels at 256 x 256
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of one file of the prepare artifact: a unit of work."""
+
+    path: str
+    rows: tuple[int, ...]
+
+
+def choose_rows(prepare: Manifest, split: Split, most: int) -> list[Rows]:
+    """At most `most` images of a split, spread evenly over it (a source may be sorted by class), in its order.
+
+    In units of up to 512 images, none of which spans two files.
+    """
+    files = prepare.details["splits"][split]
+    total = sum(file["rows"] for file in files)
+    count = min(most, total)
+    chosen = np.arange(count, dtype=np.int64) * total // max(1, count)
+    units, start = list[Rows](), 0
+    for file in files:
+        rows = chosen[(chosen >= start) & (chosen < start + file["rows"])] - start
+        units += [
+            Rows(file["path"], tuple(rows[begin : begin + _TASK_ROWS].tolist()))
+            for begin in range(0, len(rows), _TASK_ROWS)
+        ]
+        start += file["rows"]
+    return units
+
+
+def read_images(storage: Storage, prepare: Manifest, unit: Rows, data: DataConfig) -> tuple[Pixels, Labels]:
+    """Decoded images uint8 (N, 3, H, W) at `data.image_size` and labels int64 (N,).
+
+    ContractError when the file is not what its manifest says.
+    """
+    path = f"{artifact_path(prepare.stage, prepare.fingerprint)}/{unit.path}"
+    content = storage.read(path)
+    if hashlib.sha256(content).hexdigest() != prepare.files[unit.path].sha256:
+        raise ContractError(
+            f"{storage.uri(path)} is not what its manifest says",
+            f"Run `python -m pipeline artifact repair {prepare.stage}/{prepare.fingerprint[:SHORT]}`.",
+        )
+    with pq.ParquetFile(io.BytesIO(content)) as file:
+        table = file.read(columns=["label", "image"]).take(list(unit.rows))
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        pixels = decode_batch(table["image"].to_pylist(), data.image_size, data.center_crop, None, pool)
+    labels: Labels = table["label"].to_numpy().astype(np.int64)
+    return pixels, labels

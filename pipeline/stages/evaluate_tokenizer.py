@@ -1,0 +1,194 @@
+"""evaluate-tokenizer: how well latents of every level give back validation images, always against the image itself.
+
+PSNR, SSIM (and LPIPS where its weights are given) as the mean over images, on uint8; the Frechet distance between the
+reconstructions of level 0 and their originals, under the name of the network whose features it takes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome
+from pipeline.config import Config, WeightFile
+from pipeline.context import StageContext
+from pipeline.data.prepared import Rows, choose_rows, read_images
+from pipeline.errors import DataError
+from pipeline.storage import open_storage
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from models.perceptual import LPIPS
+
+_LEVELS = 4
+_SHOWN = 8  # images of the figure
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every task needs to know."""
+
+    root: str
+    prepare: Manifest
+    tokenizer: Manifest
+    fingerprint: str
+    folder: str  # for features, on the storage
+    config: Config
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One task: some validation images."""
+
+    work: Work
+    index: int
+    images: Rows
+
+
+def run(context: StageContext) -> Outcome:
+    own, prepare = context.config.evaluate, context.inputs["prepare"]
+    work = Work(
+        context.storage.root,
+        prepare,
+        context.inputs["train-tokenizer"],
+        context.fingerprint,
+        f"{context.work}/features",
+        context.config,
+    )
+    units = choose_rows(prepare, "validation", own.images)
+    rows = sum(len(unit.rows) for unit in units)
+    if rows < 2:
+        raise DataError(
+            f"evaluate-tokenizer: a Frechet distance needs 2 validation images; there are {rows}",
+            "Raise data.validation_share or evaluate.images.",
+        )
+    specs = [Spec(work, index, unit) for index, unit in enumerate(units)]
+    records = context.map(measure, specs, [len(unit.rows) for unit in units], unit="images", gpu=True)
+    (distance,) = context.map(compare, [Comparison(work, len(units))], [1], unit="distance", gpu=True)
+    (figure,) = context.map(draw, [work], [1], unit="figure", gpu=True)
+    context.writer.add_stored("reconstructions.png", FileRecord.model_validate(figure))
+    context.show("reconstructions.png")
+    metrics = {**_means(records), distance_name(own.network): float(distance["distance"])}
+    return context.writer.outcome(rows, metrics, images=rows, reference="the validation images themselves")
+
+
+def distance_name(network: str) -> str:
+    """rFID is what the field calls it, with Inception's features; any other network is named."""
+    return "reconstruction/rfid" if network == "inception" else f"reconstruction/frechet_distance/{network}"
+
+
+def _means(records: list[dict[str, Any]]) -> dict[str, float]:
+    """Every measure's mean over images: `reconstruction/psnr` at level 0, `reconstruction/psnr_level1` and so on."""
+    rows, means = sum(record["rows"] for record in records), {}
+    for name in records[0]["sums"]:
+        total = np.sum([record["sums"][name] for record in records], axis=0)
+        for level in range(_LEVELS):
+            means[f"reconstruction/{name}" + (f"_level{level}" if level else "")] = float(total[level] / rows)
+    return means
+
+
+def measure(spec: Spec) -> dict[str, Any]:
+    """Reconstruct one task's images: sums of the measures at each level; features go to the work folder."""
+    import torch
+
+    from pipeline.features import extract, settle_device, write_features
+
+    config, storage, device = spec.work.config, open_storage(spec.work.root), settle_device()
+    images = torch.from_numpy(read_images(storage, spec.work.prepare, spec.images, config.data)[0])
+    sums: dict[str, list[float]] = {}
+    first_level = []
+    for x_BCHW in torch.split(images, config.evaluate.batch_size):
+        x_BCHW = x_BCHW.to(device)
+        for level, y_BCHW in enumerate(_reconstructions(spec.work, x_BCHW)):
+            if level == 0:
+                first_level.append(y_BCHW.cpu())
+            for name, values_B in _measures(config, x_BCHW, y_BCHW).items():
+                sums.setdefault(name, [0.0] * _LEVELS)[level] += float(values_B.sum())
+    for side, pixels in (("original", images), ("reconstruction", torch.cat(first_level))):
+        write_features(storage, _features_path(spec.work, side, spec.index), extract(pixels, config.evaluate))
+    return {"rows": len(images), "sums": sums}
+
+
+def _features_path(work: Work, side: str, index: int) -> str:
+    return f"{work.folder}/{side}-{index:06d}.npz"
+
+
+def _reconstructions(work: Work, x_BCHW: "Tensor") -> "Iterator[Tensor]":
+    """uint8 images decoded from S_l of the posterior's mean, for levels 0 to 3."""
+    import torch
+
+    from models.metrics import from_uint8, to_uint8
+    from pipeline.networks import load_tokenizer
+
+    tokenizer, latent_filter = load_tokenizer(open_storage(work.root), work.tokenizer, x_BCHW.device)
+    with torch.inference_mode():
+        z_BDhw = tokenizer.encode(from_uint8(x_BCHW)).mean_BDhw
+        for level in range(_LEVELS):
+            yield to_uint8(tokenizer.decode(latent_filter(z_BDhw, level)))
+
+
+def _measures(config: Config, x_BCHW: "Tensor", y_BCHW: "Tensor") -> "dict[str, Tensor]":
+    """Per-image measures of uint8 images, (B,) each."""
+    import torch
+
+    from models.metrics import from_uint8, psnr_B, ssim_B
+
+    measures = {"psnr": psnr_B(y_BCHW, x_BCHW), "ssim": ssim_B(y_BCHW, x_BCHW)}
+    if config.tokenizer.lpips is not None:
+        with torch.inference_mode():
+            lpips = _lpips(config.tokenizer.lpips, x_BCHW.device)
+            measures["lpips"] = lpips(from_uint8(y_BCHW), from_uint8(x_BCHW))
+    return measures
+
+
+@lru_cache(maxsize=1)
+def _lpips(weights: WeightFile, device: "torch.device") -> "LPIPS":
+    from models.perceptual import LPIPS
+    from pipeline.networks import fetch_weights
+
+    return LPIPS(str(fetch_weights(weights))).to(device)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The features of all `measure` tasks."""
+
+    work: Work
+    tasks: int
+
+
+def compare(spec: Comparison) -> dict[str, float]:
+    """The Frechet distance between originals and reconstructions."""
+    from models.metrics import frechet_distance
+    from pipeline.features import moments
+
+    storage = open_storage(spec.work.root)
+    sides = [
+        moments(storage, [_features_path(spec.work, side, index) for index in range(spec.tasks)], "pool")
+        for side in ("original", "reconstruction")
+    ]
+    return {"distance": frechet_distance(*sides[0], *sides[1])}
+
+
+def draw(work: Work) -> dict[str, Any]:
+    """Some validation images beside their reconstructions at every level, as reconstructions.png."""
+    import torch
+
+    from models.metrics import psnr_B
+    from pipeline.features import settle_device
+    from pipeline.figures import reconstructions
+
+    storage, device = open_storage(work.root), settle_device()
+    units = choose_rows(work.prepare, "validation", min(_SHOWN, work.config.evaluate.images))
+    x_BCHW = np.concatenate([read_images(storage, work.prepare, unit, work.config.data)[0] for unit in units])
+    x = torch.from_numpy(x_BCHW).to(device)
+    levels = list(_reconstructions(work, x))
+    psnr = [float(psnr_B(y, x).mean()) for y in levels]
+    writer = ArtifactWriter(storage, "evaluate-tokenizer", work.fingerprint)
+    picture = reconstructions(x_BCHW, np.stack([y.cpu().numpy() for y in levels]), psnr)
+    writer.add_bytes(picture, "reconstructions.png")
+    return writer.files["reconstructions.png"].model_dump()

@@ -1,0 +1,113 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import made
+import pytest
+
+from pipeline.config import DataConfig
+from pipeline.data.listing import DIGITS_REVISION, list_source
+from pipeline.errors import DataError
+from pipeline.storage import LocalStorage, open_storage
+
+LAYOUTS = ("folder", "parquet", "webdataset")
+
+
+def config(layout: str, uri: str | None, **more: object) -> DataConfig:
+    return DataConfig.model_validate({"format": layout, "uri": uri, "classes": 3, **more})
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_listing_is_the_same_wherever_the_files_lie(layout: str, tmp_path: Path, s3_root: str) -> None:
+    digests = set()
+    for root in (str(tmp_path / "one"), (tmp_path / "two").as_uri(), s3_root):
+        made.put_source(open_storage(root), layout, made.examples(6))
+        found = []
+        listing = list_source(config(layout, root), found.append)
+        assert found[-1] == listing.files == (6 if layout == "folder" else 2)
+        assert listing.bytes == sum(entry.bytes for entry in listing.train)
+        assert listing.classes == (("class0", "class1", "class2") if layout == "folder" else ())
+        digests.add(listing.digest)
+    assert len(digests) == 1
+
+
+def test_digest_follows_names_sizes_and_splits(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path / "a")
+    made.put_folder(storage, made.examples(6))
+    data = config("folder", storage.root)
+    first = list_source(data).digest
+    storage.write("class1/new.png", made.encoded(made.picture(9)))
+    second = list_source(data).digest
+    made.put_folder(LocalStorage(tmp_path / "b"), made.examples(3))
+    third = list_source(config("folder", storage.root, validation_uri=str(tmp_path / "b"))).digest
+    assert len({first, second, third}) == 3
+    assert list_source(config("folder", storage.root, revision=second)).digest == second
+    with pytest.raises(DataError, match=r"has revision .*data index"):
+        list_source(config("folder", storage.root, revision=first))
+
+
+@pytest.mark.parametrize("layout", ["parquet", "webdataset"])
+def test_uri_may_name_one_file(layout: str, any_root: str) -> None:
+    made.put_source(open_storage(any_root), layout, made.examples(6))
+    suffix = "parquet" if layout == "parquet" else "tar"
+    listing = list_source(config(layout, f"{any_root}/b.{suffix}"))
+    assert [entry.path for entry in listing.train] == [f"b.{suffix}"]
+    with pytest.raises(DataError, match=r"not there|empty"):
+        list_source(config(layout, f"{any_root}/c.{suffix}"))
+
+
+def test_digits_need_nothing() -> None:
+    assert list_source(DataConfig(format="digits")).digest == DIGITS_REVISION
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_missing_and_empty_sources_are_refused(layout: str, any_root: str) -> None:
+    with pytest.raises(DataError, match=r"data.uri is not given. Say where"):
+        list_source(config(layout, None))
+    with pytest.raises(DataError, match=r"data.uri .*(not there|empty)"):
+        list_source(config(layout, any_root))
+    open_storage(any_root).write("README.md", b"nothing else")
+    with pytest.raises(DataError, match="the source is empty"):
+        list_source(config(layout, any_root))
+    with pytest.raises(DataError, match=r"data.uri s3://no-such-bucket: NoSuchBucket|data.uri"):
+        list_source(config(layout, "s3://no-such-bucket" if any_root.startswith("s3") else "/no/such/folder"))
+
+
+def test_class_folders_must_fit(tmp_path: Path) -> None:
+    made.put_folder(LocalStorage(tmp_path / "train"), made.examples(6))
+    train = str(tmp_path / "train")
+    with pytest.raises(DataError, match=r"label out of range, 3 class folders but data.classes is 2"):
+        list_source(config("folder", train, classes=2))
+    LocalStorage(tmp_path / "validation").write("other/1.png", b"x")
+    with pytest.raises(DataError, match="'other' is not among the training classes"):
+        list_source(config("folder", train, validation_uri=str(tmp_path / "validation")))
+
+
+def test_folder_without_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests may run as root, who may read anything: the refusal is made by hand."""
+    made.put_folder(LocalStorage(tmp_path), made.examples(6))
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("class1"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(DataError, match=r"data.uri .*class1: Permission denied. Give this user permission"):
+        list_source(config("folder", str(tmp_path)))
+
+
+def test_names_that_are_not_text_are_refused(tmp_path: Path) -> None:
+    made.put_folder(LocalStorage(tmp_path), made.examples(3))
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/class0/\xff.png")).write_bytes(b"x")
+    with pytest.raises(DataError, match="not UTF-8"):
+        list_source(config("folder", str(tmp_path)))
+
+
+def test_index_is_light() -> None:
+    heavy = "'torch', 'ray', 'mlflow', 'pyarrow', 'PIL', 'sklearn', 'boto3'"
+    code = f"import sys, pipeline.data.index; print([name for name in ({heavy}) if name in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"

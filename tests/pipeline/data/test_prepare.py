@@ -1,0 +1,119 @@
+import hashlib
+import io
+
+import made
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline.config import DataConfig
+from pipeline.data.listing import list_source
+from pipeline.data.prepare import PreparedUnit, check_prepared, prepare_unit, split_of
+from pipeline.data.sources import work_units
+from pipeline.errors import DataError
+from pipeline.storage import open_storage
+
+BAD = {
+    "zero": b"",
+    "text": b"not an image",
+    "cut": made.encoded(made.picture(0))[:-40],
+    "bomb": made.huge_png(30_000, 30_000),
+}
+
+
+def prepared(data: DataConfig, root: str) -> list[PreparedUnit]:
+    storage = open_storage(root)
+    return [prepare_unit(unit, data, 3, storage, "prepare/abc") for unit in work_units(list_source(data), data)]
+
+
+def rows_of(root: str, units: list[PreparedUnit], split: str) -> list[dict[str, object]]:
+    storage, rows = open_storage(root), []
+    for shard in (shard for unit in units for shard in unit.shards if shard.split == split):
+        content = storage.read(f"prepare/abc/{shard.path}")
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (shard.bytes, shard.sha256)
+        found = pq.read_table(io.BytesIO(content)).to_pylist()
+        assert len(found) == shard.rows
+        rows += found
+    return rows
+
+
+@pytest.mark.parametrize("layout", ["folder", "parquet", "webdataset"])
+def test_both_splits_are_written(layout: str, any_root: str) -> None:
+    images = made.examples(60)
+    made.put_source(open_storage(f"{any_root}/source"), layout, images)
+    data = DataConfig(format=layout, uri=f"{any_root}/source", classes=3, shard_rows=25, validation_share=0.3)
+    units = prepared(data, any_root)
+    train, validation = (rows_of(any_root, units, split) for split in ("train", "validation"))
+    assert sorted((row["image"], row["label"]) for row in train + validation) == sorted(images)
+    assert {(row["width"], row["height"]) for row in train} == {(12, 10)}
+    assert 5 < len(validation) < 30
+    assert all(split_of(row["key"], 3, 0.3) == "validation" for row in validation)
+    assert prepared(data, any_root) == units  # the same bytes again
+    assert PreparedUnit.model_validate_json(units[0].model_dump_json()) == units[0]
+    paths = [entry.path for entry in open_storage(any_root).list("prepare")]
+    assert paths == sorted(f"prepare/abc/{shard.path}" for unit in units for shard in unit.shards)
+    check_prepared(units, data)
+
+
+def test_validation_uri_decides(any_root: str) -> None:
+    for name, images in (("train", made.examples(9)), ("validation", made.examples(3))):
+        made.put_source(open_storage(f"{any_root}/{name}"), "folder", images)
+    data = DataConfig(uri=f"{any_root}/train", validation_uri=f"{any_root}/validation", classes=3)
+    units = prepared(data, any_root)
+    paths = [shard.path for unit in units for shard in unit.shards]
+    assert paths == ["shards/train-00000.parquet", "shards/validation-00001.parquet"]
+    assert len(rows_of(any_root, units, "validation")) == 3
+
+
+def test_unreadable_images_are_quarantined(any_root: str) -> None:
+    storage = open_storage(f"{any_root}/source")
+    made.put_folder(storage, made.examples(12))
+    for name, content in BAD.items():
+        storage.write(f"class0/{name}.png", content)
+    storage.write("class1/odd.png", made.encoded(Image.new("I;16", (5, 4), 1000)))
+    data = DataConfig(uri=f"{any_root}/source", classes=3, validation_share=0.0)
+    units = prepared(data, any_root)
+    assert len(rows_of(any_root, units, "train")) == 13
+    reasons = {image.key: image.reason for unit in units for image in unit.quarantined}
+    assert sorted(reasons) == [f"class0/{name}.png" for name in sorted(BAD)]
+    assert reasons["class0/zero.png"] == "zero bytes"
+    assert "30000 x 30000" in reasons["class0/bomb.png"]
+    with pytest.raises(
+        DataError, match=r"4 of 17 images cannot be read; the first is class0/bomb.png.*quarantine_budget"
+    ):
+        check_prepared(units, data)
+    check_prepared(units, data.model_copy(update={"quarantine_budget": 0.25}))
+
+
+def test_nothing_to_train_on(any_root: str) -> None:
+    open_storage(f"{any_root}/source").write("a.tar", made.tar([("1.txt", b"x")]))
+    data = DataConfig(format="webdataset", uri=f"{any_root}/source", classes=3)
+    units = prepared(data, any_root)
+    with pytest.raises(DataError, match="no image is left to train on"):
+        check_prepared(units, data)
+
+
+def test_bad_labels_stop_the_stage_and_leave_no_shard(any_root: str) -> None:
+    open_storage(f"{any_root}/source").write("a.parquet", made.parquet([*made.examples(9), (b"x", 99)]))
+    data = DataConfig(format="parquet", uri=f"{any_root}/source", classes=3)
+    with pytest.raises(DataError, match="label 99 is out of range"):
+        prepared(data, any_root)
+    assert list(open_storage(any_root).list("prepare")) == []
+
+
+def test_shares_are_stable_and_seeded() -> None:
+    keys = [f"{i}.png" for i in range(4000)]
+    chosen = {key for key in keys if split_of(key, 0, 0.1) == "validation"}
+    assert 300 < len(chosen) < 500
+    assert chosen < {key for key in keys if split_of(key, 0, 0.2) == "validation"}
+    assert chosen != {key for key in keys if split_of(key, 1, 0.1) == "validation"}
+    assert {split_of(key, 0, 1.0) for key in keys} == {"validation"}
+    assert {split_of(key, 0, 0.0) for key in keys} == {"train"}
+
+
+def test_digits(any_root: str) -> None:
+    data = DataConfig(format="digits", classes=10, validation_share=0.2)
+    units = prepared(data, any_root)
+    counts = {shard.split: shard.rows for unit in units for shard in unit.shards}
+    assert sum(counts.values()) == 1797
+    assert 300 < counts["validation"] < 420

@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.data.shards import IMAGE_SCHEMA, ImageShardWriter, StoredExample, write_latent_shard
+
+
+def moments(rows: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    mean, logvar = rng.normal(size=(2, rows, 4, 8, 8)).astype(np.float16)
+    return mean, logvar
+
+
+def test_image_shard_holds_what_was_added(tmp_path: Path) -> None:
+    rows = [StoredExample(f"key {i}", i % 3, bytes([i % 256]) * (i + 1), i + 1, 2) for i in range(1500)]
+    for name in ("a", "b"):
+        with ImageShardWriter(tmp_path / name) as writer:
+            for row in rows:
+                writer.add(row)
+        assert writer.rows == 1500
+    with pq.ParquetFile(tmp_path / "a") as file:
+        assert file.schema_arrow == IMAGE_SCHEMA
+        assert file.metadata.num_row_groups == 2
+        assert file.metadata.row_group(0).column(2).compression == "ZSTD"
+        assert [StoredExample(**row) for row in file.read().to_pylist()] == rows
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_row_groups_end_at_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.data.shards._GROUP_BYTES", 100)
+    with ImageShardWriter(tmp_path / "a") as writer:
+        for i in range(6):
+            writer.add(StoredExample(str(i), 0, b"x" * 60, 1, 1))
+    assert pq.read_metadata(tmp_path / "a").num_row_groups == 3
+
+
+def test_latent_shard_round_trip_and_encoding(tmp_path: Path) -> None:
+    mean, logvar = moments(50)
+    write_latent_shard(tmp_path / "a", [str(i) for i in range(50)], np.arange(50), mean, logvar)
+    table = pq.read_table(tmp_path / "a")
+    assert table.schema.metadata == {b"shape": b"4,8,8"}
+    for name, expected in (("mean", mean), ("logvar", logvar)):
+        values = table[name].combine_chunks().values.to_numpy().reshape(50, 4, 8, 8)
+        assert np.array_equal(values, expected)
+    group = pq.read_metadata(tmp_path / "a").row_group(0)
+    for i in range(group.num_columns):
+        column = group.column(i)
+        assert column.compression == "ZSTD"
+        assert not column.has_dictionary_page
+        moment = column.path_in_schema in ("mean.list.element", "logvar.list.element")
+        assert moment == ("BYTE_STREAM_SPLIT" in column.encodings)
+
+
+def test_a_wrong_column_path_does_not_pass_silently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mean, logvar = moments(3)
+    write = pq.write_table
+
+    def misspelt(*args: object, use_byte_stream_split: list[str], **options: object) -> None:
+        write(*args, use_byte_stream_split=["mean", "logvar"], **options)
+
+    monkeypatch.setattr(pq, "write_table", misspelt)
+    with pytest.raises(AssertionError, match=r"mean.list.element is stored as"):
+        write_latent_shard(tmp_path / "a", ["a", "b", "c"], [0, 1, 2], mean, logvar)
+
+
+def test_moments_of_another_shape_or_type_are_refused(tmp_path: Path) -> None:
+    mean, logvar = moments(3)
+    with pytest.raises(ValueError, match="logvar is float32"):
+        write_latent_shard(tmp_path / "a", ["a", "b", "c"], [0, 1, 2], mean, logvar.astype(np.float32))
+    with pytest.raises(ValueError, match="mean is float16"):
+        write_latent_shard(tmp_path / "a", ["a", "b"], [0, 1], mean, logvar)
