@@ -7,6 +7,7 @@ Legend: N images, F features, K classes.
 import io
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,9 @@ def feature_network(config: EvaluateConfig, device: torch.device) -> Callable[[T
 
         return read_inception
     # Depthwise convolutions on CPUs are half as fast again in this layout.
-    network = ImageNetFeatures(config.network, path, config.network_size).to(device, memory_format=torch.channels_last)
+    network = (
+        ImageNetFeatures(config.network, path, config.network_size).to(device).to(memory_format=torch.channels_last)
+    )
     return lambda x_NCHW: {"pool": network(x_NCHW.contiguous(memory_format=torch.channels_last))}
 
 
@@ -59,8 +62,9 @@ def extract(images_NCHW: Tensor, config: EvaluateConfig) -> Features:
 
 
 def write_features(storage: Storage, path: str, features: Features) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, **{kind: values.numpy() for kind, values in features.items()})
+    buffer, arrays = io.BytesIO(), dict[str, Any]()
+    arrays.update({kind: values.numpy() for kind, values in features.items()})
+    np.savez(buffer, **arrays)
     storage.write(path, buffer.getvalue())
 
 

@@ -4,7 +4,6 @@ PSNR, SSIM (and LPIPS where its weights are given) as the mean over images, on u
 reconstructions of level 0 and their originals, under the name of the network whose features it takes.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -117,7 +116,7 @@ def _features_path(work: Work, side: str, index: int) -> str:
     return f"{work.folder}/{side}-{index:06d}.npz"
 
 
-def _reconstructions(work: Work, x_BCHW: "Tensor") -> "Iterator[Tensor]":
+def _reconstructions(work: Work, x_BCHW: "Tensor") -> "list[Tensor]":
     """uint8 images decoded from S_l of the posterior's mean, for levels 0 to 3."""
     import torch
 
@@ -127,8 +126,7 @@ def _reconstructions(work: Work, x_BCHW: "Tensor") -> "Iterator[Tensor]":
     tokenizer, latent_filter = load_tokenizer(open_storage(work.root), work.tokenizer, x_BCHW.device)
     with torch.inference_mode():
         z_BDhw = tokenizer.encode(from_uint8(x_BCHW)).mean_BDhw
-        for level in range(_LEVELS):
-            yield to_uint8(tokenizer.decode(latent_filter(z_BDhw, level)))
+        return [to_uint8(tokenizer.decode(latent_filter(z_BDhw, level))) for level in range(_LEVELS)]
 
 
 def _measures(config: Config, x_BCHW: "Tensor", y_BCHW: "Tensor") -> "dict[str, Tensor]":
@@ -186,7 +184,7 @@ def draw(work: Work) -> dict[str, Any]:
     units = choose_rows(work.prepare, "validation", min(_SHOWN, work.config.evaluate.images))
     x_BCHW = np.concatenate([read_images(storage, work.prepare, unit, work.config.data)[0] for unit in units])
     x = torch.from_numpy(x_BCHW).to(device)
-    levels = list(_reconstructions(work, x))
+    levels = _reconstructions(work, x)
     psnr = [float(psnr_B(y, x).mean()) for y in levels]
     writer = ArtifactWriter(storage, "evaluate-tokenizer", work.fingerprint)
     picture = reconstructions(x_BCHW, np.stack([y.cpu().numpy() for y in levels]), psnr)
