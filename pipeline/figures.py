@@ -22,6 +22,7 @@ Array = npt.NDArray[Any]
 
 _DPI = 144
 _INK, _QUIET, _GRID = "#1f2933", "#66727f", "#e3e7eb"
+_FRAME = 222  # grey level around each image
 _LEVEL_COLOURS = ("#1b2a49", "#2a6f97", "#3fa796", "#e0a030")
 _STYLE = {
     "font.family": "DejaVu Sans",
@@ -83,7 +84,7 @@ def reconstructions(original_BCHW: Array, levels_LBCHW: Array, psnr_L: Sequence[
         rows,
         names,
         "Reconstructions of validation images",
-        "A column an image; its latent passes through S_l, then the decoder. PSNR is against the original.",
+        "A column an image; its latent passes through S_l, then the decoder. PSNR: mean of these.",
     )
 
 
@@ -207,6 +208,7 @@ def _page(rows: Sequence[Sequence[Array]], names: Sequence[str], title: str, not
     for r, row in enumerate(rows):
         for c, tile in enumerate(row):
             y, x = top + r * (side + _GAP), _MARGIN + _LABEL_WIDTH + c * (side + _GAP)
+            canvas[y - 1 : y + side + 1, x - 1 : x + side + 1] = _FRAME  # or a white image would not be seen
             canvas[y : y + side, x : x + side] = _enlarged(tile, side)
     with rc_context(_STYLE):
         figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)

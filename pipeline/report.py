@@ -63,20 +63,20 @@ _LEVEL = re.compile(r"^(.*)_level(\d)$")
 _HEADLINE = (  # the numbers at the top of the page, with the words above them
     ("reconstruction/psnr", "reconstruction, level 0"),
     ("reconstruction/psnr_level2", "reconstruction, level 2"),
-    ("latent/high_frequency_share", "high frequencies in the latent"),
+    ("latent/high_frequency_share", "high frequencies"),
     ("samples/class_accuracy", "samples read as asked"),
-    ("samples/frechet_distance", "Frechet distance of samples"),
+    ("samples/frechet_distance", "Frechet distance"),
     ("reconstruction/rfid", "rFID"),
 )
 
 _CAPTIONS = {  # in the order of the page
-    "sample/grid.png": "Samples: a row for each class that was asked for.",
-    "evaluate-tokenizer/reconstructions.png": "Validation images, and their reconstructions at every level.",
-    "analyze/latents.png": "Latents of validation images at every level, in PCA colours (the paper's Figure 2).",
-    "analyze/uniform.png": "Latents of images of one colour: structure here is the encoder's own (Figure 1a).",
-    "analyze/spectrum.png": "Power over spatial frequency in the latents of each level.",
-    "train-tokenizer/losses.png": "The tokenizer's losses over its training.",
-    "train-sit/losses.png": "The generator's losses over its training.",
+    "sample/grid.png": "The generator was given a class and the noise of a seed, nothing else.",
+    "evaluate-tokenizer/reconstructions.png": "Little should be lost down to the level that the generator learns.",
+    "analyze/latents.png": "A denoised latent keeps the shapes of its image and loses the speckle.",
+    "analyze/uniform.png": "A square of one colour is right; speckle is what the encoder adds to whatever image.",
+    "analyze/spectrum.png": "S_l takes from the high frequencies; level 0 shows what the regularizer has left there.",
+    "train-tokenizer/losses.png": "The terms of the tokenizer's objective, and its discriminator's.",
+    "train-sit/losses.png": "The generator's loss and its terms, also by quarters of the time t.",
 }
 
 
@@ -170,8 +170,8 @@ def _headline(metrics: dict[str, float]) -> list[tuple[str, str, str]]:
         for name in metrics:
             if name == wanted or name.startswith(f"{wanted}/"):
                 network = name.removeprefix(wanted).strip("/")
-                better = f"{meaning(name).better} is better"
-                cards.append((words, value_text(name, metrics[name]), f"{network} · {better}" if network else better))
+                reading = f"{meaning(name).better} is better"
+                cards.append((words, value_text(name, metrics[name]), f"{network}, {reading}" if network else reading))
     return cards
 
 

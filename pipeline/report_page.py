@@ -31,6 +31,7 @@ table{width:100%;border-collapse:collapse}
 th,td{text-align:left;vertical-align:top;padding:9px 16px}
 th{color:var(--quiet);font-size:12.5px;font-weight:500;white-space:nowrap}
 tbody tr{border-top:1px solid var(--line)}
+th.number{text-align:right}
 td .number{display:block;text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 code{font:12.5px/1.6 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere}
 .quiet{color:var(--quiet)}
@@ -41,7 +42,7 @@ color:var(--quiet);background:var(--ground)}
 .bar{display:block;width:150px;height:6px;margin-top:9px;border-radius:3px;background:var(--ground)}
 .bar i{display:block;height:100%;border-radius:3px;background:var(--accent)}
 figure{margin:0 0 20px;background:#fff;border:1px solid var(--line);border-radius:10px;overflow:hidden}
-figure img{display:block;max-width:100%;max-height:900px;height:auto;margin:0 auto}
+figure img{display:block;max-width:min(100%,860px);max-height:900px;height:auto;margin:0 auto}
 figcaption{background:var(--sheet);border-top:1px solid var(--line);color:var(--quiet);padding:10px 18px;font-size:14px}
 .notes{color:var(--quiet);font-size:14px;padding-left:1.2em;margin:14px 0 0}
 details{background:var(--sheet);border:1px solid var(--line);border-radius:10px;margin-bottom:8px;overflow:hidden}
@@ -50,6 +51,9 @@ details .sheet{border:0;border-top:1px solid var(--line);border-radius:0}
 details td:first-child{width:45%}
 @media print{body{background:#fff}.card,.sheet,figure,details{break-inside:avoid}}
 """
+
+
+_NUMBER = '<span class="number">'
 
 
 def document(title: str, body: str) -> str:
@@ -84,10 +88,12 @@ def section(title: str, content: str, notes: Sequence[str] = ()) -> str:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells are markup; headings are text. Nothing without rows."""
+    """Cells are markup; headings are text, at the right above numbers. Nothing without rows."""
     if not rows:
         return ""
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    columns = zip(*rows, strict=True)
+    kinds = [' class="number"' if any(cell.startswith(_NUMBER) for cell in column) else "" for column in columns]
+    head = "".join(f"<th{kind}>{escape(heading)}</th>" for kind, heading in zip(kinds, headings, strict=True))
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows)
     return f'<div class="sheet"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'
 
@@ -123,7 +129,7 @@ def lines(said: Sequence[str]) -> str:
 
 
 def number(said: str) -> str:
-    return f'<span class="number">{escape(said)}</span>'
+    return f"{_NUMBER}{escape(said)}</span>"
 
 
 def chip(word: str, kind: str) -> str:

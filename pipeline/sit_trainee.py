@@ -168,7 +168,7 @@ class SitTrainee:
         losses.update(_by_time(diffusion_B, t_B))
         loss = loss_B.mean()
         losses["loss"] = loss.detach()
-        loss.backward()
+        torch.autograd.backward(loss)
         set_learning_rate(self.optimizer, learning_rate(step, own.steps, own.learning_rate, own.warmup, own.decay))
         if not clipped_step(self.optimizer, self.trained, own.clip):
             return {**losses, "loss": torch.full_like(losses["loss"], torch.nan)}
@@ -184,7 +184,7 @@ class SitTrainee:
         loss = predicted_BDhw.float().mean()
         if projected_BNK is not None:
             loss = loss + projected_BNK.float().mean()
-        loss.backward()
+        torch.autograd.backward(loss)
         self.optimizer.zero_grad(set_to_none=True)
 
 

@@ -159,7 +159,7 @@ class TokenizerTrainee:
             self.discriminator.requires_grad_(True)
         losses = {name: term.detach() for name, term in terms.items() if name != "total"}
         losses["loss"] = terms["total"].detach()
-        terms["total"].backward()
+        torch.autograd.backward(terms["total"])
         set_learning_rate(self.optimizer, learning_rate(step, own.steps, own.learning_rate, own.warmup, "cosine"))
         if not clipped_step(self.optimizer, list(self.tokenizer.parameters()), own.clip):
             return {**losses, "loss": torch.full_like(losses["loss"], torch.nan)}
@@ -174,7 +174,7 @@ class TokenizerTrainee:
             logits = self.parallel_discriminator(torch.cat([real_BCHW, fake_BCHW]))
         real_logits, fake_logits = logits.float().chunk(2)
         loss = discriminator_hinge(real_logits, fake_logits)
-        loss.backward()
+        torch.autograd.backward(loss)
         clipped_step(self.discriminator_optimizer, list(self.discriminator.parameters()), self.config.clip)
         return loss.detach()
 
@@ -183,8 +183,8 @@ class TokenizerTrainee:
         with self._autocast():
             reconstruction_BCHW, posterior = self.parallel_tokenizer(x_BCHW, self._noise(0), lambda z: z)
             logits = self.parallel_discriminator(torch.cat([x_BCHW, x_BCHW]))
-        (reconstruction_BCHW.float().mean() + posterior.kl().mean()).backward()
-        logits.float().mean().backward()
+        torch.autograd.backward(reconstruction_BCHW.float().mean() + posterior.kl().mean())
+        torch.autograd.backward(logits.float().mean())
         self.optimizer.zero_grad(set_to_none=True)
         self.discriminator_optimizer.zero_grad(set_to_none=True)
 

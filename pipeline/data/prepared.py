@@ -20,7 +20,7 @@ from pipeline.data.store import Labels
 from pipeline.errors import ContractError
 from pipeline.storage import Storage
 
-_TASK_ROWS = 512  # 100 MB of decoded pixels at 256 x 256
+_TASK_ROWS = 256  # 50 MB of decoded pixels at 256 x 256
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Rows:
 def choose_rows(prepare: Manifest, split: Split, most: int) -> list[Rows]:
     """At most `most` images of a split, spread evenly over it (a source may be sorted by class), in its order.
 
-    In units of up to 512 images, none of which spans two files.
+    In units of up to 256 images, none of which spans two files.
     """
     files = prepare.details["splits"][split]
     total = sum(file["rows"] for file in files)
