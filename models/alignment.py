@@ -1,6 +1,6 @@
 """Alignment of SiT's features with those of its moving average: SRA, and the paper's FDA (Eq. 6-8).
 
-Settings where the paper is silent: FIELD_NOTES 4.
+Where the paper is silent, SRA's own settings hold.
 Shapes: B batch, D latent channels, h w latent grid, N tokens, K width.
 """
 

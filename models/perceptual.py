@@ -84,7 +84,7 @@ class ConvNeXtLogits(FrozenNetwork):
 
 
 class PerceptualLoss(nn.Module):
-    """(LPIPS + 0.1 x ConvNeXt) / 1.1, as FIELD_NOTES 1 has it; with one of the two, that one alone.
+    """(LPIPS + 0.1 x ConvNeXt) / 1.1; with one of the two, that one alone.
 
     Raises:
         ValueError: neither network is given.

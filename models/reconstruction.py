@@ -129,7 +129,7 @@ def make_regularizer(
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the terms of d in Eq. 2 (FIELD_NOTES 1)."""
+    """Weights of the terms of d in Eq. 2."""
 
     mse: float = 1.0
     perceptual: float = 1.0

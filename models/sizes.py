@@ -1,6 +1,6 @@
 """Closed forms of parameters and GFLOPs, so that a plan needs no torch. Tests hold them against the modules.
 
-GFLOPs count 2 x MAC of every Linear and Conv for one image (FIELD_NOTES 1); with `attention=True` the two attention
+GFLOPs count 2 x MAC of every Linear and Conv for one image; with `attention=True` the two attention
 products of each block count as well, which is what MFU divides by. Norms and activations are never counted.
 """
 

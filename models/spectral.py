@@ -22,7 +22,7 @@ _BLUR_RADIUS = math.ceil(4 * max(BLUR_SIGMA))
 class LatentFilter(nn.Module):
     """S_l of Eq. 3 on a square latent grid, for all levels, as one real (N x N) matrix a level.
 
-    The paper leaves M_l open (FIELD_NOTES 2). With p = ATTENUATION[l]:
+    The paper leaves M_l open. With p = ATTENUATION[l]:
 
     * `gain` (default): the lowest `keep` share of the Fourier bins by |k| passes, the rest is scaled by 1 - p.
     * `remove`: the share p of the bins with the largest |k| is set to zero; `keep` has no part in it.

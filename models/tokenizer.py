@@ -1,4 +1,4 @@
-"""The ViT autoencoder of the paper: images to the moments of a latent, latents to images (FIELD_NOTES 1).
+"""The ViT autoencoder of the paper: images to the moments of a latent, latents to images.
 
 The layout is DeTok-BB's (Yang et al. 2025) without its masking and noise. Losses live in `reconstruction`.
 Shapes: B batch, C channels, H W pixels, D latent channels, h w latent grid, N = h*w tokens, K width, A heads, E head

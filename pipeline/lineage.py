@@ -47,7 +47,7 @@ def config_of(storage: Storage, manifest: Manifest, place: Config) -> Config:
     config = Config.model_validate(tree)
     if graph.fingerprints(config)[manifest.stage] != manifest.fingerprint:
         raise ContractError(
-            f"{manifest.stage}/{manifest.fingerprint[:SHORT]} was made by other code, or an artifact it came from is gone",
+            f"{manifest.stage}/{manifest.fingerprint[:SHORT]} is of other code, or an artifact it came from is gone",
             "Check out the commit in its manifest (git_sha), or run the preset anew.",
         )
     return config

@@ -36,7 +36,10 @@ def sit_sizes(config: Config) -> dict[str, float]:
         "width": width,
         "depth": depth,
     }
-    return {"parameters": sizes.sit_parameters(**network, classes=config.data.classes), "gflops": sizes.sit_gflops(**network)}
+    return {
+        "parameters": sizes.sit_parameters(**network, classes=config.data.classes),
+        "gflops": sizes.sit_gflops(**network),
+    }
 
 
 def device_hours(config: Config, images: int) -> dict[str, float]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import cluster
-from pipeline.artifacts import FileRecord, Manifest, Outcome
+from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome
 from pipeline.config import Config
 from pipeline.context import StageContext
 from pipeline.errors import ContractError, LeaseError, PipelineError
@@ -56,8 +56,36 @@ def run_training(context: StageContext, **details: Any) -> Outcome:
     for name, record in result["files"].items():
         context.writer.add_stored(name, FileRecord.model_validate(record))
     settings = _section(context.config, context.stage)
+    _draw_losses(context)
     metrics = {f"{_PREFIX[context.stage]}/{name}": value for name, value in result["metrics"].items()}
     return context.writer.outcome(settings.steps, metrics, **details)
+
+
+def _draw_losses(context: StageContext) -> None:
+    """The history as a picture, drawn in a task: the driver has no matplotlib."""
+    spec = CurvesSpec(context.storage.root, context.stage, context.fingerprint)
+    (record,) = context.map(draw_losses, [spec], [1], unit="picture")
+    context.writer.add_stored("losses.png", FileRecord.model_validate(record))
+    context.show("losses.png")
+
+
+@dataclass(frozen=True)
+class CurvesSpec:
+    """Whose history."""
+
+    root: str
+    stage: str
+    fingerprint: str
+
+
+def draw_losses(spec: CurvesSpec) -> dict[str, Any]:
+    """losses.png beside history.jsonl; its record."""
+    from pipeline.figures import loss_curves
+
+    writer = ArtifactWriter(open_storage(spec.root), spec.stage, spec.fingerprint)
+    lines = writer.storage.read(f"{writer.folder}/history.jsonl").splitlines()
+    writer.add_bytes(loss_curves([json.loads(line) for line in lines], spec.stage), "losses.png")
+    return writer.files["losses.png"].model_dump()
 
 
 _PREFIX = {"train-tokenizer": "tokenizer", "train-sit": "sit"}

@@ -32,7 +32,7 @@ from pipeline.config import Config, WeightFile
 from pipeline.console import Display, duration
 from pipeline.context import StageContext
 from pipeline.data.index import recorded_revision, revision_of
-from pipeline.errors import ConfigError, ContractError
+from pipeline.errors import ConfigError, ContractError, PipelineError
 from pipeline.registry import has_version
 from pipeline.storage import Storage, open_storage
 
@@ -54,10 +54,8 @@ _SHOWN = (  # the metrics worth a place on a stage's line
 def resolved(config: Config, fresh: bool) -> Config:
     """The config with `data.revision` known, if it can be: a local source is listed when `fresh`, else as recorded."""
     storage = open_storage(config.root)
-    if fresh:
-        revision = revision_of(config.data, storage, fresh=False)  # a recorded index of a remote source will do
-    else:
-        revision = recorded_revision(config.data, storage)
+    # Even then a recorded index of a remote source will do: listing a bucket takes its time.
+    revision = revision_of(config.data, storage, fresh=False) if fresh else recorded_revision(config.data, storage)
     return config.model_copy(update={"data": config.data.model_copy(update={"revision": revision})})
 
 
@@ -66,7 +64,10 @@ def survey(config: Config) -> list[graph.Node]:
     uri = tracking.tracking_uri(config)
 
     def registered(fingerprint: str) -> bool:
-        return has_version(uri, config.register.name, fingerprint)
+        try:
+            return has_version(uri, config.register.name, fingerprint)
+        except PipelineError:
+            return False  # `register` will say that it needs MLflow; the other stages do not
 
     return graph.survey(config, open_storage(config.root), registered)
 
@@ -163,8 +164,8 @@ class Runner:
             cluster.disconnect()
             if failure := self._courier.close(_DELIVERY_SECONDS if status == "FINISHED" else 5.0):
                 self.display.say(
-                    f"[yellow]![/] MLflow did not take everything ({failure}). Nothing is lost: the next run delivers it, "
-                    f"or `python -m pipeline tracking sync {self.name}`."
+                    f"[yellow]![/] MLflow did not take everything ({failure}). Nothing is lost: the next run delivers "
+                    f"it, or `python -m pipeline tracking sync {self.name}`."
                 )
 
     def _tags(self, stage: str, fingerprint: str, inputs: dict[str, Manifest]) -> dict[str, str]:
@@ -293,7 +294,7 @@ def _check_weights(config: Config, stages: list[str]) -> None:
     if evaluates and config.evaluate.network == "inception" and config.evaluate.network_weights is None:
         raise ConfigError(
             "evaluate.network_weights is not given, and no package ships Inception's",
-            "Set evaluate.network_weights.uri and .sha256, or evaluate.network=efficientnet_lite0 with network_size=224.",
+            "Set its uri and sha256; or evaluate.network=efficientnet_lite0, its network_size, and register.gate.metric.",
         )
     if needed:
         from pipeline.networks import fetch_weights  # torch: only where there is something to check
@@ -320,6 +321,6 @@ def repair(runner: Runner, manifest: Manifest, say: Callable[[str], None]) -> No
         return
     changed = [path for path, record in made.files.items() if manifest.files.get(path) != record]
     say(
-        f"made anew: {len(changed)} files differ from the recorded ones ({', '.join(changed[:3])}), as they may on other "
-        "hardware; what was made from the old ones is no longer current"
+        f"made anew: {len(changed)} files differ from the recorded ones ({', '.join(changed[:3])}), as they may on "
+        "other hardware; what was made from the old ones is no longer current"
     )

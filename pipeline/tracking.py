@@ -21,6 +21,9 @@ OUTBOX = ".work/tracking"
 POLL_SECONDS = 1.0
 _KEY = "dvae.key"  # the tag by which a run is found again
 _log = logging.getLogger(__name__)
+_delivering = (
+    threading.Lock()
+)  # the courier and `register` deliver from one process: one at a time, or runs are made twice
 
 
 def tracking_uri(config: Config) -> str:
@@ -127,7 +130,15 @@ def undelivered(storage: Storage) -> list[str]:
 
 
 def deliver(storage: Storage, post: "Post", only: str | None = None) -> int:
-    """Replay the waiting events, oldest first, removing what has arrived. Returns how many files went."""
+    """Replay the waiting events, oldest first, removing what has arrived. Returns how many files went.
+
+    Raises what MLflow's client raises when its server is away; what was not delivered stays.
+    """
+    with _delivering:
+        return _deliver(storage, post, only)
+
+
+def _deliver(storage: Storage, post: "Post", only: str | None) -> int:
     waiting = [entry.path for entry in storage.list(OUTBOX) if entry.path.endswith(".jsonl")]
     waiting.sort(key=lambda path: path.rpartition("/")[2])
     delivered = 0

@@ -1,4 +1,4 @@
-"""The house's three floors: imports run down only, and what must be light stays light (DESIGN.md)."""
+"""The house's three floors: imports run down only, and what must be light stays light."""
 
 import ast
 import subprocess

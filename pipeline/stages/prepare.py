@@ -36,7 +36,9 @@ def prepare(spec: Spec) -> dict[str, Any]:
 def run(context: StageContext) -> Outcome:
     data = context.config.data
     listing = list_source(data)
-    specs = [Spec(unit, context.config, context.storage.root, context.writer.folder) for unit in work_units(listing, data)]
+    specs = [
+        Spec(unit, context.config, context.storage.root, context.writer.folder) for unit in work_units(listing, data)
+    ]
     weights = [_images(spec.unit, data.shard_rows) for spec in specs]
     records = context.map(prepare, specs, weights, unit="images")
     units = [PreparedUnit.model_validate(record) for record in records]

@@ -40,7 +40,9 @@ def small_config(root: Path, *sets: str) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"revision": revision})})
 
 
-def manifest(config: Config, stage: str, writer: ArtifactWriter, inputs: dict[str, Manifest], **details: Any) -> Manifest:
+def manifest(
+    config: Config, stage: str, writer: ArtifactWriter, inputs: dict[str, Manifest], **details: Any
+) -> Manifest:
     fingerprint = graph.fingerprints(config)[stage]
     assert fingerprint is not None
     return Manifest(
@@ -163,7 +165,9 @@ def run_ranks(job: Job) -> None:
     put_lease(job)
     torch.set_num_threads(1)
     if job.world == 1:
-        train(make_trainee(job, World(0, 1, torch.device("cpu"))), loop_of(job), World(0, 1, torch.device("cpu")), _never)
+        train(
+            make_trainee(job, World(0, 1, torch.device("cpu"))), loop_of(job), World(0, 1, torch.device("cpu")), _never
+        )
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

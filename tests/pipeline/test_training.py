@@ -9,7 +9,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small import Dies, Job, final_state, history, loop_of, make_trainee, put_lease, run_ranks, small_config, trainer_inputs
+from small import (
+    Dies,
+    Job,
+    final_state,
+    history,
+    loop_of,
+    make_trainee,
+    put_lease,
+    run_ranks,
+    small_config,
+    trainer_inputs,
+)
 
 from pipeline.checkpoint import Checkpoints, flatten_state, same_state, unflatten_state
 from pipeline.errors import LeaseError, PipelineError
@@ -89,7 +100,11 @@ def test_every_object_that_changes_is_a_state(tmp_path: Path) -> None:
     for stage in STAGES:
         made = job(tmp_path / stage, stage)
         trainee = make_trainee(made, World(0, 1, torch.device("cpu")))
-        before = {name: flatten_state(part.state_dict()) for name, part in vars(trainee).items() if hasattr(part, "state_dict")}
+        before = {
+            name: flatten_state(part.state_dict())
+            for name, part in vars(trainee).items()
+            if hasattr(part, "state_dict")
+        }
         batches = trainee.batches(20, 24)
         for step, batch in enumerate(batches, 20):
             trainee.step(batch, step)
@@ -136,9 +151,11 @@ def test_a_saved_state_does_not_move_with_training(tmp_path: Path) -> None:
 leaves = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False) | st.text(max_size=5)
 states = st.recursive(
     leaves | st.integers(0, 5).map(lambda n: torch.arange(n, dtype=torch.float32)),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text(max_size=4).filter(lambda key: not key.startswith("__")), inner, max_size=3)
-    | st.dictionaries(st.integers(0, 9), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=4).filter(lambda key: not key.startswith("__")), inner, max_size=3)
+        | st.dictionaries(st.integers(0, 9), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -228,7 +245,9 @@ def test_randomness_is_keyed() -> None:
         for key in [(0, 0, "t"), (0, 1, "t"), (1, 0, "t"), (0, 0, "noise")]
     }
     assert len(draws) == 4
-    assert torch.equal(torch.rand(5, generator=generator(3, 4, "t", cpu)), torch.rand(5, generator=generator(3, 4, "t", cpu)))
+    assert torch.equal(
+        torch.rand(5, generator=generator(3, 4, "t", cpu)), torch.rand(5, generator=generator(3, 4, "t", cpu))
+    )
 
 
 def test_history_averages_what_counts() -> None:
