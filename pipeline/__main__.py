@@ -48,13 +48,13 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run the whole pipeline: what is cached is used, what was cut goes on, the rest is made."""
-    from pipeline.console import Display
+    from pipeline.console import Display, own_console
     from pipeline.graph import stages_until
     from pipeline.runner import Runner, resolved
 
     stages_until(until)
     config = resolved(load_config(preset, set_, root), fresh=True)
-    with Display(console) as display:
+    with Display(own_console()) as display:
         Runner(config, display, preset, debug).run(until)
     _say_where(config, preset, set_, root)
 
@@ -62,13 +62,13 @@ def run(
 @app.command()
 def stage(name: str, preset: Preset, set_: Sets = None, root: Root = None, debug: Debug = False) -> None:
     """Run one stage; its inputs are found by fingerprint."""
-    from pipeline.console import Display
+    from pipeline.console import Display, own_console
     from pipeline.graph import find_stage
     from pipeline.runner import Runner, resolved
 
     find_stage(name)
     config = resolved(load_config(preset, set_, root), fresh=True)
-    with Display(console) as display:
+    with Display(own_console()) as display:
         Runner(config, display, preset, debug).run_stage(name)
 
 
@@ -212,7 +212,7 @@ def artifact_repair(
 ) -> None:
     """Make a broken artifact again, from its own config and inputs."""
     from pipeline.artifacts import broken_files
-    from pipeline.console import Display
+    from pipeline.console import Display, own_console
     from pipeline.lineage import config_of
     from pipeline.runner import Runner, repair
     from pipeline.storage import open_storage
@@ -223,7 +223,7 @@ def artifact_repair(
     if not broken_files(storage, manifest):
         console.print("whole: nothing to repair")
         return
-    with Display(console) as display:
+    with Display(own_console()) as display:
         repair(Runner(config_of(storage, manifest, config), display, "repair", debug), manifest, display.say)
 
 

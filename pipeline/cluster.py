@@ -4,8 +4,11 @@ import logging
 import os
 import secrets
 import signal
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import ClusterConfig
@@ -20,12 +23,39 @@ _ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in a config mean the same everywhere
 }
 _LOCAL_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody drains a laptop
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
 }
+
+
+@contextmanager
+def diverted_output(debug: bool) -> Iterator[Path]:
+    """Send what Ray prints in this process (from Python and C++ alike) to a file, unless `debug`.
+
+    Yields the file's path; it goes away when nothing went wrong. The pipeline's own words go through a console of
+    their own (`console.own_console`).
+    """
+    path = Path(tempfile.gettempdir()) / f"dvae-{os.getpid()}.log"
+    if debug:
+        yield path
+        return
+    saved = {number: os.dup(number) for number in (1, 2)}
+    with open(path, "ab") as log:
+        for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+            stream.flush()
+            os.dup2(log.fileno(), number)
+    try:
+        yield path
+        path.unlink(missing_ok=True)
+    finally:
+        for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+            stream.flush()
+            os.dup2(saved[number], number)
+            os.close(saved[number])
 
 
 def is_local() -> bool:
@@ -72,6 +102,21 @@ def disconnect() -> None:
 
     if ray.is_initialized():
         ray.shutdown()
+
+
+def free_placement_groups() -> None:
+    """Give back what a dead train controller had reserved on a local Ray.
+
+    Ray leaves that to an actor which asks the dashboard whether the controller lives; a local Ray has none.
+    """
+    if not is_local():
+        return
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+    for name, group in placement_group_table().items():
+        if group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
 
 
 def device_of(config: ClusterConfig) -> str:

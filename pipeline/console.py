@@ -3,6 +3,7 @@
 Nothing is decided here. Colours and bars are rich's; the same words go to both.
 """
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -23,6 +24,13 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def own_console() -> Console:
+    """A console on a copy of stdout, which goes on speaking while the process's output is diverted."""
+    if sys.__stdout__ is None or sys.stdout is not sys.__stdout__:
+        return Console()  # somebody captures what is printed
+    return Console(file=os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1))
 
 
 class Rate:
@@ -69,7 +77,6 @@ class Display:
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
-        sys.stdout.flush()
 
     def begin(self, stage: str) -> None:
         self._stage, self._last, self._rate = stage, time.monotonic(), Rate()

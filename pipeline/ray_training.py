@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import cluster
-from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome
+from pipeline.artifacts import SHORT, ArtifactWriter, FileRecord, Manifest, Outcome
 from pipeline.config import Config
 from pipeline.context import StageContext
 from pipeline.errors import ContractError, LeaseError, PipelineError
@@ -96,7 +96,8 @@ def _section(config: Config, stage: str) -> Any:
 
 
 def _fit(context: StageContext) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.exceptions import RayActorError
+    from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     settings = context.config.cluster
@@ -116,25 +117,36 @@ def _fit(context: StageContext) -> None:
     )
     workers: Any = settings.workers if settings.min_workers is None else (settings.min_workers, settings.workers)
     resources = {"CPU": threads, **cluster.pool_resources(settings, context.stage)}
-    trainer = TorchTrainer(
-        run_worker,
-        train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=device == "cuda", resources_per_worker=resources),
-        run_config=RunConfig(
-            name=context.fingerprint[:12],
+    trainer: dict[str, Any] = {
+        "train_loop_per_worker": run_worker,
+        "train_loop_config": {"job": job},
+        "torch_config": TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
+        "scaling_config": ScalingConfig(num_workers=workers, use_gpu=device == "cuda", resources_per_worker=resources),
+        "run_config": RunConfig(
+            name=context.fingerprint[:SHORT],
             storage_path=context.storage.uri(f"{context.work}/train"),
             failure_config=FailureConfig(max_failures=settings.max_failures),
         ),
+    }
+    for attempts_left in reversed(range(settings.max_failures + 1)):
+        try:
+            TorchTrainer(**trainer).fit()
+            return
+        except (ControllerError, RayActorError) as error:  # Ray restarts workers, but not what restarts them
+            _raise_refusal(context)
+            cluster.free_placement_groups()
+            if not attempts_left:
+                raise _failed(context, error) from error
+        except TrainingFailedError as error:
+            _raise_refusal(context)
+            raise _failed(context, error) from error
+
+
+def _failed(context: StageContext, error: Exception) -> PipelineError:
+    return PipelineError(
+        f"{context.stage}: training failed on the workers: {_last_line(error)}",
+        "Run again to go on from the last checkpoint; --debug shows the workers' output.",
     )
-    try:
-        trainer.fit()
-    except Exception as error:  # Ray wraps what a worker raised, in more than one way
-        _raise_refusal(context)
-        raise PipelineError(
-            f"{context.stage}: training failed on the workers: {_last_line(error)}",
-            "Run again to go on from the last checkpoint; --debug shows the workers' output.",
-        ) from error
 
 
 def _last_line(error: BaseException) -> str:

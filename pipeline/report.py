@@ -112,6 +112,9 @@ def value_text(name: str, value: float) -> str:
     return f"{number} {unit}".strip()
 
 
+_WIDE = 130  # columns of a terminal that has room for a metric's meaning
+
+
 def render_table(console: Console, report: dict[str, Any]) -> None:
     """Stages and metrics on the terminal."""
     stages = Table(box=None, pad_edge=False, header_style="bold")
@@ -128,9 +131,11 @@ def render_table(console: Console, report: dict[str, Any]) -> None:
     metrics = Table(box=None, pad_edge=False, header_style="bold")
     metrics.add_column("metric", no_wrap=True)
     metrics.add_column("value", justify="right", no_wrap=True)
-    metrics.add_column("meaning", style="dim")
+    explained = console.width >= _WIDE  # else the meanings would fold into columns of single words
+    if explained:
+        metrics.add_column("meaning", style="dim")
     for name, value in report["metrics"].items():
-        metrics.add_row(name, value_text(name, value), meaning(name).text)
+        metrics.add_row(name, value_text(name, value), *([meaning(name).text] if explained else []))
     console.print()
     console.print(metrics)
 

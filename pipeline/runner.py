@@ -80,8 +80,6 @@ class Runner:
         self.storage = open_storage(config.root)
         self.name = name  # of the preset, for people
         self.prints = graph.fingerprints(config)
-        self._courier: tracking.Courier | None = None
-        self._undelivered: str | None = None
 
     @property
     def key(self) -> str:
@@ -102,7 +100,7 @@ class Runner:
             for name in wanted:
                 self._say_cached(name, nodes[name].manifest)
             return
-        with self._alive(missing):
+        with self._alive(missing, {name: self.fingerprint(name) for name in wanted if name not in missing}):
             for name in wanted:
                 node = nodes[name]
                 if node.status == "cached":
@@ -123,8 +121,13 @@ class Runner:
         if nodes[name].status == "cached":
             self._say_cached(name, nodes[name].manifest)
             return
-        with self._alive([name]):
+        with self._alive([name], {needed: self.fingerprint(needed) for needed in stage.inputs}):
             self.make(name)
+
+    def remake(self, name: str) -> Manifest:
+        """Make a stage whose artifact was taken away."""
+        with self._alive([name], {}):
+            return self.make(name)
 
     def _nodes(self) -> list[graph.Node]:
         if self.config.data.revision is None:
@@ -141,32 +144,41 @@ class Runner:
         self.display.end(name, "[green]=[/]", f"cached     {_facts(manifest)}")
 
     @contextmanager
-    def _alive(self, stages: list[str]) -> Iterator[None]:
-        """Ray and MLflow, for as long as stages run; the pipeline's run in MLflow around them."""
+    def _alive(self, stages: list[str], cached: dict[str, str]) -> Iterator[None]:
+        """Ray and MLflow, for as long as stages run; the pipeline's run in MLflow around them.
+
+        `cached`: the stages that are used as they are, and their fingerprints, for the run's tags.
+        """
         _check_root(self.storage)
         _check_weights(self.config, stages)
         cluster.set_environment()
         threading.Thread(target=_warm_up, args=(stages,), name="warm-up", daemon=True).start()
         outbox = tracking.Outbox(self.storage, self.key)
         outbox.open(f"{self.name} {self.key[-SHORT:]}", self._tags("pipeline", self.fingerprint("register"), {}))
+        outbox.tags({f"dvae.cached.{stage}": fingerprint for stage, fingerprint in cached.items()})
         outbox.params({"preset": self.name, "root": self.config.root})
-        self._courier = tracking.Courier(self.storage, self.config)
+        courier = tracking.Courier(self.storage, self.config)
         status = "FAILED"
-        try:
-            cluster.connect(self.config.cluster, self.debug)
-            yield
-            status = "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
-            raise
-        finally:
-            outbox.close(status)
-            cluster.disconnect()
-            if failure := self._courier.close(_DELIVERY_SECONDS if status == "FINISHED" else 5.0):
-                self.display.say(
-                    f"[yellow]![/] MLflow did not take everything ({failure}). Nothing is lost: the next run delivers "
-                    f"it, or `python -m pipeline tracking sync {self.name}`."
-                )
+        with cluster.diverted_output(self.debug):
+            try:
+                cluster.connect(self.config.cluster, self.debug)
+                yield
+                status = "FINISHED"
+            except KeyboardInterrupt:
+                status = "KILLED"
+                raise
+            finally:
+                outbox.close(status)
+                cluster.disconnect()
+                self._deliver_rest(courier, status)
+
+    def _deliver_rest(self, courier: tracking.Courier, status: str) -> None:
+        """Let MLflow have the last events, for a while."""
+        if failure := courier.close(_DELIVERY_SECONDS if status == "FINISHED" else 5.0):
+            self.display.say(
+                f"[yellow]![/] MLflow did not take everything ({failure}). Nothing is lost: the next run delivers "
+                f"it, or `python -m pipeline tracking sync {self.key}`."
+            )
 
     def _tags(self, stage: str, fingerprint: str, inputs: dict[str, Manifest]) -> dict[str, str]:
         tags = {"dvae.stage": stage, "dvae.fingerprint": fingerprint, "dvae.git_sha": git_sha() or "unknown"}
@@ -294,7 +306,7 @@ def _check_weights(config: Config, stages: list[str]) -> None:
     if evaluates and config.evaluate.network == "inception" and config.evaluate.network_weights is None:
         raise ConfigError(
             "evaluate.network_weights is not given, and no package ships Inception's",
-            "Set its uri and sha256; or evaluate.network=efficientnet_lite0, its network_size, and register.gate.metric.",
+            "Set its uri and sha256; or evaluate.network=efficientnet_lite0, its size, and register.gate.metric.",
         )
     if needed:
         from pipeline.networks import fetch_weights  # torch: only where there is something to check
@@ -314,8 +326,7 @@ def _warm_up(stages: list[str]) -> None:
 def repair(runner: Runner, manifest: Manifest, say: Callable[[str], None]) -> None:
     """Make an artifact again under its own config, and say whether it has come out the same."""
     remove_artifact(runner.storage, manifest.stage, manifest.fingerprint)
-    with runner._alive([manifest.stage]):
-        made = runner.make(manifest.stage)
+    made = runner.remake(manifest.stage)
     if made.content == manifest.content:
         say("restored: every file hashes to what was recorded")
         return
