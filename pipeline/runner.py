@@ -37,6 +37,7 @@ from pipeline.registry import has_version
 from pipeline.storage import Storage, open_storage
 
 _DELIVERY_SECONDS = 60.0  # how long the end of a run waits for MLflow
+_TRAINERS = ("tokenizer/", "sit/")  # metrics that the trainers have told over their steps
 _SHOWN = (  # the metrics worth a place on a stage's line
     "data/rows",
     "data/quarantined",
@@ -243,7 +244,8 @@ class Runner:
             outcome: Outcome = stage.body(context)
             manifest = _manifest(stage.name, fingerprint, inputs, counted, outcome, lease.seconds())
             commit(self.storage, manifest, lease)
-            outbox.metrics({**manifest.metrics, "seconds": manifest.seconds})
+            told = {name: value for name, value in manifest.metrics.items() if not name.startswith(_TRAINERS)}
+            outbox.metrics({**told, "seconds": manifest.seconds})
             status = "FINISHED"
             return manifest
         except KeyboardInterrupt:

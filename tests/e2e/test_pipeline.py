@@ -1,0 +1,202 @@
+"""The command line from end to end, on real processes: a whole run, a cached one, kills of driver and workers."""
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from small import SETS
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+PROJECT = Path(__file__).parents[2]
+TINY = [
+    *SETS, "tokenizer.steps=120", "tokenizer.checkpoint_every=20", "sit.steps=120", "sit.checkpoint_every=20",
+    "sample.count=20", "sample.steps=4", "encode.canary_psnr=1", "register.gate.minimum=0",
+]  # fmt: skip
+
+
+def arguments(command: str, root: Path, *more: str) -> list[str]:
+    sets = [word for pair in TINY for word in ("--set", pair)]
+    mirror = ["--set", f"cluster.mirror={root.parent / 'mirror'}"]
+    return [sys.executable, "-m", "pipeline", command, "quickstart", *sets, *mirror, "--root", str(root), *more]
+
+
+def call(command: str, root: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(arguments(command, root, *more), cwd=PROJECT, text=True, capture_output=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def contents(root: Path) -> dict[str, str]:
+    """Hashes of both trainers' weights and histories."""
+    kept = {}
+    for stage in ("train-tokenizer", "train-sit"):
+        (manifest,) = (root / stage).glob("*/manifest.json")
+        for name, record in json.loads(manifest.read_text())["files"].items():
+            if name.endswith((".safetensors", ".jsonl")):
+                kept[f"{stage}/{name}"] = record["sha256"]
+    return kept
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("undisturbed") / "runs"
+    call("run", root)
+    return root
+
+
+def test_whole_run_then_cached(undisturbed: Path) -> None:
+    begin = time.monotonic()
+    done = call("run", undisturbed)
+    assert done.stdout.count("cached") == 9
+    assert time.monotonic() - begin < 30
+    report = json.loads(call("report", undisturbed, "--json").stdout)
+    assert {stage["status"] for stage in report["stages"].values()} == {"cached"}
+    wanted = {"reconstruction/psnr", "reconstruction/psnr_level3", "samples/class_accuracy"}
+    assert wanted <= report["metrics"].keys()
+    assert any(name.startswith("samples/frechet_distance/") for name in report["metrics"])
+    assert not (undisturbed / ".work" / "train-sit").exists() or not any(
+        (undisturbed / ".work" / "train-sit").iterdir()
+    )
+
+
+def test_the_champion_draws(undisturbed: Path) -> None:
+    import mlflow
+    import pandas
+    from PIL import Image
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{undisturbed}/mlflow.db")
+    try:
+        model = mlflow.pyfunc.load_model("models:/denoising-vae@champion")
+        pictures = model.predict(pandas.DataFrame({"label": [3, 7], "seed": [0, 1]}), params={"steps": 2})["image"]
+    finally:
+        mlflow.set_tracking_uri(before)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    assert [Image.open(io.BytesIO(picture)).size for picture in pictures] == [(32, 32), (32, 32)]
+
+
+def test_runs_and_figures_are_in_mlflow(undisturbed: Path) -> None:
+    from pipeline.tracking import mlflow_client
+
+    client = mlflow_client(f"sqlite:///{undisturbed}/mlflow.db")
+    experiment = client.get_experiment_by_name("denoising-vae")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    parents = {
+        run.data.tags.get("mlflow.parentRunId") for name, run in runs.items() if not name.startswith("quickstart")
+    }
+    assert len(runs) == 10
+    assert len(parents) == 1
+    steps = [metric.step for metric in client.get_metric_history(runs["train-sit"].info.run_id, "sit/loss")]
+    assert sorted(set(steps)) == list(range(1, 121))
+    assert {"sit/mfu", "sit/images_per_second", "sit/data_wait_share"} <= runs["train-sit"].data.metrics.keys()
+    assert runs["train-sit"].inputs.dataset_inputs
+    figures = {stage: client.list_artifacts(run.info.run_id, "figures") for stage, run in runs.items()}
+    assert {stage for stage, files in figures.items() if files} == {
+        "train-tokenizer", "evaluate-tokenizer", "analyze", "train-sit", "sample",
+    }  # fmt: skip
+
+
+def test_sample_writes_pictures(undisturbed: Path, tmp_path: Path) -> None:
+    call("sample", undisturbed, "--class", "4", "--n", "3", "--guidance", "2", "--out", str(tmp_path))
+    assert len(list(tmp_path.glob("*.png"))) == 3
+
+
+def test_verify_and_repair(undisturbed: Path) -> None:
+    (weights,) = (undisturbed / "train-sit").glob("*/weights.safetensors")
+    sets = ["--root", str(undisturbed)]
+    base = [sys.executable, "-m", "pipeline", "artifact"]
+    before = contents(undisturbed)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    found = subprocess.run([*base, "verify", *sets], cwd=PROJECT, text=True, capture_output=True)
+    assert found.returncode == 1
+    assert "broken: weights.safetensors" in found.stdout
+    name = f"train-sit/{weights.parent.name}"
+    mended = subprocess.run([*base, "repair", name, *sets], cwd=PROJECT, text=True, capture_output=True, timeout=300)
+    assert mended.returncode == 0, mended.stdout + mended.stderr
+    assert "restored" in mended.stdout
+    assert contents(undisturbed) == before
+    assert subprocess.run([*base, "verify", *sets], cwd=PROJECT).returncode == 0
+
+
+def start(root: Path) -> subprocess.Popen[bytes]:
+    command = arguments("run", root, "--until", "train-sit")
+    return subprocess.Popen(
+        command, cwd=PROJECT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+    )
+
+
+def when(root: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a file of this pattern lies at the root."""
+    deadline = time.monotonic() + 300
+    while not any(root.glob(pattern)):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def family(process: subprocess.Popen[bytes]) -> Iterator[psutil.Process]:
+    yield from psutil.Process(process.pid).children(recursive=True)
+
+
+MOMENTS = {
+    "prepare": "prepare/*/shards",
+    "tokenizer": ".work/train-tokenizer/*/checkpoints/*020/state.json",
+    "encode": ".work/encode/*/lease.json",
+    "sit": ".work/train-sit/*/checkpoints/*040/state.json",
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_driver(undisturbed: Path, tmp_path: Path, moment: str) -> None:
+    """Nothing stays behind for two minutes, and the same command comes to the same bits."""
+    root = tmp_path / "runs"
+    process = start(root)
+    when(root, MOMENTS[moment], process)
+    below = list(family(process))
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(below, timeout=120)
+    assert not alive
+    call("run", root, "--until", "train-sit")
+    assert contents(root) == contents(undisturbed)
+
+
+@pytest.mark.parametrize("moment", ["tokenizer", "encode", "sit"])
+def test_killed_worker(undisturbed: Path, tmp_path: Path, moment: str) -> None:
+    """The command outlives any of its workers, and comes to the same bits."""
+    root = tmp_path / "runs"
+    process = start(root)
+    when(root, MOMENTS[moment], process)
+    names = ("RayTrainWorker", "MapWorker", "decode_chunks", "draw_losses")
+    victims: list[psutil.Process] = []
+    while not victims and process.poll() is None:
+        victims = [p for p in family(process) if any(name in " ".join(p.cmdline()) for name in names)]
+    assert victims, "no worker was seen"
+    random.Random(0).choice(victims).send_signal(signal.SIGKILL)
+    assert process.wait(timeout=500) == 0
+    assert contents(root) == contents(undisturbed)
+
+
+def test_killed_train_controller(undisturbed: Path, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    process = start(root)
+    when(root, MOMENTS["sit"], process)
+    (controller,) = [p for p in family(process) if "TrainController" in " ".join(p.cmdline())]
+    controller.kill()
+    assert process.wait(timeout=500) == 0
+    assert contents(root) == contents(undisturbed)
+
+
+def test_two_workers_are_the_same_experiment(undisturbed: Path) -> None:
+    done = call("run", undisturbed, "--set", "cluster.workers=2")
+    assert done.stdout.count("cached") == 9
