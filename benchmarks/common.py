@@ -88,14 +88,18 @@ def writer_of(config: Config, stage: str) -> ArtifactWriter:
     return ArtifactWriter(open_storage(config.root), stage, fingerprint)
 
 
-def manifest_of(writer: ArtifactWriter, config: Config, inputs: dict[str, Manifest], **details: Any) -> Manifest:
+def manifest_of(
+    stage: str, files: dict[str, FileRecord], config: Config, inputs: dict[str, Manifest], **details: Any
+) -> Manifest:
+    fingerprint = graph.fingerprints(config)[stage]
+    assert fingerprint is not None
     return Manifest(
-        stage=writer.stage,
-        fingerprint=writer.fingerprint,
+        stage=stage,
+        fingerprint=fingerprint,
         inputs={name: made.fingerprint for name, made in inputs.items()},
         input_contents={name: made.content for name, made in inputs.items()},
-        config=graph.counted_config(graph.find_stage(writer.stage), config),
-        files=dict(writer.files),
+        config=graph.counted_config(graph.find_stage(stage), config),
+        files=dict(files),
         rows=1,
         metrics={},
         details=details,
@@ -114,7 +118,7 @@ def prepared(config: Config) -> Manifest:
         for shard in prepare_unit(unit, config.data, config.seed, storage, writer.folder).shards:
             writer.files[shard.path] = FileRecord(bytes=shard.bytes, sha256=shard.sha256)
             splits[shard.split].append({"path": shard.path, "rows": shard.rows})
-    return manifest_of(writer, config, {}, splits=splits, classes=config.data.classes, class_names=[])
+    return manifest_of("prepare", writer.files, config, {}, splits=splits, classes=config.data.classes, class_names=[])
 
 
 def encoded(config: Config, rows: int, scratch: Path) -> dict[str, Manifest]:
@@ -140,7 +144,8 @@ def encoded(config: Config, rows: int, scratch: Path) -> dict[str, Manifest]:
     writer.add(path, "latents/00000.parquet")
     statistics_ = {str(level): {"mean": [0.0] * shape[0], "std": [1.0] * shape[0]} for level in range(4)}
     encode = manifest_of(
-        writer,
+        "encode",
+        writer.files,
         config,
         {"train-tokenizer": tokenizer},
         latent_shape=list(shape),

@@ -15,9 +15,11 @@ from typing import Annotated, Any, NoReturn
 import typer
 import yaml
 from rich.console import Console
+from rich.markup import escape
 
 from pipeline.config import Config, load_config, preset_names
 from pipeline.errors import ConfigError, ContractError, PipelineError
+from pipeline.storage import refusal
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 config_app = typer.Typer(no_args_is_help=True, help="Presets and the configuration tree.")
@@ -307,7 +309,8 @@ def _say_where(config: Config, preset: str, set_: list[str] | None, root: str | 
 
 
 def _refuse(error: PipelineError) -> NoReturn:
-    Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True, markup=True)
+    line = escape(" ".join(str(error).split()))  # a path may hold [brackets]
+    Console(stderr=True).print(f"[red]error:[/] {line}", highlight=False, soft_wrap=True)
     raise SystemExit(error.exit_code)
 
 
@@ -318,9 +321,11 @@ def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 def main() -> None:
     """Run a command; what a user can mend is one line on stderr and an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)  # started in a script's background, a process finds it ignored
     debug = "--debug" in sys.argv
     try:
-        app(standalone_mode=False)
+        if app(standalone_mode=False) == 130:  # typer hands an interrupt back instead of raising it
+            raise KeyboardInterrupt
     except typer.Exit as stop:
         raise SystemExit(stop.exit_code) from None
     except (typer.Abort, KeyboardInterrupt):
@@ -333,8 +338,10 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno is not None:
+            _refuse(refusal(error))
         if hasattr(error, "format_message"):  # click's own: a wrong option or argument
-            _refuse(ConfigError(str(error.format_message()), f"See `{Path(sys.argv[0]).name} --help`."))
+            _refuse(ConfigError(str(error.format_message()), "`python -m pipeline --help` says what there is."))
         text = " ".join(str(error).split())[:300]
         _refuse(PipelineError(f"{type(error).__name__}: {text}", "This is a bug: run with --debug for the traceback."))
     finally:

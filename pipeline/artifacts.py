@@ -171,7 +171,7 @@ class ArtifactWriter:
 def commit(storage: Storage, manifest: Manifest, lease: "Lease") -> None:
     """Make the artifact exist. LeaseError when another driver has taken the stage over meanwhile."""
     folder = artifact_path(manifest.stage, manifest.fingerprint)
-    kept = {f"{folder}/{path}" for path in manifest.files}
+    kept = {f"{folder}/{path}" for path in ("manifest.json", *manifest.files)}
     lease.check()
     for entry in list(storage.list(folder)):
         if entry.path not in kept:
@@ -307,7 +307,8 @@ class Lease:
         if finished:
             self.storage.delete_folder(self.folder)
         else:
-            self._note_seconds()
+            with suppress(StorageError):  # a full disk
+                self._note_seconds()
             self.storage.delete(self.path)
 
 
@@ -346,7 +347,7 @@ def local_copies(storage: Storage, manifest: Manifest, names: Iterable[str], tar
         if not path.exists() or hash_file(path) != record:
             raise ContractError(
                 f"{storage.uri(folder)}/{name} is not what its manifest says",
-                f"Run `pipeline artifact repair {manifest.stage}/{manifest.fingerprint[:SHORT]}`.",
+                f"Run `python -m pipeline artifact repair {manifest.stage}/{manifest.fingerprint[:SHORT]}`.",
             )
         paths[name] = path
     return paths

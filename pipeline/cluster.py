@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.config import ClusterConfig
 from pipeline.errors import PipelineError
+from pipeline.storage import refusal
 
 _LOCAL_OBJECT_STORE = 400 * 1024**2  # bytes: a laptop's stages exchange little
 
@@ -173,6 +174,8 @@ def _surfaced() -> Iterator[None]:
         cause = error.cause
         if isinstance(cause, PipelineError):
             raise cause from None
+        if isinstance(cause, OSError) and cause.errno is not None:
+            raise refusal(cause) from None
         raise
     except OutOfMemoryError as error:
         raise PipelineError("out of memory: Ray ended a task", "Lower the stage's batch_size.") from error

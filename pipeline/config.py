@@ -7,6 +7,8 @@ anew when it moves) is said in `graph.py`, nowhere else. No torch, no ray, no ml
 import os
 import re
 import warnings
+from collections import Counter
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,7 +51,7 @@ class DataConfig(Section):
     )
     validation_uri: str | None = Field(None, description="URI of the validation images. None: a share of `uri`.")
     validation_share: Share = Field(0.1, description="Share of the images held out when there is no validation_uri.")
-    image_size: int = Field(256, ge=4, description="Side of the images that the models see, in pixels.")
+    image_size: int = Field(256, ge=6, description="Side of the images that the models see, in pixels.")
     classes: int = Field(1000, ge=1, description="Number of classes; labels are 0 to classes - 1.")
     center_crop: bool = Field(True, description="ADM's centre crop. False: both sides are resized to image_size.")
     horizontal_flip: bool = Field(True, description="Flip half of the tokenizer's training images left to right.")
@@ -270,6 +272,7 @@ class Config(Section):
             raise ValueError(
                 f"a {self.grid} x {self.grid} latent has no frequencies to attenuate: lower tokenizer.patch_size"
             )
+        _check_masks(self.grid, self.tokenizer.mask, self.tokenizer.keep)
         for name, batch in (
             ("tokenizer.batch_size", self.tokenizer.batch_size),
             ("sit.batch_size", self.sit.batch_size),
@@ -285,6 +288,25 @@ class Config(Section):
     def grid(self) -> int:
         """Side of a latent."""
         return self.data.image_size // self.tokenizer.patch_size
+
+
+def _check_masks(grid: int, mask: str, keep: float) -> None:
+    """ValueError where `models.spectral` would have no mask for a level: asked here without torch."""
+    side = [i if mask == "dct" else min(i, grid - i) for i in range(grid)]
+    shells = Counter(max(a, b) if mask == "square" else a * a + b * b for a in side for b in side)
+    sums = list(accumulate(bins for _, bins in sorted(shells.items())))
+    shares = (1.0, 0.75, 0.5, 0.25) if mask == "remove" else (keep,)
+    kept = [sum(total <= share * grid**2 + 1e-9 for total in sums) for share in shares]
+    if 0 in kept:
+        raise ValueError(
+            f"tokenizer.keep {keep:g} leaves no frequency of a {grid} x {grid} latent: raise it, "
+            "or lower tokenizer.patch_size"
+        )
+    if len(set(kept)) < len(shares):
+        raise ValueError(
+            f"tokenizer.mask remove: on a {grid} x {grid} latent two levels share a mask: "
+            "lower tokenizer.patch_size, or use mask gain"
+        )
 
 
 def preset_names() -> list[str]:
@@ -329,7 +351,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})", "Mend the file.") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: not a mapping of sections", "See `pipeline config show quickstart`.")
+        raise ConfigError(f"{path}: not a mapping of sections", "See `python -m pipeline config show quickstart`.")
     return tree
 
 
@@ -365,7 +387,10 @@ def _explain(error: ValidationError, preset: str) -> tuple[str, str]:
         return f"{key}: there is no such key ({preset})", _nearest(first["loc"])
     given = "" if isinstance(first["input"], (dict, BaseModel)) else f" (given: {first['input']!r})"
     where = f"{key}: " if key else ""
-    return f"{where}{message[0].lower()}{message[1:]}{given}", "`pipeline config schema` says what each key may be."
+    return (
+        f"{where}{message[0].lower()}{message[1:]}{given}",
+        "`python -m pipeline config schema` says what each key may be.",
+    )
 
 
 def _nearest(location: tuple[int | str, ...]) -> str:

@@ -15,7 +15,9 @@ def find_artifact(storage: Storage, name: str) -> Manifest:
         m for m in all_manifests(storage) if m.stage == stage and digits and m.fingerprint.startswith(digits[:SHORT])
     ]
     if len(found) != 1:
-        raise ConfigError(f"{len(found)} artifacts are called {name}", "`python -m pipeline artifact ls` lists them.")
+        raise ConfigError(
+            f"{len(found) or 'no'} artifacts are called {name}", "`python -m pipeline artifact ls` lists them."
+        )
     return found[0]
 
 

@@ -3,8 +3,10 @@
 The driver describes a job in plain data; each worker builds its trainee from it and calls `train`.
 """
 
+import errno
 import json
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +14,8 @@ from pipeline import cluster
 from pipeline.artifacts import SHORT, ArtifactWriter, FileRecord, Manifest, Outcome
 from pipeline.config import Config
 from pipeline.context import StageContext
-from pipeline.errors import ContractError, LeaseError, PipelineError
-from pipeline.storage import open_storage
+from pipeline.errors import ContractError, LeaseError, PipelineError, StorageError
+from pipeline.storage import open_storage, refusal
 
 _POLL_SECONDS = 0.5
 
@@ -128,9 +130,16 @@ def _fit(context: StageContext) -> None:
             failure_config=FailureConfig(max_failures=settings.max_failures),
         ),
     }
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        """Ray's own handler would end the run on Ctrl-C as if nothing had happened, with exit code 0."""
+
+        def _register_sigint_handler(self, controller: Any) -> None:
+            pass
+
     for attempts_left in reversed(range(settings.max_failures + 1)):
         try:
-            TorchTrainer(**trainer).fit()
+            Trainer(**trainer).fit()
             return
         except (ControllerError, RayActorError) as error:  # Ray restarts workers, but not what restarts them
             _raise_refusal(context)
@@ -188,9 +197,13 @@ def run_worker(config: dict[str, Any]) -> None:
         return  # an earlier attempt gave up for good; Ray has only started it again
     try:
         _train(job, world)
-    except PipelineError as error:  # not to be tried again: said to the driver instead
+    except (PipelineError, OSError) as failure:  # not to be tried again: said to the driver instead
+        if isinstance(failure, OSError) and failure.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        error = refusal(failure) if isinstance(failure, OSError) else failure
         said = {"kind": type(error).__name__, "what": error.what, "mend": error.mend}
-        storage.write(f"{job.work}/failure.json", json.dumps(said).encode())
+        with suppress(StorageError):  # a full disk may not take even that; then Ray's word has to do
+            storage.write(f"{job.work}/failure.json", json.dumps(said).encode())
         raise
 
 

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from pipeline.config import Config, WeightFile
 from pipeline.console import Display, duration
 from pipeline.context import StageContext
 from pipeline.data.index import recorded_revision, revision_of
-from pipeline.errors import ConfigError, ContractError, PipelineError
+from pipeline.errors import ConfigError, ContractError, PipelineError, StorageError
 from pipeline.registry import has_version
 from pipeline.storage import Storage, open_storage
 
@@ -169,7 +169,8 @@ class Runner:
                 status = "KILLED"
                 raise
             finally:
-                outbox.close(status)
+                with suppress(StorageError):  # on a full disk the first error is the one to tell
+                    outbox.close(status)
                 cluster.disconnect()
                 self._deliver_rest(courier, status)
 
@@ -252,7 +253,8 @@ class Runner:
             status = "KILLED"
             raise
         finally:
-            outbox.close(status)
+            with suppress(StorageError):
+                outbox.close(status)
             shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -96,11 +96,17 @@ def _said(where: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise StorageError(f"{where}: {error.strerror or error}", _MENDS.get(error.errno or 0, "")) from error
+        raise refusal(error, where) from error
+
+
+def refusal(error: OSError, where: str = "") -> StorageError:
+    """What the operating system refused, as one line: where, what, how to mend."""
+    where = where or str(error.filename or "this machine")
+    return StorageError(f"{where}: {error.strerror or error}", _MENDS.get(error.errno or 0, ""))
 
 
 _MENDS = {
-    errno.ENOSPC: "The disk is full: free some space (`pipeline artifact gc` lists what can go), then run again.",
+    errno.ENOSPC: "The disk is full: free some space (see `python -m pipeline artifact gc`), then run again.",
     errno.EDQUOT: "The disk quota is used up: free some space, then run again.",
     errno.EACCES: "Give this user permission to it, or choose another place (--root, data.uri).",
     errno.EPERM: "Give this user permission to it, or choose another place (--root, data.uri).",

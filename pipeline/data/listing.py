@@ -62,7 +62,7 @@ def list_source(data: DataConfig, progress: Callable[[int], None] | None = None)
     if data.revision is not None and data.revision != listing.digest:
         raise DataError(
             f"data.uri {data.uri}: the source has revision {listing.digest[:12]}, not {data.revision[:12]}",
-            "It has changed: run `pipeline data index` and again, without data.revision; or bring the old files back.",
+            "It has changed: run `python -m pipeline data index`, then again without data.revision; or restore it.",
         )
     return listing
 

@@ -195,7 +195,7 @@ def _on_disk(storage: Storage, shard: StoredShard, directory: Path) -> Iterator[
     if not whole:
         raise ContractError(
             f"{storage.uri(shard.path)} is missing or not what its manifest says",
-            f"Make it anew: `pipeline artifact repair {'/'.join(shard.path.split('/')[:2])}`.",
+            f"Make it anew: `python -m pipeline artifact repair {'/'.join(shard.path.split('/')[:2])}`.",
         )
     yield path
     if not isinstance(storage, LocalStorage):
