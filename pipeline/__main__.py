@@ -122,8 +122,10 @@ def sample(
     from pipeline.runner import resolved, survey
 
     config = resolved(load_config(preset, set_, root), fresh=False)
-    if class_ >= config.data.classes:
-        raise ConfigError(f"--class {class_}: there are classes 0 to {config.data.classes - 1}", "Choose one of them.")
+    if class_ >= config.data.class_count:
+        raise ConfigError(
+            f"--class {class_}: there are classes 0 to {config.data.class_count - 1}", "Choose one of them."
+        )
     for path in draw(config, survey(config), class_, n, guidance, out):
         console.print(str(path), highlight=False, soft_wrap=True)
 

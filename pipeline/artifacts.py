@@ -257,10 +257,7 @@ class Lease:
             raise self._lost_race() from None
         theirs = Holder.model_validate_json(text)
         if not theirs.is_dead():
-            raise LeaseError(
-                f"{self.stage} is being made by {theirs.owner}",
-                f"Wait for it, or end it; its lease is free {LEASE_SECONDS:.0f} s after its last sign of life.",
-            )
+            raise _taken(self.stage, theirs)
         mine = mine.model_copy(update={"token": theirs.token + 1})
         if not self.storage.replace(self.path, mine.model_dump_json().encode(), tag):
             raise self._lost_race()
@@ -310,6 +307,23 @@ class Lease:
             with suppress(StorageError):  # a full disk
                 self._note_seconds()
             self.storage.delete(self.path)
+
+
+def check_free(storage: Storage, stage: str, fingerprint: str) -> None:
+    """LeaseError, naming the owner, while a living driver works on the stage. Takes nothing."""
+    try:
+        theirs = Holder.model_validate_json(storage.read(f"{work_path(stage, fingerprint)}/lease.json"))
+    except FileNotFoundError:
+        return
+    if not theirs.is_dead():
+        raise _taken(stage, theirs)
+
+
+def _taken(stage: str, holder: Holder) -> LeaseError:
+    return LeaseError(
+        f"{stage} is being made by {holder.owner}",
+        f"Wait for it, or end it; its lease is free {LEASE_SECONDS:.0f} s after its last sign of life.",
+    )
 
 
 def is_held(lease: bytes, nonce: str) -> bool:

@@ -52,7 +52,11 @@ class DataConfig(Section):
     validation_uri: str | None = Field(None, description="URI of the validation images. None: a share of `uri`.")
     validation_share: Share = Field(0.1, description="Share of the images held out when there is no validation_uri.")
     image_size: int = Field(256, ge=6, description="Side of the images that the models see, in pixels.")
-    classes: int = Field(1000, ge=1, description="Number of classes; labels are 0 to classes - 1.")
+    classes: int | None = Field(
+        None,
+        ge=1,
+        description="Number of classes; labels are 0 to classes - 1. None: a folder's sub-folders, digits' 10.",
+    )
     center_crop: bool = Field(True, description="ADM's centre crop. False: both sides are resized to image_size.")
     horizontal_flip: bool = Field(True, description="Flip half of the tokenizer's training images left to right.")
     shuffle: Literal["full", "window"] = Field(
@@ -62,6 +66,13 @@ class DataConfig(Section):
     shard_rows: int = Field(2048, ge=1, description="Images a shard of the prepared set.")
     max_pixels: int = Field(178_956_970, ge=1, description="Images with more pixels are quarantined unread.")
     quarantine_budget: Share = Field(0.01, description="Share of unreadable images above which the stage fails.")
+
+    @property
+    def class_count(self) -> int:
+        """The number of classes. ConfigError where neither the config nor the source's index says it."""
+        if self.classes is None:
+            raise ConfigError(f"data.classes is not given for a source of format {self.format}", "Set data.classes.")
+        return self.classes
 
 
 class TokenizerConfig(Section):

@@ -13,6 +13,8 @@ from pipeline.data.index import read_index
 from pipeline.graph import Node
 from pipeline.storage import open_storage
 
+_IMAGENET_CLASSES = 1000  # taken while the source has not been listed
+
 
 def tokenizer_sizes(config: Config) -> dict[str, float]:
     """Parameters, and GFLOPs per image in the paper's counting (2 x MAC of Linear and Conv)."""
@@ -37,7 +39,7 @@ def sit_sizes(config: Config) -> dict[str, float]:
         "depth": depth,
     }
     return {
-        "parameters": sizes.sit_parameters(**network, classes=config.data.classes),
+        "parameters": sizes.sit_parameters(**network, classes=config.data.classes or _IMAGENET_CLASSES),
         "gflops": sizes.sit_gflops(**network),
     }
 

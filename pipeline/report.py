@@ -161,7 +161,11 @@ def _facts(config: Config, nodes: list[Node]) -> list[str]:
     source = config.data.uri or {"digits": "scikit-learn's handwritten digits"}.get(
         config.data.format, "no source given"
     )
-    facts = [source, f"{config.data.image_size} × {config.data.image_size} pixels", f"{config.data.classes} classes"]
+    facts = [
+        source,
+        f"{config.data.image_size} × {config.data.image_size} pixels",
+        f"{config.data.classes or 'unknown'} classes",
+    ]
     if made:
         facts.append(f"{len(made)} of {len(nodes)} stages in {duration(sum(manifest.seconds for manifest in made))}")
         facts.append(f"last made {max(manifest.created for manifest in made)[:16].replace('T', ' ')} UTC")

@@ -21,6 +21,7 @@ from pipeline.artifacts import (
     Manifest,
     Outcome,
     artifact_path,
+    check_free,
     commit,
     git_sha,
     now,
@@ -31,7 +32,7 @@ from pipeline.artifacts import (
 from pipeline.config import Config, WeightFile
 from pipeline.console import Display, duration
 from pipeline.context import StageContext
-from pipeline.data.index import recorded_revision, revision_of
+from pipeline.data.index import known_classes, recorded_revision, revision_of
 from pipeline.errors import ConfigError, ContractError, PipelineError, StorageError
 from pipeline.registry import has_version
 from pipeline.storage import Storage, open_storage
@@ -53,11 +54,15 @@ _SHOWN = (  # the metrics worth a place on a stage's line
 
 
 def resolved(config: Config, fresh: bool) -> Config:
-    """The config with `data.revision` known, if it can be: a local source is listed when `fresh`, else as recorded."""
+    """The config with `data.revision` and `data.classes` known, if they can be.
+
+    A local source is listed when `fresh`, else both are as recorded.
+    """
     storage = open_storage(config.root)
     # Even then a recorded index of a remote source will do: listing a bucket takes its time.
     revision = revision_of(config.data, storage, fresh=False) if fresh else recorded_revision(config.data, storage)
-    return config.model_copy(update={"data": config.data.model_copy(update={"revision": revision})})
+    known = {"revision": revision, "classes": known_classes(config.data, storage)}
+    return config.model_copy(update={"data": config.data.model_copy(update=known)})
 
 
 def survey(config: Config) -> list[graph.Node]:
@@ -151,6 +156,7 @@ class Runner:
         `cached`: the stages that are used as they are, and their fingerprints, for the run's tags.
         """
         _check_root(self.storage)
+        check_free(self.storage, stages[0], self.fingerprint(stages[0]))
         _check_weights(self.config, stages)
         cluster.set_environment()
         threading.Thread(target=_warm_up, args=(stages,), name="warm-up", daemon=True).start()

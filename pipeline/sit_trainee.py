@@ -34,7 +34,7 @@ def network_arguments(config: Config) -> dict[str, Any]:
     return {
         "grid": config.grid,
         "latent_dim": config.tokenizer.latent_dim,
-        "classes": config.data.classes,
+        "classes": config.data.class_count,
         "width": width,
         "depth": depth,
         "heads": heads,
@@ -144,7 +144,7 @@ class SitTrainee:
         t_B = self._draw(step, "t", (), normal=False)
         label_B = torch.from_numpy(batch[2]).to(self.world.device)
         dropped = self._draw(step, "label_dropout", (), normal=False)
-        label_B = drop_labels(label_B, dropped, own.label_dropout, self.data.classes)
+        label_B = drop_labels(label_B, dropped, own.label_dropout, self.data.class_count)
         with self._autocast():
             predicted_BDhw, projected_BNK = self.parallel(interpolate(lo_BDhw, noise_BDhw, t_B), t_B, label_B)
             diffusion_B = diffusion_loss_B(predicted_BDhw, target(lo_BDhw, noise_BDhw, own.prediction))

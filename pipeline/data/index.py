@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.config import DataConfig
-from pipeline.data.listing import DIGITS_REVISION, Listing, list_source
+from pipeline.data.listing import DIGITS_CLASSES, DIGITS_REVISION, Listing, list_source
 from pipeline.storage import LocalStorage, Storage, open_storage
 
 
@@ -24,6 +24,7 @@ class Index(BaseModel):
     digest: str  # what data.revision is to be
     files: int  # images (folder), Parquet files or tars, of both splits
     bytes: int
+    classes: int  # folders of classes; 0 where the listing does not tell
     created: datetime
 
     @property
@@ -46,6 +47,7 @@ def write_index(storage: Storage, data: DataConfig, listing: Listing) -> Index:
         digest=listing.digest,
         files=listing.files,
         bytes=listing.bytes,
+        classes=len(listing.classes),
         created=datetime.now(UTC),
     )
     storage.write(index_path(data), index.model_dump_json(indent=1).encode())
@@ -85,6 +87,16 @@ def revision_of(data: DataConfig, storage: Storage, fresh: bool) -> str | None:
         if known is not None:
             return known
     return write_index(storage, data, list_source(data)).digest
+
+
+def known_classes(data: DataConfig, storage: Storage) -> int | None:
+    """The number of classes: given, built in, or as the recorded index has it; None where nothing says it."""
+    if data.classes is not None:
+        return data.classes
+    if data.format == "digits":
+        return DIGITS_CLASSES
+    index = read_index(storage, data)
+    return index.classes or None if index else None
 
 
 def _is_local(data: DataConfig) -> bool:

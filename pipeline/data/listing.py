@@ -15,6 +15,7 @@ from pipeline.storage import Entry, LocalStorage, Storage, open_storage, split_u
 
 Split = Literal["train", "validation"]
 DIGITS = 1797  # images in scikit-learn's set
+DIGITS_CLASSES = 10
 DIGITS_REVISION = hashlib.sha256(b"scikit-learn digits: 1797 images of 8 x 8, 16 grey levels").hexdigest()
 SUFFIXES = {
     "folder": frozenset(
@@ -135,7 +136,7 @@ def _is_hidden(path: str) -> bool:
 def _classes(data: DataConfig, train: tuple[Entry, ...], validation: tuple[Entry, ...]) -> tuple[str, ...]:
     """The sorted class folders of the training images; a label is the place in this order."""
     classes = tuple(sorted({class_of(entry.path) for entry in train}))
-    if len(classes) > data.classes:
+    if data.classes is not None and len(classes) > data.classes:
         raise DataError(
             f"data.uri {data.uri}: label out of range, {len(classes)} class folders but data.classes is {data.classes}",
             f"Set data.classes={len(classes)}, or take folders away.",

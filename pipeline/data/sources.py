@@ -177,9 +177,9 @@ def read_unit(unit: Unit, data: DataConfig) -> Iterator[RawExample]:
     the source cannot be reached.
     """
     for example in unit.read():
-        if not 0 <= example.label < data.classes:
+        if not 0 <= example.label < data.class_count:
             raise DataError(
-                f"{example.key}: label {example.label} is out of range, data.classes is {data.classes}",
+                f"{example.key}: label {example.label} is out of range, data.classes is {data.class_count}",
                 "Set data.classes to the number of classes, or correct the label.",
             )
         yield example

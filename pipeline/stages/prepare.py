@@ -64,7 +64,7 @@ def run(context: StageContext) -> Outcome:
         sum(counts.values()),
         metrics,
         splits=splits,
-        classes=data.classes,
+        classes=data.class_count,
         class_names=list(listing.classes),
         quarantined=quarantined,
     )

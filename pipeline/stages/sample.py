@@ -36,7 +36,7 @@ def run(context: StageContext) -> Outcome:
             inputs,
             context.fingerprint,
             own,
-            context.config.data.classes,
+            context.config.data.class_count,
             start,
             min(own.count, start + own.batch_size),
         )

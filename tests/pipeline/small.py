@@ -37,7 +37,8 @@ SETS = [
 def small_config(root: Path, *sets: str) -> Config:
     config = load_config("quickstart", [*SETS, f"cluster.mirror={root / 'mirror'}", *sets], root.as_uri())
     revision = list_source(config.data).digest
-    return config.model_copy(update={"data": config.data.model_copy(update={"revision": revision})})
+    known = {"revision": revision, "classes": 10}
+    return config.model_copy(update={"data": config.data.model_copy(update=known)})
 
 
 def manifest(
