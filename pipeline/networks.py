@@ -5,7 +5,6 @@ For tasks and actors: a process that has loaded a network once keeps it, since R
 
 import hashlib
 import os
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,13 +18,7 @@ from models.tokenizer import Tokenizer
 from pipeline.artifacts import Manifest, local_copies
 from pipeline.config import WeightFile
 from pipeline.errors import ConfigError
-from pipeline.storage import Storage, open_storage, split_uri
-
-
-def cache_folder() -> Path:
-    """Where this machine keeps copies of weight files."""
-    base = os.environ.get("XDG_CACHE_HOME") or tempfile.gettempdir()
-    return Path(base) / "denoising-vae" / "weights"
+from pipeline.storage import Storage, cache_folder, open_storage, split_uri
 
 
 def task_device() -> torch.device:
@@ -70,13 +63,13 @@ def load_generator(storage: Storage, inputs: dict[str, Manifest], device: torch.
 
 def _weights(root: str, manifest: Manifest) -> Path:
     name = "weights.safetensors"
-    return local_copies(open_storage(root), manifest, [name], cache_folder())[name]
+    return local_copies(open_storage(root), manifest, [name], cache_folder() / "weights")[name]
 
 
 def fetch_weights(file: WeightFile) -> Path:
     """A local copy of pretrained weights, their sha256 checked. ConfigError when absent or another file."""
     storage, name = split_uri(file.uri)
-    target = cache_folder() / file.sha256
+    target = cache_folder() / "weights" / file.sha256
     try:
         if not target.exists():
             partial = target.with_name(f"{target.name}.{os.getpid()}")

@@ -82,6 +82,12 @@ def open_storage(uri: str) -> Storage:
     raise ConfigError(f"'{uri}' is neither file:// nor s3://", "Use a local path, file:///PATH or s3://BUCKET/PREFIX.")
 
 
+def cache_folder() -> Path:
+    """Where this machine keeps copies of what lies elsewhere: `$XDG_CACHE_HOME` or ~/.cache, in a folder of ours."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "denoising-vae"
+
+
 def split_uri(uri: str) -> tuple[Storage, str]:
     """The storage of the folder that holds the file `uri`, and the file's name in it."""
     folder, _, name = uri.rstrip("/").rpartition("/")

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pipeline.artifacts import hash_file
 from pipeline.config import DataConfig
 from pipeline.errors import ContractError, StorageError
-from pipeline.storage import LocalStorage, Storage
+from pipeline.storage import LocalStorage, Storage, cache_folder
 
 _VERSION = "1"  # raised when the files' layout changes
 _PARTIAL = ".partial-"
@@ -40,10 +40,7 @@ class StoredShard(NamedTuple):
 
 def mirror_directory(configured: str | None) -> Path:
     """`cluster.mirror`, or else a folder below the user's cache."""
-    if configured is not None:
-        return Path(configured)
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "denoising-vae" / "mirror"
+    return Path(configured) if configured is not None else cache_folder() / "mirror"
 
 
 class Mirror:
