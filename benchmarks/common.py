@@ -118,7 +118,9 @@ def prepared(config: Config) -> Manifest:
         for shard in prepare_unit(unit, config.data, config.seed, storage, writer.folder).shards:
             writer.files[shard.path] = FileRecord(bytes=shard.bytes, sha256=shard.sha256)
             splits[shard.split].append({"path": shard.path, "rows": shard.rows})
-    return manifest_of("prepare", writer.files, config, {}, splits=splits, classes=config.data.classes, class_names=[])
+    return manifest_of(
+        "prepare", writer.files, config, {}, splits=splits, classes=config.data.class_count, class_names=[]
+    )
 
 
 def encoded(config: Config, rows: int, scratch: Path) -> dict[str, Manifest]:
@@ -132,10 +134,11 @@ def encoded(config: Config, rows: int, scratch: Path) -> dict[str, Manifest]:
     mean, logvar = (random.normal(size=(rows, *shape)).astype(np.float16) for _ in range(2))
     scratch.mkdir(parents=True, exist_ok=True)
     path = scratch / "latents.parquet"
-    labels = np.arange(rows) % config.data.classes
+    labels = np.arange(rows) % config.data.class_count
     write_latent_shard(path, [f"k{i}" for i in range(rows)], labels, mean, logvar)
     tokenizer = manifest_of(
-        writer_of(config, "train-tokenizer"),
+        "train-tokenizer",
+        {},
         config,
         {},
         filter={"mask": config.tokenizer.mask, "keep": config.tokenizer.keep},

@@ -1,8 +1,9 @@
 """How many seconds pass from the command to the first training step, and with what?
 
 Run: python benchmarks/startup.py [--rounds 3]
-Each round is `python -m pipeline run quickstart --until train-tokenizer` at a fresh root, with three steps; the times are
-taken by `startup_trace/sitecustomize.py` in every process. CPU seconds are steadier than wall seconds on a shared machine.
+Each round is `python -m pipeline run quickstart --until train-tokenizer` at a fresh root, with three steps; the times
+are taken by `startup_trace/sitecustomize.py` in every process. CPU seconds are steadier than wall seconds on a shared
+machine.
 """
 
 import argparse
@@ -59,16 +60,13 @@ def read_trace(folder: Path) -> list[Event]:
 
 
 def by_cause(events: list[Event]) -> dict[str, float]:
-    """Wall seconds of each cause, their sum, and CPU seconds of all Python processes up to the end of the first step."""
+    """Wall seconds of each cause, their sum, and CPU seconds of all Python processes until the first step's end."""
     begin, last = events[0][0], events[0][0]
     causes: dict[str, float] = {}
     for cause, (kind, name) in MARKS.items():
         reached = next(event[0] for event in events if event[3:] == (kind, name))
         causes[cause], last = reached - last, reached
-    cpu: dict[str, float] = {}
-    for wall, used, process, _, _ in events:
-        if wall <= last:
-            cpu[process] = used
+    cpu = {process: used for wall, used, process, _, _ in events if wall <= last}  # the last of each process stays
     return {**causes, "all, wall": last - begin, "all, CPU": sum(cpu.values()), "processes": float(len(cpu))}
 
 

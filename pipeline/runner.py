@@ -108,11 +108,14 @@ class Runner:
             return
         with self._alive(missing, {name: self.fingerprint(name) for name in wanted if name not in missing}):
             for name in wanted:
-                node = nodes[name]
+                # Asked again: a stage that has just come out otherwise makes what it feeds out of date.
+                (node,) = [node for node in self._nodes() if node.stage.name == name]
                 if node.status == "cached":
                     self._say_cached(name, node.manifest)
                 else:
                     self.make(name)
+                    # What was made may differ from what stood there: then its consumers are no longer current.
+                    nodes = {node.stage.name: node for node in survey(self.config)}
 
     def run_stage(self, name: str) -> None:
         """One stage; its inputs must be there."""

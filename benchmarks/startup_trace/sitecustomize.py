@@ -24,10 +24,16 @@ WATCHED: dict[str, tuple[str, ...]] = {
     "pipeline.mirroring": ("training_images",),
     "pipeline.tokenizer_trainee": ("TokenizerTrainee.__init__", "TokenizerTrainee.step"),
     "pipeline.data.prepare": ("prepare_unit",),
-    "ray.train.v2.api.data_parallel_trainer": ("DataParallelTrainer.fit", "DataParallelTrainer._initialize_and_run_controller"),
+    "ray.train.v2.api.data_parallel_trainer": (
+        "DataParallelTrainer.fit",
+        "DataParallelTrainer._initialize_and_run_controller",
+    ),
     "ray.train.v2._internal.execution.controller.controller": ("TrainController.__init__",),
     "ray.train.v2._internal.execution.worker_group.worker_group": ("WorkerGroup._start",),
-    "ray.train.v2._internal.execution.worker_group.worker": ("RayTrainWorker.init_train_context", "RayTrainWorker.__init__"),
+    "ray.train.v2._internal.execution.worker_group.worker": (
+        "RayTrainWorker.init_train_context",
+        "RayTrainWorker.__init__",
+    ),
     "ray.train.torch.config": ("_TorchBackend.on_start",),
     "torch": (),
     "torch._dynamo": (),
@@ -56,7 +62,7 @@ WATCHED: dict[str, tuple[str, ...]] = {
 
 def say(kind: str, name: str, when: float | None = None) -> None:
     line = f"{time.time() if when is None else when:.4f}\t{time.process_time():.3f}\t{kind}\t{name}\n"
-    with open(os.path.join(os.environ["DVAE_STARTUP_TRACE"], f"{os.getpid()}.tsv"), "a") as file:
+    with open(f"{os.environ['DVAE_STARTUP_TRACE']}/{os.getpid()}.tsv", "a") as file:
         file.write(line)
 
 

@@ -1,0 +1,316 @@
+"""How long is a training step: against the machine's matmul peak, a plain loop, and the same loop without Ray?
+
+Run: python benchmarks/train_step.py [--preset quickstart] [--set a.b=c]... [--device cpu] [--threads N] [--no-ray]
+The data are the digits, brought to the preset's size, and random latents: a step's time does not depend on them. All
+sides of a comparison alternate in one run, and a ratio is the median of the rounds' ratios. MFU counts the model's
+FLOPs as the trainer does (attention products in, the discriminator's not), over the peak measured in the same round.
+"""
+
+import argparse
+import copy
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import alternate, config_at, encoded, median_ratio, medians, prepared, save
+from torch import Tensor, nn
+
+from models.alignment import alignment_loss_B
+from models.diffusion import drop_labels
+from models.discriminator import discriminator_hinge
+from pipeline import cluster, graph
+from pipeline.artifacts import Holder, work_path
+from pipeline.config import Config
+from pipeline.ray_training import _fit, _settle_cuda
+from pipeline.sit_trainee import SitTrainee
+from pipeline.storage import open_storage
+from pipeline.tokenizer_trainee import TokenizerTrainee
+from pipeline.tracking import OUTBOX
+from pipeline.training import History, Loop, World, _global_means, generator, measured_peak, train
+
+Draws = dict[str, Tensor]
+
+
+def average(averages: nn.Module, weights: nn.Module, decay: float) -> None:
+    with torch.no_grad():
+        for old, new in zip(averages.parameters(), weights.parameters(), strict=True):
+            old.mul_(decay).add_(new, alpha=1 - decay)
+
+
+def optimize(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> None:
+    torch.autograd.backward(loss)
+    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+class PlainTokenizer:
+    """The tokenizer's step as one would write it down first, on a trainee's modules and optimizers."""
+
+    def __init__(self, trainee: TokenizerTrainee, adversarial: bool) -> None:
+        self.parts, self.adversarial = trainee, adversarial
+        self.source = torch.Generator(trainee.world.device).manual_seed(0)
+
+    def draws(self, step: int | None) -> Draws:
+        """The trainee's own of that step; None takes the next ones of a plain generator."""
+        own, device = self.parts, self.parts.world.device
+        shape = (own.config.batch_size, *own.tokenizer.latent_shape)
+        source = self.source if step is None else generator(own.seed, step, "noise", device)
+        return {"noise": torch.randn(shape, generator=source, device=device)}
+
+    def __call__(self, batch: Any, draws: Draws, step: int) -> float:
+        own, config = self.parts, self.parts.config
+        x = torch.from_numpy(batch[0]).to(own.world.device).float() / 127.5 - 1
+        draw = own.regularizer.draw(generator(own.seed, step, "regularizer", torch.device("cpu")), len(x))
+        target = own.regularizer.image(x, draw)
+        with own._autocast():
+            made, posterior = own.tokenizer(x, draws["noise"], partial(own.regularizer.latent, draw=draw))
+            loss = (made.float() - target).square().mean() + config.kl_weight * posterior.kl().mean()
+            if own.perceptual is not None:
+                loss = loss + config.perceptual_weight * own.perceptual(made.float(), target)
+            if self.adversarial:
+                own.discriminator.requires_grad_(False)
+                loss = loss - config.adversarial_weight * own.discriminator(made).float().mean()
+                own.discriminator.requires_grad_(True)
+        optimize(loss, own.optimizer, config.clip)
+        average(own.ema.model, own.tokenizer, config.ema_decay)
+        if self.adversarial:
+            with own._autocast():
+                real, fake = own.discriminator(torch.cat([target, made.detach()])).float().chunk(2)
+            optimize(discriminator_hinge(real, fake), own.discriminator_optimizer, config.clip)
+        return loss.item()
+
+
+class PlainSit:
+    """The same for SiT: velocity, and the alignment where the config has one."""
+
+    def __init__(self, trainee: SitTrainee) -> None:
+        self.parts = trainee
+        self.source = torch.Generator(trainee.world.device).manual_seed(0)
+
+    def draws(self, step: int | None) -> Draws:
+        own, device = self.parts, self.parts.world.device
+        rows, shape = own.config.batch_size, own.store.shape
+        made: Draws = {}
+        for name in ("posterior", "noise", "t", "label_dropout", "teacher_t"):
+            source = self.source if step is None else generator(own.seed, step, name, device)
+            normal = name in ("posterior", "noise")
+            draw, size = (torch.randn, (rows, *shape)) if normal else (torch.rand, (rows,))
+            made[name] = draw(size, generator=source, device=device)
+        return made
+
+    def __call__(self, batch: Any, draws: Draws, step: int) -> float:
+        own, config, device = self.parts, self.parts.config, self.parts.world.device
+        mean, logvar = (torch.from_numpy(part).to(device).float() for part in batch[:2])
+        z = mean + (0.5 * logvar).exp() * draws["posterior"]
+        low, high = own.alignment.draw_levels(generator(own.seed, step, "levels", torch.device("cpu")))
+        low_z, high_z = (own.statistics.normalise(own.latent_filter(z, level)) for level in (low, high))
+        noise, t = draws["noise"], draws["t"]
+        labels = torch.from_numpy(batch[2]).to(device)
+        labels = drop_labels(labels, draws["label_dropout"], config.label_dropout, own.data.class_count)
+        time_B111 = t[:, None, None, None]
+        with own._autocast():
+            predicted, projected = own.model((1 - time_B111) * low_z + time_B111 * noise, t, labels)
+            loss_B = (predicted.float() - (noise - low_z)).square().mean((1, 2, 3))
+            if projected is not None:
+                teacher, uniform = own.ema.model, draws["teacher_t"]
+                loss_B = loss_B + alignment_loss_B(
+                    own.alignment, teacher, projected, low_z, high_z, noise, t, labels, uniform
+                )
+        loss = loss_B.mean()
+        optimize(loss, own.optimizer, config.clip)
+        average(own.ema.model, own.model.sit, config.ema_decay)
+        return loss.item()
+
+
+@dataclass
+class Pair:
+    """A trainee, and a plain step on a twin of it."""
+
+    trainee: Any
+    plain: Any
+    batches: list[Any]
+    step: int  # the step that is made again and again: the schedule's, and whether D takes part
+
+    def ours(self, batch: Any) -> float:
+        """A step with what `training._run_steps` does around each."""
+        losses = _global_means(self.trainee.step(batch, self.step), self.trainee.world)
+        History().add(losses)
+        return losses["loss"]
+
+    def first_losses(self) -> tuple[float, float]:
+        batch = self.batches[0]
+        return self.ours(batch), self.plain(batch, self.plain.draws(self.step), self.step)
+
+    def measure(self, rounds: int, peak_seconds: float) -> dict[str, Any]:
+        ours, plain = self.first_losses()
+        assert abs(ours - plain) <= 1e-4 * abs(ours), f"the plain step computes another loss: {plain}, not {ours}"
+        device = self.trainee.world.device
+
+        def mean_of(step: Callable[[Any], Any]) -> float:
+            _wait(device)
+            begin = time.perf_counter()
+            for batch in self.batches:
+                step(batch)
+            _wait(device)
+            return (time.perf_counter() - begin) / len(self.batches)
+
+        sides = {
+            "ours": lambda: mean_of(self.ours),
+            "plain": lambda: mean_of(lambda batch: self.plain(batch, self.plain.draws(None), self.step)),
+            "peak": lambda: measured_peak(device, peak_seconds),
+        }
+        for side in sides.values():
+            side()
+        measured = alternate(sides, rounds)
+        flops = self.trainee.flops_per_step
+        middle = medians(measured)
+        return {
+            "ms_ours": 1e3 * middle["ours"],
+            "ms_plain": 1e3 * middle["plain"],
+            "ratio_to_plain": median_ratio(measured["ours"], measured["plain"]),
+            "gflops_step": flops / 1e9,
+            "peak_gflops_per_s": middle["peak"] / 1e9,
+            "mfu": median_ratio([flops / s for s in measured["ours"]], measured["peak"]),
+            "first_loss": ours,
+            "first_loss_plain": plain,
+        }
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def inputs_of(config: Config, stage: str, root: Path) -> dict[str, Any]:
+    if stage == "train-tokenizer":
+        return {"prepare": prepared(config)}
+    return encoded(config, max(256, config.sit.batch_size), root / "scratch")
+
+
+def make_pair(config: Config, root: Path, which: str, device: str, batches: int) -> Pair:
+    """`which` is tokenizer, adversarial (the tokenizer once D is at work) or sit."""
+    stage = "train-sit" if which == "sit" else "train-tokenizer"
+    inputs, world = inputs_of(config, stage, root), World(0, 1, torch.device(device))
+    kind: Any = SitTrainee if which == "sit" else TokenizerTrainee
+    trainee, twin = (kind(config, open_storage(config.root), inputs, world) for _ in range(2))
+    loader = trainee.batches(0, batches)
+    made = [copy.deepcopy(batch) for batch in loader]
+    loader.close()
+    if which == "sit":
+        return Pair(trainee, PlainSit(twin), made, step=0)
+    adversarial = which == "adversarial"
+    step = config.tokenizer.steps - 1 if adversarial else 0
+    return Pair(trainee, PlainTokenizer(twin, adversarial), made, step)
+
+
+class _Named:
+    """An object with these attributes: the little of a stage's context that `_fit` looks at."""
+
+    def __init__(self, **values: Any) -> None:
+        vars(self).update(values)
+
+
+def trained_step_seconds(config: Config, root: Path, ray: bool) -> float:
+    """Median seconds a step over the history's lines but the first two, with run_worker on Ray or without."""
+    stage, inputs = "train-tokenizer", inputs_of(config, "train-tokenizer", root)
+    fingerprint = graph.fingerprints(config)[stage]
+    assert fingerprint is not None
+    storage, work = open_storage(config.root), work_path(stage, fingerprint)
+    holder = Holder(owner="", machine="", pid=1, started=0, nonce="nonce", token=1, heartbeat=0)
+    storage.write(f"{work}/lease.json", holder.model_dump_json().encode())
+    if ray:
+        lease, outbox = _Named(holder=holder), _Named(key="benchmark")
+        known = {"config": config, "stage": stage, "fingerprint": fingerprint, "storage": storage, "work": work}
+        context: Any = _Named(**known, lease=lease, outbox=outbox, inputs=inputs)
+        _fit(context)
+    else:
+        own, world = config.tokenizer, World(0, 1, torch.device(config.cluster.device))
+        loop = Loop(
+            name="tokenizer", steps=own.steps, batch_size=own.batch_size, checkpoint_every=own.checkpoint_every,
+            log_every=own.log_every, keep=2, storage=storage, work=work, lease="nonce", outbox="benchmark",
+            stage=stage, fingerprint=fingerprint, peak_flops=1e9,
+        )  # fmt: skip
+        train(TokenizerTrainee(config, storage, inputs, world), loop, world, lambda: False)
+    assert storage.exists(f"{work}/result.json"), "the training did not come to its end"
+    events = [
+        json.loads(line)
+        for entry in storage.list(f"{OUTBOX}/benchmark")
+        for line in storage.read(entry.path).splitlines()
+    ]
+    seconds = [event["values"]["tokenizer/step_seconds"] for event in events]
+    return medians({"step": seconds[2:]})["step"]
+
+
+def measure_ray(preset: str, sets: list[str], steps: int, rounds: int, device: str, threads: int) -> dict[str, float]:
+    """What Ray Train adds to a step; one local Ray for all rounds, a fresh root for each training."""
+    own = [f"tokenizer.steps={steps}", "tokenizer.checkpoint_every=100000", "tokenizer.log_every=10"]
+    own += ["tokenizer.discriminator_start=1.0", "tokenizer.adversarial_start=1.0", f"cluster.device={device}"]
+    own.append(f"cluster.cpus_per_worker={threads}")
+
+    def side(ray: bool) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            return trained_step_seconds(config_at(root, preset, *sets, *own), root, ray)
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = config_at(Path(folder), preset, *sets, *own).cluster
+    torch.set_num_threads(threads)
+    cluster.connect(settings)
+    try:
+        measured = alternate({"without": lambda: side(False), "with": lambda: side(True)}, rounds)
+    finally:
+        cluster.disconnect()
+    middle = medians(measured)
+    return {
+        "ms_with_ray": 1e3 * middle["with"],
+        "ms_without_ray": 1e3 * middle["without"],
+        "ratio": median_ratio(measured["with"], measured["without"]),
+        "rounds": rounds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="quickstart")
+    parser.add_argument("--set", action="append", default=[], dest="sets")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batches", type=int, default=8, help="steps in a round")
+    parser.add_argument("--ray-steps", type=int, default=100)
+    parser.add_argument("--ray-rounds", type=int, default=2)
+    parser.add_argument("--no-ray", action="store_true")
+    given = parser.parse_args()
+    sets = [*given.sets]
+    if given.preset != "quickstart":
+        sets = ["data.format=digits", "data.classes=10", *sets]
+    cluster.set_environment()
+    torch.set_num_threads(given.threads)
+    result: dict[str, Any] = {"preset": given.preset, "sets": given.sets, "threads": given.threads, "steps": {}}
+    print(f"{'':12}{'ours ms':>10}{'plain ms':>10}{'ratio':>8}{'MFU':>8}")
+    with tempfile.TemporaryDirectory() as folder:
+        config = config_at(Path(folder), given.preset, *sets)
+        if given.device == "cuda":
+            _settle_cuda(config.cluster.deterministic)
+        for which in ("tokenizer", "adversarial", "sit"):
+            pair = make_pair(config, Path(folder), which, given.device, given.batches)
+            row = result["steps"][which] = pair.measure(given.rounds, 0.3)
+            shown = f"{row['ms_ours']:10.2f}{row['ms_plain']:10.2f}{row['ratio_to_plain']:8.3f}{row['mfu']:8.1%}"
+            print(f"{which:12}{shown}", flush=True)
+    if not given.no_ray:
+        ray = measure_ray(given.preset, sets, given.ray_steps, given.ray_rounds, given.device, given.threads)
+        result["ray_train"] = ray
+        print(f"Ray Train: {ray['ms_with_ray']:.2f} ms with, {ray['ms_without_ray']:.2f} without: {ray['ratio']:.3f}")
+    name = "train_step" if (given.preset, given.device) == ("quickstart", "cpu") else f"train_step-{given.preset}"
+    print(save(name if given.device == "cpu" else f"{name}-cuda", result, given.device).name)
+
+
+if __name__ == "__main__":
+    main()

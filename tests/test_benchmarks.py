@@ -1,0 +1,27 @@
+"""The benchmarks' measuring functions at tiny sizes: they run, and both sides compute the same."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+
+import loader
+import train_step
+from common import config_at
+from small import SETS
+
+
+@pytest.mark.parametrize("which", ["tokenizer", "adversarial", "sit"])
+def test_plain_step_has_our_loss(which: str, tmp_path: Path) -> None:
+    config = config_at(tmp_path, "quickstart", *SETS)
+    row = train_step.make_pair(config, tmp_path, which, "cpu", batches=2).measure(rounds=1, peak_seconds=0.01)
+    assert row["ms_ours"] > 0
+    assert 0 < row["mfu"] < 1
+
+
+def test_images_and_latents_are_measured(tmp_path: Path) -> None:
+    config = config_at(tmp_path, "quickstart", *SETS)
+    assert loader.measure_images(config, batch=12, steps=2, threads=1, rounds=1)["loader"] > 0
+    assert loader.measure_latents(config, tmp_path, rows=64, batch=16, steps=2, rounds=1)["ratio"] > 0
