@@ -16,6 +16,7 @@ import torch
 from pipeline import graph
 from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest
 from pipeline.config import Config, load_config
+from pipeline.data.index import known_classes
 from pipeline.data.listing import list_source
 from pipeline.data.prepare import prepare_unit
 from pipeline.data.sources import work_units
@@ -78,8 +79,11 @@ def save(name: str, result: dict[str, Any], device: str = "cpu", folder: Path = 
 def config_at(root: Path, preset: str, *sets: str) -> Config:
     """A preset's config with everything below `root`, its source listed."""
     config = load_config(preset, [f"cluster.mirror={root / 'mirror'}", *sets], (root / "root").as_uri())
-    revision = list_source(config.data).digest
-    return config.model_copy(update={"data": config.data.model_copy(update={"revision": revision})})
+    known = {
+        "revision": list_source(config.data).digest,
+        "classes": known_classes(config.data, open_storage(config.root)),
+    }
+    return config.model_copy(update={"data": config.data.model_copy(update=known)})
 
 
 def writer_of(config: Config, stage: str) -> ArtifactWriter:

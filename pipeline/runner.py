@@ -108,8 +108,7 @@ class Runner:
             return
         with self._alive(missing, {name: self.fingerprint(name) for name in wanted if name not in missing}):
             for name in wanted:
-                # Asked again: a stage that has just come out otherwise makes what it feeds out of date.
-                (node,) = [node for node in self._nodes() if node.stage.name == name]
+                node = nodes[name]
                 if node.status == "cached":
                     self._say_cached(name, node.manifest)
                 else:
