@@ -79,10 +79,9 @@ def save(name: str, result: dict[str, Any], device: str = "cpu", folder: Path = 
 def config_at(root: Path, preset: str, *sets: str) -> Config:
     """A preset's config with everything below `root`, its source listed."""
     config = load_config(preset, [f"cluster.mirror={root / 'mirror'}", *sets], (root / "root").as_uri())
-    known = {
-        "revision": list_source(config.data).digest,
-        "classes": known_classes(config.data, open_storage(config.root)),
-    }
+    listing = list_source(config.data)
+    classes = known_classes(config.data, open_storage(config.root)) or len(listing.classes)
+    known = {"revision": listing.digest, "classes": classes}
     return config.model_copy(update={"data": config.data.model_copy(update=known)})
 
 

@@ -1,9 +1,7 @@
-"""How fast do examples come from the mirror to a batch: images against a plain PIL loop, latents against a plain copy?
+"""How fast do examples come from the mirror to a batch? Against a plain PIL loop (images) and a plain gather (latents).
 
-Run: python benchmarks/loader.py [--rounds 5] [--threads 1]
-The digits at 32, and the ImageNet photographs of DVAE_TEST_DATA at 256 where it is set. The plain PIL loop decodes,
-crops and stacks the same rows, read from memory, in one thread; the plain copy gathers the same rows of an array in
-memory with NumPy. Sides alternate in one run, and a ratio is the median of the rounds' ratios.
+Run: python benchmarks/loader.py [--rounds 5]. DVAE_TEST_DATA, when set, adds its photographs at 256 x 256.
+Rates are medians; ratios are medians over rounds in which both sides ran one after the other.
 """
 
 import argparse
@@ -11,121 +9,103 @@ import io
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from common import alternate, config_at, encoded, median_ratio, medians, prepared, save
 from PIL import Image
 
 from pipeline.config import Config
+from pipeline.data.decode import transform
 from pipeline.data.loader import ImageLoader, LatentLoader
 from pipeline.mirroring import reading_plan, training_images, training_latents
 from pipeline.storage import open_storage
 
 
-def plain_pixels(image: bytes, size: int, center_crop: bool) -> np.ndarray:
-    """Decode and ADM's crop, with nothing but PIL."""
-    opened = Image.open(io.BytesIO(image)).convert("RGB")
-    if not center_crop:
-        return np.asarray(opened.resize((size, size), Image.Resampling.BICUBIC))
-    while min(opened.size) >= 2 * size:
-        opened = opened.resize((opened.width // 2, opened.height // 2), Image.Resampling.BOX)
-    scale = size / min(opened.size)
-    wide, high = round(opened.width * scale), round(opened.height * scale)
-    opened = opened.resize((wide, high), Image.Resampling.BICUBIC)
-    left, top = (wide - size) // 2, (high - size) // 2
-    return np.asarray(opened.crop((left, top, left + size, top + size)))
-
-
-def compare(rates: dict[str, list[float]], unit: str) -> dict[str, Any]:
-    middle = medians(rates)
-    ratio = median_ratio(rates["loader"], rates["plain"])
-    return {"unit": unit, "loader": middle["loader"], "plain": middle["plain"], "ratio": ratio}
-
-
-def measure_images(config: Config, batch: int, steps: int, threads: int, rounds: int) -> dict[str, Any]:
-    """Images/s of the loader and of the plain loop, over the same rows; their pixels are compared first."""
+def image_sides(config: Config, batch_size: int, batches: int) -> dict[str, Callable[[], float]]:
+    """Images per second: our loader, and a loop over PIL that decodes and crops the same images."""
     store = training_images(open_storage(config.root), prepared(config), config)
-    plan, data = reading_plan(config, batch, config.data.shard_rows, 0, 1), config.data
-    size, crop = data.image_size, data.center_crop
-    rows = [[bytes(image) for image in store.take(plan.rows(step, len(store)))[0]] for step in range(steps)]
-
-    def loader() -> ImageLoader:
-        return ImageLoader(
-            store, plan, image_size=size, center_crop=crop, horizontal_flip=False,
-            start_step=0, stop_step=steps, threads=threads,
-        )  # fmt: skip
-
-    def plain_batch(images: list[bytes]) -> np.ndarray:
-        return np.ascontiguousarray(np.stack([plain_pixels(i, size, crop) for i in images]).transpose(0, 3, 1, 2))
+    plan = reading_plan(config, batch_size, config.data.shard_rows, 0, 1)
+    size, crop = config.data.image_size, config.data.center_crop
 
     def ours() -> float:
         begin = time.perf_counter()
-        with loader() as batches:
-            made = sum(len(images) for images, _ in batches)
-        return made / (time.perf_counter() - begin)
+        with ImageLoader(
+            store, plan, image_size=size, center_crop=crop, horizontal_flip=False, start_step=0, stop_step=batches,
+            threads=config.cluster.loader_threads,
+        ) as loader:  # fmt: skip
+            for _ in loader:
+                pass
+        return batch_size * batches / (time.perf_counter() - begin)
 
     def plain() -> float:
         begin = time.perf_counter()
-        made = sum(len(plain_batch(images)) for images in rows)
-        return made / (time.perf_counter() - begin)
+        for step in range(batches):
+            images, _ = store.take(plan.rows(step, len(store)))
+            np.stack([transform(Image.open(io.BytesIO(image)).convert("RGB"), size, crop) for image in images])
+        return batch_size * batches / (time.perf_counter() - begin)
 
-    with loader() as batches:
-        assert np.array_equal(next(batches)[0], plain_batch(rows[0])), "the plain loop makes other pixels"
-    return compare(alternate({"loader": ours, "plain": plain}, rounds), "images/s")
+    return {"loader": ours, "plain PIL loop": plain}
 
 
-def measure_latents(config: Config, folder: Path, rows: int, batch: int, steps: int, rounds: int) -> dict[str, Any]:
-    """Latents/s of the loader and of a gather of the same rows and bytes from memory."""
-    inputs = encoded(config, rows, folder / "scratch")
-    store = training_latents(open_storage(config.root), inputs["encode"], config)
-    plan = reading_plan(config, batch, config.encode.shard_rows, 0, 1)
-    chosen = [plan.rows(step, rows) for step in range(steps)]
-    mean, logvar, labels = store.take(np.arange(rows))
+def latent_sides(
+    config: Config, rows: int, batch_size: int, batches: int, scratch: Path
+) -> dict[str, Callable[[], float]]:
+    """Latents per second: our loader, and NumPy's gather of the same bytes from memory."""
+    store = training_latents(open_storage(config.root), encoded(config, rows, scratch)["encode"], config)
+    plan = reading_plan(config, batch_size, config.encode.shard_rows, 0, 1)
+    mean, logvar, _ = store.take(np.arange(len(store)))
 
     def ours() -> float:
         begin = time.perf_counter()
-        with LatentLoader(store, plan, start_step=0, stop_step=steps) as batches:
-            made = sum(len(batch[2]) for batch in batches)
-        return made / (time.perf_counter() - begin)
+        with LatentLoader(store, plan, start_step=0, stop_step=batches) as loader:
+            for _ in loader:
+                pass
+        return batch_size * batches / (time.perf_counter() - begin)
 
     def plain() -> float:
         begin = time.perf_counter()
-        made = sum(len((mean[i], logvar[i], labels[i])[2]) for i in chosen)
-        return made / (time.perf_counter() - begin)
+        for step in range(batches):
+            chosen = plan.rows(step, len(store))
+            np.take(mean, chosen, axis=0)
+            np.take(logvar, chosen, axis=0)
+        return batch_size * batches / (time.perf_counter() - begin)
 
-    with LatentLoader(store, plan, start_step=0, stop_step=1) as batches:
-        assert np.array_equal(next(batches)[0], mean[chosen[0]]), "the plain copy makes other latents"
-    ours()
-    result = compare(alternate({"loader": ours, "plain": plain}, rounds), "latents/s")
-    return {**result, "bytes_per_latent": mean[0].nbytes + logvar[0].nbytes}
+    return {"loader": ours, "plain gather": plain}
+
+
+def measure(folder: Path, rounds: int, batches: int) -> dict[str, dict[str, float]]:
+    """Rates and ratio of each case."""
+    cases = {"digits, 32 px": image_sides(config_at(folder / "digits", "quickstart", "data.classes=10"), 48, batches)}
+    if "DVAE_TEST_DATA" in os.environ:
+        uri = Path(os.environ["DVAE_TEST_DATA"], "imagenet-sample").absolute().as_uri()
+        photographs = config_at(
+            folder / "photographs", "imagenet-f16d16", f"data.uri={uri}", "data.validation_share=0.1"
+        )
+        cases["photographs, 256 px"] = image_sides(photographs, 32, max(1, batches // 4))
+    latents = config_at(
+        folder / "latents", "quickstart", "data.image_size=64", "tokenizer.latent_dim=16", "data.classes=10"
+    )
+    cases["latents, 16 x 16 x 16"] = latent_sides(latents, 2000, 256, batches, folder / "scratch")
+    results = {}
+    for name, sides in cases.items():
+        measured = alternate(sides, rounds)
+        ours, plain = list(sides)
+        results[name] = {**medians(measured), "ratio": median_ratio(measured[ours], measured[plain])}
+    return results
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
-    result: dict[str, Any] = {"threads": given.threads}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        config = config_at(folder / "digits", "quickstart")
-        result["digits at 32"] = measure_images(config, 48, 40, given.threads, given.rounds)
-        result["latents 4 x 8 x 8"] = measure_latents(config, folder / "digits", 2048, 256, 40, given.rounds)
-        sets = ["tokenizer.latent_dim=32", "data.image_size=256", "tokenizer.patch_size=16"]
-        large = config_at(folder / "large", "quickstart", *sets)
-        result["latents 32 x 16 x 16"] = measure_latents(large, folder / "large", 2048, 256, 10, given.rounds)
-        if "DVAE_TEST_DATA" in os.environ:
-            uri = (Path(os.environ["DVAE_TEST_DATA"]) / "imagenet-sample").as_uri()
-            sets = ["data.format=folder", f"data.uri={uri}", "data.image_size=256", "data.classes=null"]
-            photographs = config_at(folder / "photographs", "quickstart", *sets, "tokenizer.patch_size=16")
-            result["photographs at 256"] = measure_images(photographs, 32, 4, given.threads, given.rounds)
-    print(f"{'':24}{'loader':>12}{'plain':>12}{'ratio':>8}")
-    for what, row in result.items():
-        if isinstance(row, dict):
-            print(f"{what:24}{row['loader']:12.0f}{row['plain']:12.0f}{row['ratio']:8.2f}  {row['unit']}")
-    print(save("loader", result).name)
+    parser.add_argument("--batches", type=int, default=40)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        results = measure(Path(folder), options.rounds, options.batches)
+    for name, values in results.items():
+        print(f"{name:<24}", "  ".join(f"{side} {value:,.4g}" for side, value in values.items()))
+    print(save("loader", {"examples_per_second": results}))
 
 
 if __name__ == "__main__":
