@@ -145,6 +145,7 @@ class Runner:
                     f"{self.name} names no source", "Give one with --set data.uri=file:///PATH or s3://..."
                 )
             raise ConfigError(f"{where} has not been listed yet", f"Run `python -m pipeline data index {self.name}`.")
+        _ = self.config.data.class_count  # refused here, where nothing has been started
         return survey(self.config)
 
     def _say_cached(self, name: str, manifest: Manifest | None) -> None:

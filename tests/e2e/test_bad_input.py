@@ -318,7 +318,7 @@ def test_label_out_of_range(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(picture, "PNG")
     images = [{"bytes": picture.getvalue(), "path": None}] * 20
     pq.write_table(pa.table({"image": images, "label": [*range(10), *range(9), 12]}), tmp_path / "a.parquet")
-    sets = ["--set", "data.format=parquet", "--set", f"data.uri={tmp_path}/a.parquet"]
+    sets = ["--set", "data.format=parquet", "--set", f"data.uri={tmp_path}/a.parquet", "--set", "data.classes=10"]
     done = command(tmp_path / "runs", *sets, "--until", "prepare")
     assert done.returncode == 1, done.stdout + done.stderr
     one_line(done.stderr, "a.parquet#19", "label 12 is out of range", "data.classes")
