@@ -2,6 +2,7 @@
 
 import ast
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -272,3 +273,10 @@ def test_the_shape_of_sit():
     size = sit_parameters(grid=own.grid, latent_dim=16, classes=1000, width=width, depth=depth)
     assert size == pytest.approx(674.9e6, rel=1e-3)
     assert own.sit.aligned_blocks == (8, 20)
+
+
+def test_large_grids_are_checked_at_once() -> None:
+    """A config's check must not grow with the square of the grid."""
+    begin = time.process_time()
+    load_config("imagenet-f16d16", ["data.image_size=8192", "tokenizer.patch_size=1", "tokenizer.mask=remove"])
+    assert time.process_time() - begin < 2
