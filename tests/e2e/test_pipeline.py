@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import random
 import signal
 import subprocess
@@ -69,19 +68,15 @@ def test_whole_run_then_cached(undisturbed: Path) -> None:
     )
 
 
-def test_the_champion_draws(undisturbed: Path) -> None:
+def test_the_champion_draws(undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
     import pandas
     from PIL import Image
 
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{undisturbed}/mlflow.db")
-    try:
-        model = mlflow.pyfunc.load_model("models:/denoising-vae@champion")
-        pictures = model.predict(pandas.DataFrame({"label": [3, 7], "seed": [0, 1]}), params={"steps": 2})["image"]
-    finally:
-        mlflow.set_tracking_uri(before)
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    # By the environment: mlflow.set_tracking_uri would hold for every later test of this process.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{undisturbed}/mlflow.db")
+    model = mlflow.pyfunc.load_model("models:/denoising-vae@champion")
+    pictures = model.predict(pandas.DataFrame({"label": [3, 7], "seed": [0, 1]}), params={"steps": 2})["image"]
     assert [Image.open(io.BytesIO(picture)).size for picture in pictures] == [(32, 32), (32, 32)]
 
 
