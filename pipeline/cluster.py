@@ -98,6 +98,19 @@ def connect(config: ClusterConfig, debug: bool = False) -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
+def start_coordinator() -> None:
+    """Start the actor that Ray Train and Ray Data ask for resources, on a local Ray.
+
+    They would start it themselves and wait for its imports; so these pass beside the stages before.
+    """
+    if is_local():
+        from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+            get_or_create_autoscaling_coordinator,
+        )
+
+        get_or_create_autoscaling_coordinator()
+
+
 def disconnect() -> None:
     import ray
 

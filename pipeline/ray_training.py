@@ -101,6 +101,7 @@ def _fit(context: StageContext) -> None:
     from ray.exceptions import RayActorError
     from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
     settings = context.config.cluster
     device, threads = cluster.device_of(settings), cluster.threads_per_worker(settings)
@@ -132,10 +133,17 @@ def _fit(context: StageContext) -> None:
     }
 
     class Trainer(TorchTrainer):  # type: ignore[misc]
-        """Ray's own handler would end the run on Ctrl-C as if nothing had happened, with exit code 0."""
+        """Ray's, less what does harm here."""
 
         def _register_sigint_handler(self, controller: Any) -> None:
-            pass
+            """Ray's own handler would end the run on Ctrl-C as if nothing had happened, with exit code 0."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            """A local Ray has no dashboard, without which the cleaner can do nothing: one process less to start."""
+            kept: list[Any] = super()._create_default_callbacks()
+            if cluster.is_local():
+                kept = [one for one in kept if not isinstance(one, PlacementGroupCleanerCallback)]
+            return kept
 
     for attempts_left in reversed(range(settings.max_failures + 1)):
         try:

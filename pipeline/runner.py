@@ -39,6 +39,7 @@ from pipeline.storage import Storage, open_storage
 
 _DELIVERY_SECONDS = 60.0  # how long the end of a run waits for MLflow
 _TRAINERS = ("tokenizer/", "sit/")  # metrics that the trainers have told over their steps
+_USE_COORDINATOR = {"train-tokenizer", "encode", "train-sit"}  # stages on Ray Train or Ray Data
 _SHOWN = (  # the metrics worth a place on a stage's line
     "data/rows",
     "data/quarantined",
@@ -172,6 +173,8 @@ class Runner:
         with cluster.diverted_output(self.debug):
             try:
                 cluster.connect(self.config.cluster, self.debug)
+                if _USE_COORDINATOR & set(stages):
+                    cluster.start_coordinator()
                 yield
                 status = "FINISHED"
             except KeyboardInterrupt:

@@ -4,6 +4,7 @@ An example is one offset and one copy; memory stays what the batches take, whate
 Legend: B rows, D latent channels, h w latent rows and columns.
 """
 
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -50,7 +51,7 @@ class _Opened(NamedTuple, Generic[_V]):
     views: list[_V]
 
 
-class _Rows(Generic[_V]):
+class _Rows(ABC, Generic[_V]):
     """Finds a row's record batch. For one thread at a time."""
 
     def __init__(self, mirror: Mirror) -> None:
@@ -60,8 +61,8 @@ class _Rows(Generic[_V]):
     def __len__(self) -> int:
         return self.mirror.rows
 
-    def _view(self, batch: pa.RecordBatch) -> _V:
-        raise NotImplementedError
+    @abstractmethod
+    def _view(self, batch: pa.RecordBatch) -> _V: ...
 
     def _find(self, indices: npt.NDArray[np.integer]) -> Iterator[tuple[_V, int]]:
         """For each row number the views of its batch and the row in it. IndexError outside of 0..len - 1."""
