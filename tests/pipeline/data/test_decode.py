@@ -162,8 +162,9 @@ def test_an_image_of_the_right_size_is_untouched() -> None:
     assert np.array_equal(transform(image, 32, True), np.asarray(image))
 
 
-def test_batches_are_flipped_where_told() -> None:
-    images = [made.encoded(made.picture(i, 20, 20)) for i in range(37)]
+@pytest.mark.parametrize("side", [20, 80])  # small files, and such as the threads share
+def test_batches_are_flipped_where_told(side: int) -> None:
+    images = [made.encoded(made.picture(i, side, side)) for i in range(37)]
     flips = np.arange(37) % 3 == 0
     with ThreadPoolExecutor(3) as pool:
         plain = decode_batch(images, 16, True, None, pool)
@@ -172,7 +173,7 @@ def test_batches_are_flipped_where_told() -> None:
         with pytest.raises(UnreadableImage):
             decode_batch([*images, b""], 16, True, None, pool)
     assert (plain.shape, plain.dtype) == ((37, 3, 16, 16), np.uint8)
-    assert np.array_equal(plain[5].transpose(1, 2, 0), transform(made.picture(5, 20, 20), 16, True))
+    assert np.array_equal(plain[5].transpose(1, 2, 0), transform(made.picture(5, side, side), 16, True))
     assert np.array_equal(flipped[flips], plain[flips][..., ::-1])
     assert np.array_equal(flipped[~flips], plain[~flips])
 
