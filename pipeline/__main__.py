@@ -5,21 +5,17 @@ answer without torch, ray or mlflow.
 """
 
 import json
-import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 import yaml
 from rich.console import Console
-from rich.markup import escape
 
+from pipeline.command_line import Debug, Preset, Root, Sets, run_app
 from pipeline.config import Config, load_config, preset_names
 from pipeline.errors import ConfigError, ContractError, PipelineError
-from pipeline.storage import refusal
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 config_app = typer.Typer(no_args_is_help=True, help="Presets and the configuration tree.")
@@ -31,12 +27,11 @@ app.add_typer(data_app, name="data")
 app.add_typer(artifact_app, name="artifact")
 app.add_typer(tracking_app, name="tracking")
 
-Preset = Annotated[str, typer.Argument(help="A preset's name or a YAML file.")]
 SomePreset = Annotated[str | None, typer.Argument(help="A preset: whose root to look at.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a field: a.b=c. Repeatable.")]
-Root = Annotated[str | None, typer.Option("--root", help="Where artifacts lie: a path, file:// or s3://.")]
+Expect = Annotated[
+    str | None, typer.Option("--expect", help="Refuse unless this is the (last) stage's fingerprint, or begins it.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's output, and tracebacks.")]
 
 console = Console()
 
@@ -47,29 +42,34 @@ def run(
     set_: Sets = None,
     root: Root = None,
     until: Annotated[str | None, typer.Option("--until", help="The last stage to run.")] = None,
+    expect: Expect = None,
     debug: Debug = False,
 ) -> None:
     """Run the whole pipeline: what is cached is used, what was cut goes on, the rest is made."""
     from pipeline.console import Display, own_console
     from pipeline.graph import stages_until
-    from pipeline.runner import Runner, resolved
+    from pipeline.runner import Runner, check_expected, resolved
 
-    stages_until(until)
+    last = stages_until(until)[-1]
     config = resolved(load_config(preset, set_, root), fresh=True)
+    check_expected(config, last.name, expect)
     with Display(own_console()) as display:
         Runner(config, display, preset, debug).run(until)
     _say_where(config, preset, set_, root)
 
 
 @app.command()
-def stage(name: str, preset: Preset, set_: Sets = None, root: Root = None, debug: Debug = False) -> None:
+def stage(
+    name: str, preset: Preset, set_: Sets = None, root: Root = None, expect: Expect = None, debug: Debug = False
+) -> None:
     """Run one stage; its inputs are found by fingerprint."""
     from pipeline.console import Display, own_console
     from pipeline.graph import find_stage
-    from pipeline.runner import Runner, resolved
+    from pipeline.runner import Runner, check_expected, resolved
 
     find_stage(name)
     config = resolved(load_config(preset, set_, root), fresh=True)
+    check_expected(config, name, expect)
     with Display(own_console()) as display:
         Runner(config, display, preset, debug).run_stage(name)
 
@@ -310,45 +310,9 @@ def _say_where(config: Config, preset: str, set_: list[str] | None, root: str | 
         console.print(f"  [dim]{what:<21}[/] {where}", highlight=False, soft_wrap=True)
 
 
-def _refuse(error: PipelineError) -> NoReturn:
-    line = escape(" ".join(str(error).split()))  # a path may hold [brackets]
-    Console(stderr=True).print(f"[red]error:[/] {line}", highlight=False, soft_wrap=True)
-    raise SystemExit(error.exit_code)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    raise KeyboardInterrupt
-
-
 def main() -> None:
-    """Run a command; what a user can mend is one line on stderr and an exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)  # started in a script's background, a process finds it ignored
-    debug = "--debug" in sys.argv
-    try:
-        if app(standalone_mode=False) == 130:  # typer hands an interrupt back instead of raising it
-            raise KeyboardInterrupt
-    except typer.Exit as stop:
-        raise SystemExit(stop.exit_code) from None
-    except (typer.Abort, KeyboardInterrupt):
-        Console(stderr=True).print("interrupted: the same command goes on where this one stopped", highlight=False)
-        raise SystemExit(130) from None
-    except PipelineError as error:
-        if debug:
-            raise
-        _refuse(error)
-    except Exception as error:
-        if debug:
-            raise
-        if isinstance(error, OSError) and error.errno is not None:
-            _refuse(refusal(error))
-        if hasattr(error, "format_message"):  # click's own: a wrong option or argument
-            _refuse(ConfigError(str(error.format_message()), "`python -m pipeline --help` says what there is."))
-        text = " ".join(str(error).split())[:300]
-        _refuse(PipelineError(f"{type(error).__name__}: {text}", "This is a bug: run with --debug for the traceback."))
-    finally:
-        sys.stdout.flush()
-        os.environ.pop("RAY_AUTH_TOKEN", None)
+    """The console script `dvae`."""
+    run_app(app)
 
 
 if __name__ == "__main__":

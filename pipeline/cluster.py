@@ -83,7 +83,9 @@ def connect(config: ClusterConfig, debug: bool = False) -> None:
     options: dict[str, Any] = {"log_to_driver": debug, "logging_level": level, "configure_logging": debug}
     if is_local():
         cpus = max(len(os.sched_getaffinity(0)), config.workers * (config.cpus_per_worker or 1), 2)
-        options.update(num_cpus=cpus, include_dashboard=False, object_store_memory=_LOCAL_OBJECT_STORE)
+        # "local", or Ray would join whatever cluster somebody has started on this machine.
+        options.update(address="local", num_cpus=cpus, include_dashboard=False)
+        options.update(object_store_memory=_LOCAL_OBJECT_STORE)
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)

@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError
 # `register` is a section here and a method of ABCMeta there; the section never meets it.
 warnings.filterwarnings("ignore", message='Field name "register"')
 
+SENT, SENT_VARIABLE = "sent:", "DVAE_SENT_CONFIG"  # a submitted job's preset, and where its text is
 PRESETS = Path(__file__).parent / "presets"
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Precision = Literal["fp32", "bf16"]
@@ -332,6 +333,8 @@ def preset_names() -> list[str]:
 def load_config(preset: str, overrides: list[str] | None = None, root: str | None = None) -> Config:
     """The resolved tree: preset (a name or a YAML file) over its parents, then the site file, `--set`s and `--root`.
 
+    The preset `sent:NAME` is what a submitter has sent along in DVAE_SENT_CONFIG; the name is for people.
+
     Raises ConfigError, one line that names the key, the file and the mend.
     """
     tree = _load_tree(preset, ())
@@ -348,7 +351,28 @@ def load_config(preset: str, overrides: list[str] | None = None, root: str | Non
         raise ConfigError(*_explain(error, preset)) from None
 
 
+def flattened(config: Config) -> dict[str, Any]:
+    """The fields of all sections by dotted name, as JSON has them."""
+    flat: dict[str, Any] = {}
+    for name, value in config.model_dump(mode="json").items():
+        flat.update(
+            {f"{name}.{key}": leaf for key, leaf in value.items()} if isinstance(value, dict) else {name: value}
+        )
+    return flat
+
+
+def fields_changed_here(config: Config) -> list[str]:
+    """The fields in which `config` differs from what a submitter has sent, but for those of a place."""
+    if SENT_VARIABLE not in os.environ:
+        return []
+    sent = flattened(Config.model_validate(_parse_yaml(os.environ[SENT_VARIABLE], SENT_VARIABLE)))
+    differing = [name for name, value in flattened(config).items() if value != sent[name]]
+    return [name for name in differing if name.partition(".")[0] not in ("root", "cluster", "tracking")]
+
+
 def _load_tree(preset: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    if preset.startswith(SENT):
+        return _parse_yaml(os.environ.get(SENT_VARIABLE, ""), SENT_VARIABLE)
     path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
     if not path.is_file():
         raise ConfigError(f"there is no preset '{preset}'", f"Use one of {', '.join(preset_names())}, or a YAML file.")
@@ -361,13 +385,18 @@ def _load_tree(preset: str, seen: tuple[str, ...]) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text()) or {}
+        return _parse_yaml(path.read_text(), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})", "Check the path and its permissions.") from error
+
+
+def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})", "Mend the file.") from error
+        raise ConfigError(f"{source}: not valid YAML ({' '.join(str(error).split())})", "Mend the file.") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: not a mapping of sections", "See `python -m pipeline config show quickstart`.")
+        raise ConfigError(f"{source}: not a mapping of sections", "See `python -m pipeline config show quickstart`.")
     return tree
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.artifacts import Manifest, artifact_path, read_manifest, work_path
-from pipeline.config import Config
+from pipeline.config import Config, flattened
 from pipeline.errors import ConfigError
 from pipeline.storage import Storage
 
@@ -98,18 +98,12 @@ def stages_until(name: str | None) -> tuple[Stage, ...]:
 
 def counted_config(stage: Stage, config: Config) -> dict[str, Any]:
     """The fields that the stage's result depends on, by dotted name."""
-    tree = config.model_dump(mode="json")
-    fields: dict[str, Any] = {}
-    for name in stage.fields:
-        section, _, field = name.partition(".")
-        value = tree[section]
-        if field:
-            fields[name] = value[field]
-        elif isinstance(value, dict):
-            fields.update({f"{section}.{key}": leaf for key, leaf in value.items()})
-        else:
-            fields[name] = value
-    return {name: value for name, value in sorted(fields.items()) if name not in stage.without}
+    counted = {
+        name: value
+        for name, value in flattened(config).items()
+        if name in stage.fields or name.partition(".")[0] in stage.fields
+    }
+    return {name: value for name, value in sorted(counted.items()) if name not in stage.without}
 
 
 def fingerprints(config: Config) -> dict[str, str | None]:

@@ -29,11 +29,12 @@ from pipeline.artifacts import (
     remove_artifact,
     work_path,
 )
-from pipeline.config import Config, WeightFile
+from pipeline.config import SENT, Config, WeightFile, fields_changed_here
 from pipeline.console import Display, duration
 from pipeline.context import StageContext
 from pipeline.data.index import known_classes, recorded_revision, revision_of
 from pipeline.errors import ConfigError, ContractError, PipelineError, StorageError
+from pipeline.gauges import publish
 from pipeline.registry import has_version
 from pipeline.storage import Storage, open_storage
 
@@ -79,13 +80,25 @@ def survey(config: Config) -> list[graph.Node]:
     return graph.survey(config, open_storage(config.root), registered)
 
 
+def check_expected(config: Config, stage: str, expected: str | None) -> None:
+    """ConfigError when this side resolves a config to another fingerprint than the side that sent it."""
+    fingerprint = graph.fingerprints(config)[stage] or "unresolved"
+    if expected is not None and not fingerprint.startswith(expected):
+        changed = fields_changed_here(config)
+        raise ConfigError(
+            f"{stage} is {fingerprint[:SHORT]} here, not {expected[:SHORT]}"
+            + (f": this side's site file has other {', '.join(changed)}" if changed else ""),
+            "Give both sides the same site file (DVAE_SITE)." if changed else "Bring both sides to the same version.",
+        )
+
+
 class Runner:
     """The stages of one config at one root."""
 
     def __init__(self, config: Config, display: Display, name: str, debug: bool = False) -> None:
         self.config, self.display, self.debug = config, display, debug
         self.storage = open_storage(config.root)
-        self.name = name  # of the preset, for people
+        self.name = name.removeprefix(SENT)  # of the preset, for people
         self.prints = graph.fingerprints(config)
 
     @property
@@ -240,6 +253,7 @@ class Runner:
             outbox.dataset(needed, manifest.content[:36], source, stage.name)
         scratch = Path(tempfile.mkdtemp(prefix=f"dvae-{stage.name}-"))
         status = "FAILED"
+        publish(stage.name, {"stage_running": 1})
         try:
             context = StageContext(
                 config=self.config,
@@ -265,6 +279,7 @@ class Runner:
             status = "KILLED"
             raise
         finally:
+            publish(stage.name, {"stage_running": 0})
             with suppress(StorageError):
                 outbox.close(status)
             shutil.rmtree(scratch, ignore_errors=True)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pipeline.artifacts import ArtifactWriter, check_lease
 from pipeline.checkpoint import Checkpoints
 from pipeline.errors import PipelineError
+from pipeline.gauges import publish
 from pipeline.storage import Storage
 from pipeline.tracking import Outbox, metric_event
 
@@ -213,7 +214,7 @@ class Meter:
 
 
 class Reporter:
-    """Rank 0's way out: history lines and measurements to the outbox, the position to the driver's progress bar."""
+    """Rank 0's way out: history lines and measurements to outbox and gauges, the position to the driver's bar."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
@@ -224,6 +225,7 @@ class Reporter:
 
     def line(self, line: dict[str, float], measured: dict[str, float]) -> None:
         losses = {name: value for name, value in line.items() if name != "step" and math.isfinite(value)}
+        publish(self.loop.stage, {**line, **measured})
         values = {f"{self.loop.name}/{name}": value for name, value in {**losses, **measured}.items()}
         self._events.append(metric_event(values, int(line["step"])))
         if time.monotonic() - self._last > _FLUSH_SECONDS:

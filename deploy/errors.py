@@ -1,0 +1,30 @@
+"""What goes wrong between this side and a cluster, told apart by exit code (those of sysexits.h).
+
+A job's own failure is none of these: its exit code is handed on as it is.
+"""
+
+from pipeline.errors import PipelineError
+
+
+class ConnectError(PipelineError):
+    """Nobody answers: wrong address, no route, the head is away."""
+
+    exit_code = 69  # EX_UNAVAILABLE
+
+
+class LostError(PipelineError):
+    """The job's driver or head died, and there is no attempt left."""
+
+    exit_code = 75  # EX_TEMPFAIL: the same command may do it
+
+
+class ProtocolError(PipelineError):
+    """Somebody answers, but not what is expected: TLS, another service, another version."""
+
+    exit_code = 76  # EX_PROTOCOL
+
+
+class DeniedError(PipelineError):
+    """No token, a wrong one, or no permission."""
+
+    exit_code = 77  # EX_NOPERM

@@ -1,0 +1,168 @@
+"""Submitting a stage or a run to a Ray cluster, attaching to one that goes on there, and following it to its end.
+
+The resolved config travels with the job, and the pipeline over there refuses if it comes to another fingerprint. A
+job's name is its stage, its fingerprint and its attempt; so whoever submits the same work finds the job that does it.
+"""
+
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.errors import ConnectError, LostError
+from deploy.jobs import Dashboard, Job
+from pipeline.artifacts import SHORT
+from pipeline.config import SENT, SENT_VARIABLE, Config, load_config
+from pipeline.errors import ConfigError
+from pipeline.graph import find_stage, fingerprints, stages_until
+from pipeline.runner import resolved
+from pipeline.storage import open_storage
+
+_POLL_SECONDS = 2.0
+_PATIENCE_SECONDS = 600.0  # for a head that is being replaced
+_OLDEST = (2, 55)  # CVE-2026-41486
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job is to do, in what is common to all its attempts."""
+
+    name: str  # STAGE-FINGERPRINT or run-FINGERPRINT; Kubernetes takes 47 characters of it and the attempt
+    entrypoint: str
+    variables: dict[str, str]
+    metadata: dict[str, str]
+
+
+def stage_work(stage: str, preset: str, sets: list[str] | None, root: str | None) -> Work:
+    """The work of one stage. ConfigError as `load_config`, or for a root that only this machine has."""
+    find_stage(stage)
+    return _work(stage, ["stage", stage], stage, preset, sets, root)
+
+
+def run_work(preset: str, until: str | None, sets: list[str] | None, root: str | None) -> Work:
+    """The work of a whole run, or of its stages up to `until`. ConfigError as `stage_work`."""
+    last = stages_until(until)[-1].name
+    return _work("run", ["run"], last, preset, sets, root, *(["--until", until] if until else []))
+
+
+def _work(
+    what: str, command: list[str], stage: str, preset: str, sets: list[str] | None, root: str | None, *more: str
+) -> Work:
+    config = _resolved(preset, sets, root)
+    fingerprint = fingerprints(config)[stage]
+    assert fingerprint is not None
+    name = Path(preset).stem
+    words = ["python", "-m", "pipeline", *command, SENT + name, *more]
+    words += [word for override in sets or [] for word in ("--set", override)]  # they hold over the site file there
+    words += ["--root", open_storage(config.root).root, "--expect", fingerprint[:SHORT]]
+    return Work(
+        name=f"{what}-{fingerprint[:SHORT]}",
+        entrypoint=shlex.join(words),
+        variables={SENT_VARIABLE: config.model_dump_json()},
+        metadata={"dvae.preset": name, "dvae.stage": what, "dvae.fingerprint": fingerprint},
+    )
+
+
+def _resolved(preset: str, sets: list[str] | None, root: str | None) -> Config:
+    config = load_config(preset, sets, root)
+    if not config.root.startswith(("s3://", "file:///", "/")):
+        raise ConfigError(
+            f"root {config.root} is a folder of this machine, which the cluster does not have",
+            "Give --root s3://BUCKET/PREFIX, or a site file (DVAE_SITE) that has it.",
+        )
+    config = resolved(config, fresh=False)
+    if config.data.revision is None:
+        if config.data.uri is None:
+            raise ConfigError(f"{preset} names no source", "Give one with --set data.uri=s3://...")
+        raise ConfigError(
+            f"{config.data.uri} has not been listed yet", f"Run `python -m pipeline data index {preset}`."
+        )
+    return config
+
+
+def submit(dashboard: Dashboard, work: Work, attempts: int, say: Say, echo: Say) -> int:
+    """Have the work done: attach to the job that does it, else start one; the job's exit code.
+
+    `echo` gets what the job prints, `say` what there is to say beside it. A job whose driver or head died is followed
+    by another, `attempts` in all; then LostError. A job that ended by itself is not tried again: it would end alike.
+    """
+    _check_version(dashboard)
+    job: Job | None = None
+    for left in reversed(range(attempts)):
+        name = _attach_or_start(dashboard, work, say)
+        job = _follow(dashboard, name, say, echo)
+        if job is not None and job.status == "SUCCEEDED":
+            return 0
+        if job is not None and job.status == "STOPPED":
+            say(f"{name} was stopped")
+            return 130
+        if job is not None and job.exit_code is not None and 0 < job.exit_code <= 128:
+            return job.exit_code
+        say(f"{name} died: {job.message if job else 'the cluster has forgotten it'}; {left} attempts left")
+    raise LostError(
+        f"{work.name} did not come to its end in {attempts} attempts",
+        "The same command goes on from what is there; --attempts N tries more often.",
+    )
+
+
+def _check_version(dashboard: Dashboard) -> None:
+    version = dashboard.version()
+    known = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if known < _OLDEST:
+        raise ConfigError(
+            f"{dashboard.address} runs Ray {version}, which strangers can take over (CVE-2026-41486)",
+            f"Update it to {'.'.join(map(str, _OLDEST))} or newer.",
+        )
+
+
+def _attach_or_start(dashboard: Dashboard, work: Work, say: Say) -> str:
+    """The name of the job that does the work now."""
+    while True:
+        earlier = [job for job in dashboard.jobs() if job.id.rpartition("-")[0] == work.name]
+        for job in earlier:
+            if job.running:
+                say(f"attached to {job.id}, which is {job.status.lower()} at {dashboard.address}")
+                return job.id
+        attempt = 1 + max((int(job.id.rpartition("-")[2]) for job in earlier), default=0)
+        name = f"{work.name}-{attempt}"
+        if dashboard.submit(name, work.entrypoint, work.variables, work.metadata):
+            say(f"submitted {name} to {dashboard.address}")
+            return name
+        # somebody was faster with the same work: attach to theirs
+
+
+def _follow(dashboard: Dashboard, name: str, say: Say, echo: Say) -> Job | None:
+    """Print what the job says until it ends; the job as it ended, None when the cluster does not know it any more."""
+    printed = 0
+    while True:
+        seen = 0  # a new connection tells everything again
+        for piece in dashboard.follow(name):
+            fresh, seen = piece[max(0, printed - seen) :], seen + len(piece)
+            if fresh:
+                echo(fresh)
+                printed += len(fresh)
+        job = _looked_up(dashboard, name, say)
+        if job is None:
+            return None
+        if not job.running:
+            echo(dashboard.log(name)[printed:])
+            return job
+        time.sleep(_POLL_SECONDS)
+
+
+def _looked_up(dashboard: Dashboard, name: str, say: Say) -> Job | None:
+    """The job, with patience for a dashboard that is away."""
+    begin, told = time.monotonic(), False
+    while True:
+        try:
+            return dashboard.job(name)
+        except ConnectError:
+            if time.monotonic() - begin > _PATIENCE_SECONDS:
+                raise
+            if not told:
+                say(f"no answer from {dashboard.address}: waiting up to {_PATIENCE_SECONDS:.0f} s for it")
+                told = True
+            time.sleep(_POLL_SECONDS)

@@ -1,0 +1,34 @@
+"""Numbers for Prometheus: each Ray node exports what the processes on it set, as ray_dvae_NAME{stage}.
+
+They are for dashboards and alerts of a cluster; the record of a run is MLflow's. A local Ray exports nothing.
+"""
+
+from functools import cache
+from typing import Any
+
+from pipeline import cluster
+
+_GAUGES = {
+    "stage_running": "1 while a driver works on the stage.",
+    "step": "Training step.",
+    "loss": "Training loss, mean since the last line.",
+    "skipped": "Steps without a finite gradient, since the beginning.",
+    "images_per_second": "Examples of the global batch a second.",
+    "mfu": "Model FLOP/s over the measured peak of the devices.",
+    "data_wait_share": "Share of the time in which training waited for data.",
+}
+
+
+def publish(stage: str, values: dict[str, float]) -> None:
+    """Set the gauges of these names; other names are left out."""
+    if cluster.is_local():
+        return
+    for name in _GAUGES.keys() & values.keys():
+        _gauge(name).set(values[name], {"stage": stage})
+
+
+@cache
+def _gauge(name: str) -> Any:
+    from ray.util.metrics import Gauge
+
+    return Gauge(f"dvae_{name}", _GAUGES[name], tag_keys=("stage",))
