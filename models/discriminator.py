@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.sizes import smallest_discriminated
+
 
 class PatchDiscriminator(nn.Module):
     """Strided 4x4 convolutions, then one logit for each overlapping patch (Isola et al. 2017).
@@ -21,7 +23,7 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, channels: int = 3, width: int = 64, layers: int = 3) -> None:
         super().__init__()
-        self.smallest_image = 3 * 2**layers
+        self.smallest_image = smallest_discriminated(layers)
         blocks: list[nn.Module] = [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         inputs = width
         for layer in range(1, layers + 1):

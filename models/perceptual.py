@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.resize import resize
+
 CONVNEXT_WEIGHT = 0.1
 _NORMALIZE_EPS = 1e-10  # lpips' own
 
@@ -77,8 +79,7 @@ class ConvNeXtLogits(FrozenNetwork):
         return (self._logits(x_BCHW).float() - self._logits(y_BCHW).float()).square().mean(1)
 
     def _logits(self, x_BCHW: Tensor) -> Tensor:
-        size = (self.image_size, self.image_size)
-        resized = F.interpolate(x_BCHW, size, mode="bilinear", align_corners=False, antialias=True)
+        resized = resize(x_BCHW, self.image_size, "bilinear")
         logits_BK: Tensor = self.network((resized * 0.5 + 0.5 - self.mean) / self.std)
         return logits_BK
 

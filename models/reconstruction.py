@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.discriminator import generator_hinge
+from models.resize import resize
 from models.spectral import LEVELS, ImageBlur, LatentFilter, Mask
 from models.tokenizer import DiagonalGaussian
 
@@ -84,19 +85,19 @@ class SpectralRegularizer(Regularizer):
 class EquivarianceRegularizer(Regularizer):
     """EQ-VAE (Kouzelis et al. 2025): latent and image are scaled down and turned by quarters alike, one draw a step.
 
-    The side is uniform from a quarter of the grid to all of it, in whole cells, so that the target image has whole
-    patches; both sides are resized by the same antialiased bicubic kernel. The decoder must take other sizes, as
-    `Tokenizer.decode` does.
+    The side is uniform from a quarter of the grid (or `smallest_side`, where that is more) to all of it, in whole
+    cells, so that the target image has whole patches; both sides are resized by the same antialiased bicubic kernel.
+    The decoder must take other sizes, as `Tokenizer.decode` does, and so must who judges its images.
     """
 
-    def __init__(self, grid: int) -> None:
+    def __init__(self, grid: int, smallest_side: int = 1) -> None:
         super().__init__()
         self.grid = grid
+        self.smallest_side = min(grid, max(smallest_side, -(-grid // 4)))
 
     def draw(self, generator: torch.Generator, batch: int) -> Draw:  # noqa: ARG002
         """A side and a number of quarter turns, both uniform."""
-        smallest = max(1, -(-self.grid // 4))
-        side = int(torch.randint(smallest, self.grid + 1, (), generator=generator))
+        side = int(torch.randint(self.smallest_side, self.grid + 1, (), generator=generator))
         return Draw(side=side, quarter_turns=int(torch.randint(4, (), generator=generator)))
 
     def latent(self, z_BDhw: Tensor, draw: Draw) -> Tensor:
@@ -116,15 +117,16 @@ def make_regularizer(
     mask: Mask = "gain",
     keep: float = 0.5,
     per_sample: bool = False,
+    smallest_side: int = 1,
 ) -> Regularizer:
-    """The regularizer of that name for a latent grid; the keywords are the spectral one's.
+    """The regularizer of that name for a latent grid; the keywords are the spectral one's, `smallest_side` EQ-VAE's.
 
     Raises:
         ValueError: see `LatentFilter`.
     """
     if kind == "spectral":
         return SpectralRegularizer(grid, mask, keep, per_sample)
-    return EquivarianceRegularizer(grid) if kind == "equivariance" else Regularizer()
+    return EquivarianceRegularizer(grid, smallest_side) if kind == "equivariance" else Regularizer()
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def reconstruction_terms(
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
     fake_logits: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The tokenizer's loss, Eq. 2, term by term. All terms are fp32 scalars, computed outside autocast.
+    """The tokenizer's loss, Eq. 2, term by term. All terms are fp32 scalars, whatever the autocast.
 
     Args:
         reconstruction_BCHW: D(S_l(z)), in the range of the target.
@@ -176,13 +178,5 @@ def _on(level: int | Tensor, device: torch.device) -> int | Tensor:
 
 def _scale_and_turn(x_BCHW: Tensor, side: int, quarter_turns: int) -> Tensor:
     if side != x_BCHW.shape[-1]:
-        resize = _resize_matrix(x_BCHW.shape[-1], side).to(x_BCHW.device)
-        with torch.autocast(x_BCHW.device.type, enabled=False):
-            x_BCHW = (resize @ x_BCHW.float() @ resize.mT).to(x_BCHW.dtype)
+        x_BCHW = resize(x_BCHW, side, "bicubic")
     return x_BCHW.rot90(quarter_turns, (2, 3))
-
-
-def _resize_matrix(side: int, new_side: int) -> Tensor:
-    """(new_side, side) fp32: bicubic interpolation as a matrix, whose backward is deterministic on every device."""
-    rows = F.interpolate(torch.eye(side)[None, None], (new_side, side), mode="bicubic", antialias=True)
-    return rows[0, 0]

@@ -11,6 +11,11 @@ TIMESTEP_CHANNELS = 256  # sines and cosines that describe t
 MLP_RATIO = 4
 
 
+def smallest_discriminated(layers: int) -> int:
+    """Side in pixels of the smallest image that a PatchGAN of so many strided layers takes."""
+    return 3 << layers
+
+
 def _linear(inputs: int, outputs: int) -> int:
     return inputs * outputs + outputs
 

@@ -55,7 +55,7 @@ def run(
     check_expected(config, last.name, expect)
     with Display(own_console()) as display:
         Runner(config, display, preset, debug).run(until)
-    _say_where(config, preset, set_, root)
+    _say_where(config, preset)
 
 
 @app.command()
@@ -102,9 +102,8 @@ def report(preset: Preset, set_: Sets = None, root: Root = None, as_json: Json =
         print(json.dumps(collected, indent=1))  # noqa: T201
         return
     reports.render_table(console, collected)
-    path = f"reports/{Path(preset).stem}.html"
-    storage.write(path, reports.render_html(config, nodes, storage, preset).encode())
-    console.print(f"page: {storage.uri(path)}", highlight=False, soft_wrap=True)
+    page = reports.write_page(config, nodes, storage, preset)
+    console.print(f"page: {page}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -162,8 +161,10 @@ def data_index(preset: Preset, set_: Sets = None, root: Root = None) -> None:
     from pipeline.storage import open_storage
 
     config = load_config(preset, set_, root)
-    with console.status(f"listing {config.data.uri or config.data.format}"):
-        index = write_index(open_storage(config.root), config.data, list_source(config.data))
+    where = config.data.uri or config.data.format
+    with console.status(f"listing {where}") as status:
+        listing = list_source(config.data, lambda files: status.update(f"listing {where}: {files} files"))
+        index = write_index(open_storage(config.root), config.data, listing)
     console.print(f"{index.files} files, {index.bytes / 1e6:.1f} MB, revision {index.digest[:12]}", highlight=False)
 
 
@@ -239,7 +240,7 @@ def artifact_gc(
     yes: Annotated[bool, typer.Option("--yes", help="Remove; without it, only say what would go.")] = False,
 ) -> None:
     """Remove what neither a registered model nor one of the PRESETS needs."""
-    from pipeline.artifacts import SHORT, remove_artifact
+    from pipeline.artifacts import SHORT, check_idle, remove_artifact
     from pipeline.graph import fingerprints
     from pipeline.lineage import unneeded
     from pipeline.runner import resolved
@@ -250,7 +251,13 @@ def artifact_gc(
     kept: set[str] = set()
     for preset in presets or []:
         prints = fingerprints(resolved(load_config(preset, set_, root), fresh=False))
+        if None in prints.values():
+            raise ConfigError(
+                f"{preset} is unresolved, so what it needs is not known: its source is not given, or not listed",
+                "Give the run's --set data.uri=..., or list it with `python -m pipeline data index`.",
+            )
         kept |= {print_ for print_ in prints.values() if print_}
+    check_idle(storage)
     freed = 0
     for manifest in unneeded(storage, kept):
         freed += sum(record.bytes for record in manifest.files.values())
@@ -293,21 +300,25 @@ def _artifact(config: Config, name: str) -> Any:
     return find_artifact(open_storage(config.root), name)
 
 
-def _say_where(config: Config, preset: str, set_: list[str] | None, root: str | None) -> None:
+def _say_where(config: Config, preset: str) -> None:
     """Where to look now."""
     import shlex
 
+    from pipeline import report as reports
+    from pipeline.artifacts import artifact_path
+    from pipeline.runner import survey
+    from pipeline.storage import open_storage
     from pipeline.tracking import tracking_uri
 
-    again = [word for override in set_ or [] for word in ("--set", override)] + (["--root", root] if root else [])
-    uri = tracking_uri(config)
-    look = [
-        ("pictures and metrics", f"python -m pipeline report {shlex.join([preset, *again])}"),
-        ("runs and models", f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else uri),
-        ("artifacts", config.root),
-    ]
+    nodes, storage, uri = survey(config), open_storage(config.root), tracking_uri(config)
+    made = {node.stage.name: node.manifest for node in nodes if node.manifest is not None}
+    look = [("report", reports.write_page(config, nodes, storage, preset))]
+    if "sample" in made:
+        look.append(("samples", storage.uri(f"{artifact_path('sample', made['sample'].fingerprint)}/grid.png")))
+    command = f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    look.append(("runs and models", command if uri.startswith("sqlite") else uri))
     for what, where in look:
-        console.print(f"  [dim]{what:<21}[/] {where}", highlight=False, soft_wrap=True)
+        console.print(f"  [dim]{what:<16}[/] {where}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:

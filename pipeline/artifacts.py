@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import ContractError, LeaseError, StorageError
 from pipeline.storage import LocalStorage, Storage
@@ -87,16 +87,19 @@ def read_manifest(storage: Storage, stage: str, fingerprint: str) -> Manifest | 
 
 
 def all_manifests(storage: Storage) -> list[Manifest]:
-    """Every committed artifact at this root, by stage and age."""
+    """Every committed artifact at this root, by stage and age. ContractError for a manifest that is none."""
     found = []
     for stage in storage.folders():
         if stage.startswith("."):
             continue
         for name in storage.folders(stage):
+            path = f"{stage}/{name}/manifest.json"
             try:
-                found.append(Manifest.model_validate_json(storage.read(f"{stage}/{name}/manifest.json")))
+                found.append(Manifest.model_validate_json(storage.read(path)))
             except FileNotFoundError:
                 continue  # not committed yet
+            except ValidationError as error:
+                raise ContractError(f"{storage.uri(path)} is not a manifest", "Take that folder away.") from error
     return sorted(found, key=lambda manifest: (manifest.stage, manifest.created))
 
 
@@ -189,9 +192,13 @@ def git_sha() -> str | None:
     """The commit of this checkout, or of the image it was baked into; None outside of both."""
     if "DVAE_GIT_SHA" in os.environ:
         return os.environ["DVAE_GIT_SHA"]
-    asked = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    checkout = Path(__file__).parents[1]
+    if not (checkout / ".git").exists():  # installed, perhaps below somebody else's checkout
+        return None
+    try:
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git here
+        return None
     return asked.stdout.strip() or None
 
 
@@ -199,7 +206,7 @@ class Holder(BaseModel):
     """Who holds a lease, and since when."""
 
     owner: str  # for people: user, host and process
-    machine: str  # host and boot: on the same one a dead owner is known at once
+    machine: str  # on the same one a dead owner is known at once
     pid: int
     started: float  # when that process started; process numbers are used again
     nonce: str
@@ -219,7 +226,9 @@ class Holder(BaseModel):
 
 @cache
 def _machine() -> str:
-    return f"{platform.node()}/{psutil.boot_time():.0f}"
+    """Host, boot and, on Linux, the space of process numbers: containers of one host each have their own."""
+    space = Path("/proc/self/ns/pid")
+    return f"{platform.node()}/{psutil.boot_time():.0f}" + (f"/{space.readlink()}" if space.is_symlink() else "")
 
 
 class Lease:
@@ -319,6 +328,13 @@ def check_free(storage: Storage, stage: str, fingerprint: str) -> None:
         raise _taken(stage, theirs)
 
 
+def check_idle(storage: Storage) -> None:
+    """LeaseError, naming the owner, while a living driver works on anything at this root."""
+    for stage in storage.folders(".work"):
+        for fingerprint in storage.folders(f".work/{stage}"):
+            check_free(storage, stage, fingerprint)
+
+
 def _taken(stage: str, holder: Holder) -> LeaseError:
     return LeaseError(
         f"{stage} is being made by {holder.owner}",
@@ -341,6 +357,26 @@ def check_lease(storage: Storage, path: str, nonce: str) -> None:
         raise LeaseError(f"the lease {storage.uri(path)} went to {owner}", "This writer may not commit.")
 
 
+def read_checked(storage: Storage, manifest: Manifest, name: str) -> bytes:
+    """One file of an artifact. ContractError when it is not what the manifest says."""
+    path = f"{artifact_path(manifest.stage, manifest.fingerprint)}/{name}"
+    try:
+        data = storage.read(path)
+    except FileNotFoundError:
+        raise _broken(storage, manifest, name) from None
+    if hashlib.sha256(data).hexdigest() != manifest.files[name].sha256:
+        raise _broken(storage, manifest, name)
+    return data
+
+
+def _broken(storage: Storage, manifest: Manifest, name: str) -> ContractError:
+    artifact = f"{manifest.stage}/{manifest.fingerprint[:SHORT]}"
+    return ContractError(
+        f"{storage.uri(artifact)}/{name} is not what its manifest says",
+        f"Run `python -m pipeline artifact repair {artifact} --root {storage.root}`.",
+    )
+
+
 def local_copies(storage: Storage, manifest: Manifest, names: Iterable[str], target: Path) -> dict[str, Path]:
     """Local paths of an artifact's files, copied to `target` where the storage is remote; hashes are checked.
 
@@ -359,9 +395,6 @@ def local_copies(storage: Storage, manifest: Manifest, names: Iterable[str], tar
                 storage.download(f"{folder}/{name}", partial)
                 partial.replace(path)
         if not path.exists() or hash_file(path) != record:
-            raise ContractError(
-                f"{storage.uri(folder)}/{name} is not what its manifest says",
-                f"Run `python -m pipeline artifact repair {manifest.stage}/{manifest.fingerprint[:SHORT]}`.",
-            )
+            raise _broken(storage, manifest, name)
         paths[name] = path
     return paths

@@ -24,6 +24,7 @@ _ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_task_oom_retries": "3",  # Ray's default is to try for ever
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in a config mean the same everywhere
 }
 _LOCAL_ENVIRONMENT = {
@@ -75,8 +76,11 @@ def set_environment() -> None:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
-def connect(config: ClusterConfig, debug: bool = False) -> None:
-    """Join the cluster at RAY_ADDRESS, or start a local one that ends with this process."""
+def connect(config: ClusterConfig, debug: bool = False, trains: bool = False) -> None:
+    """Join the cluster at RAY_ADDRESS, or start a local one that ends with this process.
+
+    `trains`: stages on Ray Train or Ray Data will come, so what they start first may start now.
+    """
     import ray
 
     level = logging.INFO if debug else logging.CRITICAL
@@ -95,22 +99,23 @@ def connect(config: ClusterConfig, debug: bool = False) -> None:
             "Look into /tmp/ray/session_latest/logs, or run with --debug.",
         ) from error
     signal.signal(signal.SIGTERM, before)  # Ray's own handler would skip our clean-up
+    if trains and is_local():
+        _start_coordinator()
     if not debug:
         for name in ("ray", "ray.train", "ray.data", "ray.serve"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def start_coordinator() -> None:
-    """Start the actor that Ray Train and Ray Data ask for resources, on a local Ray.
+def _start_coordinator() -> None:
+    """Start the actor that Ray Train and Ray Data ask for resources.
 
     They would start it themselves and wait for its imports; so these pass beside the stages before.
     """
-    if is_local():
-        from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-            get_or_create_autoscaling_coordinator,
-        )
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
 
-        get_or_create_autoscaling_coordinator()
+    get_or_create_autoscaling_coordinator()
 
 
 def disconnect() -> None:
@@ -163,15 +168,19 @@ def run_tasks(
 ) -> Iterator[tuple[int, Any]]:
     """Run `function(spec)` for each spec as a Ray task; yields (index, result) in the order of completion.
 
-    A task whose worker or node dies is run again, as often as it takes. What the function raises is raised here.
+    A task whose worker or node dies is run again, `max_failures` times. What the function raises is raised here.
     """
     import ray
 
-    options: dict[str, Any] = {"max_retries": -1, "num_cpus": 1, "resources": pool_resources(config, stage)}
+    options: dict[str, Any] = {
+        "max_retries": config.max_failures,
+        "num_cpus": 1,
+        "resources": pool_resources(config, stage),
+    }
     if gpu and device_of(config) == "cuda":
         options.update(num_gpus=1, max_calls=0)  # the worker stays, and with it the loaded model
     task = ray.remote(**options)(function)
-    with _surfaced():
+    with surfaced():
         pending = {task.remote(spec): index for index, spec in enumerate(specs)}
         while pending:
             (done,), _ = ray.wait(list(pending), num_returns=1)
@@ -179,9 +188,9 @@ def run_tasks(
 
 
 @contextmanager
-def _surfaced() -> Iterator[None]:
+def surfaced() -> Iterator[None]:
     """Raise what a task raised, not Ray's wrapper of it."""
-    from ray.exceptions import OutOfMemoryError, RayTaskError
+    from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 
     try:
         yield
@@ -194,3 +203,8 @@ def _surfaced() -> Iterator[None]:
         raise
     except OutOfMemoryError as error:
         raise PipelineError("out of memory: Ray ended a task", "Lower the stage's batch_size.") from error
+    except WorkerCrashedError as error:
+        raise PipelineError(
+            "a task's process died, again each time it was run anew",
+            "Out of memory? See the kernel's log, and Ray's in /tmp/ray/session_latest/logs.",
+        ) from error

@@ -36,17 +36,17 @@ def run_app(app: typer.Typer) -> None:
     except (typer.Abort, KeyboardInterrupt):
         Console(stderr=True).print("interrupted: the same command goes on where this one stopped", highlight=False)
         raise SystemExit(130) from None
-    except PipelineError as error:
-        if debug:
-            raise
-        _refuse(error)
     except Exception as error:
+        if hasattr(error, "format_message"):  # click's own: a wrong option or argument
+            if not error.format_message():  # no argument at all: the help was printed
+                raise SystemExit(2) from None
+            _refuse(ConfigError(str(error.format_message()), "`--help` says what there is."))
         if debug:
             raise
+        if isinstance(error, PipelineError):
+            _refuse(error)
         if isinstance(error, OSError) and error.errno is not None:
             _refuse(refusal(error))
-        if hasattr(error, "format_message"):  # click's own: a wrong option or argument
-            _refuse(ConfigError(str(error.format_message()), "`--help` says what there is."))
         text = " ".join(str(error).split())[:300]
         _refuse(PipelineError(f"{type(error).__name__}: {text}", "This is a bug: run with --debug for the traceback."))
     finally:

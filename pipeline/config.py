@@ -10,11 +10,20 @@ import warnings
 from collections import Counter
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from models.sizes import SIT_SIZES, smallest_discriminated
 from pipeline.errors import ConfigError
 
 # `register` is a section here and a method of ABCMeta there; the section never meets it.
@@ -26,10 +35,20 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Precision = Literal["fp32", "bf16"]
 
 
-class Section(BaseModel):
-    """A part of the tree: frozen, and strict about names."""
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+class Section(BaseModel):
+    """A part of the tree: frozen, and strict about names. Numbers are finite, and yes and no are none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any, about: ValidationInfo) -> Any:
+        if isinstance(value, bool) and about.field_name and cls.model_fields[about.field_name].annotation is not bool:
+            raise ValueError("yes and no (true and false) mean nothing here")
+        return value
 
 
 class WeightFile(Section):
@@ -75,6 +94,14 @@ class DataConfig(Section):
             raise ConfigError(f"data.classes is not given for a source of format {self.format}", "Set data.classes.")
         return self.classes
 
+    @model_validator(mode="after")
+    def _fits(self) -> "DataConfig":
+        if self.validation_uri is None and not 0.0 < self.validation_share < 1.0:
+            raise ValueError(
+                f"validation_share {self.validation_share:g} leaves a split without images; validation_uri is not given"
+            )
+        return self
+
 
 class TokenizerConfig(Section):
     patch_size: int = Field(16, ge=1, description="Side of a patch in pixels: the spatial downsampling factor f.")
@@ -92,11 +119,11 @@ class TokenizerConfig(Section):
     steps: int = Field(500_000, ge=1, description="Optimizer steps.")
     batch_size: int = Field(512, ge=1, description="Images a step, over all workers.")
     learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate of AdamW.")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's betas, for the tokenizer and D.")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="AdamW's betas, for the tokenizer and D.")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay.")
     warmup: Share = Field(0.25, description="Share of the steps with a rising learning rate; a cosine to 0 follows.")
     clip: float = Field(3.0, gt=0, description="Largest norm of the gradient.")
-    ema_decay: Share = Field(0.999, description="Decay of the weights' moving average, per step.")
+    ema_decay: Decay = Field(0.999, description="Decay of the weights' moving average, per step.")
     kl_weight: float = Field(1e-6, ge=0, description="Weight of KL (summed over a latent, mean over images).")
     perceptual_weight: float = Field(1.0, ge=0, description="Weight of (LPIPS + 0.1 ConvNeXt-S) / 1.1.")
     lpips: WeightFile | None = Field(None, description="LPIPS-VGG weights, in one safetensors file. None: term off.")
@@ -163,12 +190,12 @@ class SitConfig(Section):
     steps: int = Field(400_000, ge=1, description="Optimizer steps.")
     batch_size: int = Field(256, ge=1, description="Latents a step, over all workers.")
     learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate of AdamW.")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas.")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="AdamW's betas.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
     warmup: Share = Field(0.0, description="Share of the steps with a rising learning rate.")
     decay: Literal["constant", "cosine"] = Field("constant", description="Learning rate after the warm-up.")
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
-    ema_decay: Share = Field(0.9999, description="Decay of the weights' moving average, per step.")
+    ema_decay: Decay = Field(0.9999, description="Decay of the weights' moving average, per step.")
     label_dropout: Share = Field(0.1, description="Share of labels replaced by the null label.")
     precision: Precision = Field("bf16", description="Autocast of the forward pass; master weights are fp32.")
     checkpoint_every: int = Field(5000, ge=1, description="Steps between checkpoints.")
@@ -191,8 +218,6 @@ class SitConfig(Section):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Width, depth and heads."""
-        from models.sizes import SIT_SIZES
-
         if self.size == "custom":
             assert self.width is not None
             assert self.depth is not None
@@ -216,14 +241,26 @@ class SampleConfig(Section):
     steps: int = Field(250, ge=1, description="Steps from noise to data.")
     guidance: float = Field(1.8, ge=1.0, description="Scale of classifier-free guidance; 1 is none.")
     guidance_interval: tuple[Share, Share] = Field((0.0, 0.7), description="Times t in which guidance acts.")
-    seed: int = Field(0, description="Image i starts from the noise of (seed, i).")
+    seed: int = Field(0, ge=0, description="Image i starts from the noise of (seed, i).")
     precision: Precision = Field("bf16", description="Autocast of the generator.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "SampleConfig":
+        if self.method == "sde" and self.steps < 2:
+            raise ValueError("method sde needs steps of at least 2: the last is the mean alone")
+        if self.guidance_interval[0] > self.guidance_interval[1]:
+            raise ValueError("guidance_interval begins after its end, so guidance would never act")
+        return self
 
 
 class GateConfig(Section):
     """What a candidate needs to become champion."""
 
-    metric: str = Field("samples/frechet_distance/inception", description="Metric that decides.")
+    metric: str = Field(
+        "samples/frechet_distance/inception",
+        pattern="^(reconstruction|samples|latent)/.",
+        description="Metric that decides.",
+    )
     direction: Literal["lower", "higher"] = Field("lower", description="Which way is better.")
     minimum: float | None = Field(None, description="Worst value that any champion, the first included, may have.")
     margin: float = Field(0.0, ge=0, description="By how much a candidate must beat the champion.")
@@ -257,7 +294,9 @@ class ClusterConfig(Section):
 
 class TrackingConfig(Section):
     uri: str | None = Field(
-        None, description="MLflow tracking URI. None: MLFLOW_TRACKING_URI, else SQLite at the root."
+        None,
+        pattern="^(https?://|sqlite:///).",
+        description="MLflow tracking URI. None: MLFLOW_TRACKING_URI, else SQLite at the root.",
     )
     experiment: str = Field("denoising-vae", min_length=1, description="MLflow experiment.")
 
@@ -285,21 +324,45 @@ class Config(Section):
                 f"a {self.grid} x {self.grid} latent has no frequencies to attenuate: lower tokenizer.patch_size"
             )
         _check_masks(self.grid, self.tokenizer.mask, self.tokenizer.keep)
-        for name, batch in (
-            ("tokenizer.batch_size", self.tokenizer.batch_size),
-            ("sit.batch_size", self.sit.batch_size),
-        ):
-            for workers in range(self.cluster.min_workers or self.cluster.workers, self.cluster.workers + 1):
-                if batch % workers:
-                    raise ValueError(f"cluster.workers: {name} {batch} cannot be divided among {workers} workers")
-        if self.evaluate.network == "inception" and self.evaluate.network_size != 299:
-            raise ValueError("evaluate.network_size must be 299 for inception")
+        needed = smallest_discriminated(self.tokenizer.discriminator_layers)
+        if size < needed:
+            raise ValueError(
+                f"tokenizer.discriminator_layers {self.tokenizer.discriminator_layers} need images of {needed} pixels, "
+                f"more than data.image_size {size}"
+            )
+        _check_workers(self)
+        _check_metrics(self.register.gate.metric, self.evaluate)
         return self
 
     @property
     def grid(self) -> int:
         """Side of a latent."""
         return self.data.image_size // self.tokenizer.patch_size
+
+
+def _check_workers(config: Config) -> None:
+    """ValueError where a global batch cannot be divided among every number of workers that there may be."""
+    most = config.cluster.workers
+    fewest = config.cluster.min_workers or most
+    if fewest > most:
+        raise ValueError(f"cluster.min_workers {fewest} is more than cluster.workers {most}")
+    for name, batch in (
+        ("tokenizer.batch_size", config.tokenizer.batch_size),
+        ("sit.batch_size", config.sit.batch_size),
+    ):
+        for workers in range(fewest, most + 1):
+            if batch % workers:
+                raise ValueError(f"cluster.workers: {name} {batch} cannot be divided among {workers} workers")
+
+
+def _check_metrics(gate: str, evaluate: EvaluateConfig) -> None:
+    """ValueError where the gate asks for what nothing measures."""
+    if evaluate.network == "inception" and evaluate.network_size != 299:
+        raise ValueError("evaluate.network_size must be 299 for inception")
+    if gate.startswith("samples/frechet_distance/") and not gate.endswith(f"/{evaluate.network}"):
+        raise ValueError(f"register.gate.metric: {gate} is not measured with evaluate.network {evaluate.network}")
+    if gate == "samples/class_accuracy" and not evaluate.class_accuracy:
+        raise ValueError(f"register.gate.metric: {gate} is not measured with evaluate.class_accuracy off")
 
 
 _COARSE_GRID = 16  # above it the shells are fine enough for every level to have a mask of its own
@@ -348,7 +411,7 @@ def load_config(preset: str, overrides: list[str] | None = None, root: str | Non
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(*_explain(error, preset)) from None
+        raise ConfigError(*_explain(error, f"{preset}, with the site file {site}" if site else preset)) from None
 
 
 def flattened(config: Config) -> dict[str, Any]:
@@ -373,14 +436,35 @@ def fields_changed_here(config: Config) -> list[str]:
 def _load_tree(preset: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if preset.startswith(SENT):
         return _parse_yaml(os.environ.get(SENT_VARIABLE, ""), SENT_VARIABLE)
-    path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
+    names_file = preset.endswith((".yaml", ".yml"))
+    if not names_file and "/" in preset:
+        raise ConfigError(f"preset '{preset}' is not a YAML file", "Name a file that ends in .yaml, or a preset.")
+    path = Path(preset) if names_file else PRESETS / f"{preset}.yaml"
     if not path.is_file():
         raise ConfigError(f"there is no preset '{preset}'", f"Use one of {', '.join(preset_names())}, or a YAML file.")
     if preset in seen:
         raise ConfigError(f"preset '{preset}' extends itself by way of {' -> '.join(seen)}", "Break the circle.")
     tree = _read_yaml(path)
     parent = tree.pop("extends", None)
-    return _merge(_load_tree(parent, (*seen, preset)), tree) if parent else tree
+    if parent is None:
+        return tree
+    if not isinstance(parent, str):
+        raise ConfigError(f"{path}: extends: {parent!r} is no preset", "Name one preset, or one YAML file.")
+    if parent.endswith((".yaml", ".yml")):
+        parent = str(path.parent / parent)  # beside the file that names it
+    return _merge(_load_tree(parent, (*seen, preset)), tree)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that is there twice is an error, not the last one's win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(problem=f"the key '{key}' is there twice", problem_mark=node.start_mark)
+        made: dict[Any, Any] = super().construct_mapping(node, deep)
+        return made
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -392,7 +476,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(text) or {}
+        tree = yaml.load(text, _UniqueKeys) or {}  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML ({' '.join(str(error).split())})", "Mend the file.") from error
     if not isinstance(tree, dict):
@@ -443,6 +527,7 @@ def _nearest(location: tuple[int | str, ...]) -> str:
 
     section: Any = Config
     for part in location[:-1]:
-        section = section.model_fields[part].annotation
+        kinds = get_args(section.model_fields[part].annotation) or (section.model_fields[part].annotation,)
+        section = next(kind for kind in kinds if hasattr(kind, "model_fields"))
     close = difflib.get_close_matches(str(location[-1]), list(section.model_fields), n=1)
     return f"Did you mean '{close[0]}'?" if close else f"It has: {', '.join(section.model_fields)}."

@@ -1,5 +1,7 @@
 """`sample`: pictures of one class from the trained artifacts, in this process, as PNG files."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,25 +23,34 @@ def draw(config: Config, nodes: list[Node], label: int, count: int, guidance: fl
     for name in ("train-tokenizer", "train-sit"):
         if name not in inputs:
             raise ContractError(f"there is no {name} artifact for this preset", "Run `python -m pipeline run` first.")
+    with _refused_here(out):
+        out.mkdir(parents=True, exist_ok=True)
     own, device = config.sample, task_device()
     generator = load_generator(open_storage(config.root), inputs, device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=own.precision == "bf16"):
-        images = generator.generate(
-            torch.full((count,), label),
-            seed=own.seed,
-            indices=list(range(count)),
-            method=own.method,
-            steps=own.steps,
-            guidance_scale=own.guidance if guidance is None else guidance,
-            guidance_interval=own.guidance_interval,
-        )
     paths = []
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for index, image in enumerate(images.cpu()):
+    for first in range(0, count, own.batch_size):
+        indices = list(range(first, min(first + own.batch_size, count)))
+        with torch.autocast(device.type, torch.bfloat16, enabled=own.precision == "bf16"):
+            images = generator.generate(
+                torch.full((len(indices),), label),
+                seed=own.seed,
+                indices=indices,
+                method=own.method,
+                steps=own.steps,
+                guidance_scale=own.guidance if guidance is None else guidance,
+                guidance_interval=own.guidance_interval,
+            )
+        for index, image in zip(indices, images.cpu(), strict=True):
             path = out / f"class{label:04d}-{index:04d}.png"
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+            with _refused_here(out):
+                Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
             paths.append(path)
+    return paths
+
+
+@contextmanager
+def _refused_here(out: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise StorageError(f"{out}: {error.strerror or error}", "Choose another folder with --out.") from error
-    return paths

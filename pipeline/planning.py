@@ -6,14 +6,17 @@ from rich.console import Console
 from rich.table import Table
 
 from models import sizes
-from pipeline.artifacts import SHORT
+from pipeline.artifacts import SHORT, Manifest
 from pipeline.config import Config
 from pipeline.console import duration
 from pipeline.data.index import read_index
+from pipeline.data.listing import DIGITS
 from pipeline.graph import Node
 from pipeline.storage import open_storage
 
-_IMAGENET_CLASSES = 1000  # taken while the source has not been listed
+# Taken while the source has not been listed: ImageNet's.
+_IMAGENET_CLASSES = 1000
+_IMAGENET_SPLITS = (1_281_167, 50_000)
 
 
 def tokenizer_sizes(config: Config) -> dict[str, float]:
@@ -44,16 +47,35 @@ def sit_sizes(config: Config) -> dict[str, float]:
     }
 
 
-def device_hours(config: Config, images: int) -> dict[str, float]:
-    """Each stage's hours on one device at its peak times `assumed_mfu`; training is three forward passes."""
+def split_sizes(config: Config, prepared: Manifest | None) -> tuple[int, int]:
+    """Images of the training and of the validation split: as prepared, else as far as the source's index tells."""
+    if prepared is not None:
+        return int(prepared.metrics["data/train_rows"]), int(prepared.metrics["data/validation_rows"])
+    index = read_index(open_storage(config.root), config.data)
+    if config.data.format == "digits":
+        known = DIGITS
+    elif config.data.format == "folder" and index is not None and config.data.validation_uri is None:
+        known = index.files
+    else:
+        return _IMAGENET_SPLITS
+    held_out = round(known * config.data.validation_share)
+    return known - held_out, held_out
+
+
+def device_hours(config: Config, images: int, validation_images: int) -> dict[str, float]:
+    """Each stage's hours on one device at its peak times `assumed_mfu`; training is three forward passes.
+
+    An aligned SiT's teacher adds the blocks of one more pass.
+    """
     tokenizer, sit = tokenizer_sizes(config)["gflops"], sit_sizes(config)["gflops"]
     evaluations = config.sample.steps * (2 if config.sample.method == "heun" else 1)
+    teacher = config.sit.aligned_blocks[1] / config.sit.shape[1] if config.sit.alignment != "none" else 0.0
     guided = evaluations * (2 if config.sample.guidance > 1.0 else 1)
     gflops = {
         "train-tokenizer": 3 * tokenizer * config.tokenizer.steps * config.tokenizer.batch_size,
-        "evaluate-tokenizer": 2.5 * tokenizer * config.evaluate.images,
+        "evaluate-tokenizer": 2.5 * tokenizer * min(config.evaluate.images, validation_images),
         "encode": tokenizer / 2 * images,
-        "train-sit": 3 * sit * config.sit.steps * config.sit.batch_size,
+        "train-sit": (3 + teacher) * sit * config.sit.steps * config.sit.batch_size,
         "sample": (guided * sit + tokenizer / 2) * config.sample.count,
     }
     speed = config.cluster.device_peak_tflops * 1e3 * config.cluster.assumed_mfu
@@ -63,8 +85,8 @@ def device_hours(config: Config, images: int) -> dict[str, float]:
 def make_plan(config: Config, nodes: list[Node]) -> dict[str, Any]:
     """The plan as JSON: stages, and the sizes of both networks."""
     prepared = next((node.manifest for node in nodes if node.stage.name == "prepare"), None)
-    images = int(prepared.metrics["data/train_rows"]) if prepared else 1_281_167
-    hours = device_hours(config, images)
+    images, validation_images = split_sizes(config, prepared)
+    hours = device_hours(config, images, validation_images)
     stages = [
         {
             "name": node.stage.name,
@@ -75,7 +97,12 @@ def make_plan(config: Config, nodes: list[Node]) -> dict[str, Any]:
         }
         for node in nodes
     ]
-    return {"stages": stages, "tokenizer": tokenizer_sizes(config), "sit": sit_sizes(config)}
+    return {
+        "stages": stages,
+        "tokenizer": tokenizer_sizes(config),
+        "sit": sit_sizes(config),
+        "images": {"train": images, "validation": validation_images},
+    }
 
 
 def print_plan(console: Console, config: Config, plan: dict[str, Any]) -> None:
@@ -99,6 +126,11 @@ def print_plan(console: Console, config: Config, plan: dict[str, Any]) -> None:
             f"{own.steps} steps of {own.batch_size}",
             highlight=False,
         )
+    console.print(
+        f"{'images':<10} {plan['images']['train']} to train on, {plan['images']['validation']} held out, "
+        f"{config.sample.count} sampled",
+        highlight=False,
+    )
     console.print(
         f"device time at {config.cluster.device_peak_tflops:g} TFLOP/s x {config.cluster.assumed_mfu:g} MFU; "
         f"source: {_source(config)}",

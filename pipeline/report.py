@@ -14,7 +14,7 @@ from rich.table import Table
 
 from pipeline import report_page as page
 from pipeline.artifacts import SHORT, Manifest, artifact_path
-from pipeline.config import Config
+from pipeline.config import SENT, Config
 from pipeline.console import duration
 from pipeline.errors import ContractError
 from pipeline.graph import Node
@@ -140,11 +140,19 @@ def render_table(console: Console, report: dict[str, Any]) -> None:
     console.print(metrics)
 
 
-def render_html(config: Config, nodes: list[Node], storage: Storage, preset: str) -> str:
+def write_page(config: Config, nodes: list[Node], storage: Storage, preset: str) -> str:
+    """Write the page under the root; its URI. Errors as `render_html`, StorageError when it cannot be written."""
+    name = Path(preset.removeprefix(SENT)).stem
+    path = f"reports/{name}.html"
+    storage.write(path, render_html(config, nodes, storage, name).encode())
+    return storage.uri(path)
+
+
+def render_html(config: Config, nodes: list[Node], storage: Storage, name: str) -> str:
     """The whole page, with its style and pictures inside. ContractError when an artifact's picture is gone."""
     report = collect(config, nodes, storage)
     body = [
-        page.header(Path(preset).stem, _facts(config, nodes)),
+        page.header(name, _facts(config, nodes)),
         page.cards(_headline(report["metrics"])),
         page.section("Stages", page.table(("stage", "status", "time", "", "rows", "fingerprint"), _stage_rows(nodes))),
         page.section("Pictures", page.figures(_figures(nodes, storage))),
@@ -152,7 +160,7 @@ def render_html(config: Config, nodes: list[Node], storage: Storage, preset: str
         page.section("Config that counts", "".join(page.folded(*part) for part in _configs(nodes))),
         page.section("Lineage", page.table(("stage", "made from", "code", "made at", "where"), _lineage_rows(nodes))),
     ]
-    return page.document(f"{Path(preset).stem} · Denoising-VAE", "".join(body))
+    return page.document(f"{name} · Denoising-VAE", "".join(body))
 
 
 def _facts(config: Config, nodes: list[Node]) -> list[str]:

@@ -4,6 +4,7 @@ One driver process. It stays light until a stage has to be made; then Ray, torch
 """
 
 import importlib
+import math
 import shutil
 import tempfile
 import threading
@@ -40,7 +41,7 @@ from pipeline.storage import Storage, open_storage
 
 _DELIVERY_SECONDS = 60.0  # how long the end of a run waits for MLflow
 _TRAINERS = ("tokenizer/", "sit/")  # metrics that the trainers have told over their steps
-_USE_COORDINATOR = {"train-tokenizer", "encode", "train-sit"}  # stages on Ray Train or Ray Data
+_ON_TRAIN_OR_DATA = {"train-tokenizer", "encode", "train-sit"}
 _SHOWN = (  # the metrics worth a place on a stage's line
     "data/rows",
     "data/quarantined",
@@ -68,14 +69,14 @@ def resolved(config: Config, fresh: bool) -> Config:
 
 
 def survey(config: Config) -> list[graph.Node]:
-    """Every stage's status at the config's root. A registry that does not answer counts as having nothing."""
+    """Every stage's status at the config's root. Where the registry does not answer, the manifest's word stands."""
     uri = tracking.tracking_uri(config)
 
     def registered(fingerprint: str) -> bool:
         try:
             return has_version(uri, config.register.name, fingerprint)
         except PipelineError:
-            return False  # `register` will say that it needs MLflow; the other stages do not
+            return True  # not known to be gone: nothing may be removed or made anew for that
 
     return graph.survey(config, open_storage(config.root), registered)
 
@@ -138,7 +139,7 @@ class Runner:
             if nodes[needed].manifest is None:
                 raise ContractError(
                     f"{name} needs {needed} ({self.fingerprint(needed)[:SHORT]}), which is not there",
-                    f"Run `python -m pipeline stage {needed} {self.name}` first, or `run` for all.",
+                    f"Run `python -m pipeline stage {needed} {self.name}` first (with the same --set and --root).",
                 )
         if nodes[name].status == "cached":
             self._say_cached(name, nodes[name].manifest)
@@ -147,9 +148,9 @@ class Runner:
             self.make(name)
 
     def remake(self, name: str) -> Manifest:
-        """Make a stage whose artifact was taken away."""
+        """Make a stage anew in place of its artifact, which goes only when everything is ready for that."""
         with self._alive([name], {}):
-            return self.make(name)
+            return self.make(name, anew=True)
 
     def _nodes(self) -> list[graph.Node]:
         if self.config.data.revision is None:
@@ -158,7 +159,10 @@ class Runner:
                 raise ConfigError(
                     f"{self.name} names no source", "Give one with --set data.uri=file:///PATH or s3://..."
                 )
-            raise ConfigError(f"{where} has not been listed yet", f"Run `python -m pipeline data index {self.name}`.")
+            raise ConfigError(
+                f"{where} has not been listed yet",
+                f"Run `python -m pipeline data index {self.name}` (with the same --set and --root).",
+            )
         _ = self.config.data.class_count  # refused here, where nothing has been started
         return survey(self.config)
 
@@ -185,9 +189,7 @@ class Runner:
         status = "FAILED"
         with cluster.diverted_output(self.debug):
             try:
-                cluster.connect(self.config.cluster, self.debug)
-                if _USE_COORDINATOR & set(stages):
-                    cluster.start_coordinator()
+                cluster.connect(self.config.cluster, self.debug, bool(_ON_TRAIN_OR_DATA & set(stages)))
                 yield
                 status = "FINISHED"
             except KeyboardInterrupt:
@@ -212,13 +214,15 @@ class Runner:
         tags.update({f"dvae.input.{name}": manifest.fingerprint for name, manifest in inputs.items()})
         return tags
 
-    def make(self, name: str) -> Manifest:
-        """Make one stage and commit it."""
+    def make(self, name: str, anew: bool = False) -> Manifest:
+        """Make one stage and commit it; `anew` takes away what is committed."""
         stage, fingerprint = graph.find_stage(name), self.fingerprint(name)
         self.display.begin(name)
         lease = Lease(self.storage, name, fingerprint)
         finished = False
         try:
+            if anew:
+                remove_artifact(self.storage, name, fingerprint)
             manifest = self._committed(stage, fingerprint)
             if manifest is None:
                 manifest = self._attempt(stage, fingerprint, lease)
@@ -303,7 +307,7 @@ def _manifest(
         config=config,
         files=outcome.files,
         rows=outcome.rows,
-        metrics=outcome.metrics,
+        metrics={name: value for name, value in outcome.metrics.items() if math.isfinite(value)},  # JSON has no other
         details=outcome.details,
         seconds=round(seconds, 3),
         git_sha=git_sha(),
@@ -356,7 +360,6 @@ def _warm_up(stages: list[str]) -> None:
 
 def repair(runner: Runner, manifest: Manifest, say: Callable[[str], None]) -> None:
     """Make an artifact again under its own config, and say whether it has come out the same."""
-    remove_artifact(runner.storage, manifest.stage, manifest.fingerprint)
     made = runner.remake(manifest.stage)
     if made.content == manifest.content:
         say("restored: every file hashes to what was recorded")

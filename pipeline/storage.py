@@ -72,9 +72,17 @@ class Storage(Protocol):
 
 def open_storage(uri: str) -> Storage:
     """The storage below `uri`: a local path, file:///path or s3://bucket/prefix. Touches nothing yet."""
+    if not uri:
+        raise ConfigError("an empty URI names no place", "Use a local path, file:///PATH or s3://BUCKET/PREFIX.")
     parsed = urlparse(uri)
-    if parsed.scheme in ("", "file"):
-        return LocalStorage(Path(unquote(parsed.path) if parsed.scheme else uri))
+    if not parsed.scheme:
+        return LocalStorage(Path(uri).expanduser())
+    if parsed.scheme == "file":
+        if parsed.netloc not in ("", "localhost") or parsed.query or parsed.fragment:
+            raise ConfigError(
+                f"'{uri}' is not a local path", "Write file:///PATH, three slashes; %23 for # and %3F for ?."
+            )
+        return LocalStorage(Path(unquote(parsed.path)))
     if parsed.scheme == "s3":
         if not parsed.netloc:
             raise ConfigError(f"'{uri}' names no bucket", "Write s3://BUCKET/PREFIX.")
@@ -181,8 +189,10 @@ class LocalStorage:
 
         base = self.local(prefix)
         with _said(str(base)):
-            if not base.is_dir():
+            if not base.exists():
                 return
+            if not base.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "is not a folder", str(base))
             found = []
             for folder, _, names in os.walk(base, onerror=refuse, followlinks=True):
                 for name in names:
@@ -194,7 +204,7 @@ class LocalStorage:
     def folders(self, prefix: str = "") -> Sequence[str]:
         base = self.local(prefix)
         with _said(str(base)):
-            return sorted(entry.name for entry in base.iterdir() if entry.is_dir()) if base.is_dir() else []
+            return sorted(entry.name for entry in base.iterdir() if entry.is_dir()) if base.exists() else []
 
     def open(self, path: str) -> BinaryIO:
         with _said(str(self.local(path))):

@@ -55,7 +55,12 @@ class TokenizerTrainee:
             lambda: PatchDiscriminator(3, own.discriminator_width, own.discriminator_layers), "discriminator"
         )
         self.regularizer = make_regularizer(
-            own.regularizer, config.grid, mask=own.mask, keep=own.keep, per_sample=own.level_per_sample
+            own.regularizer,
+            config.grid,
+            mask=own.mask,
+            keep=own.keep,
+            per_sample=own.level_per_sample,
+            smallest_side=-(-self.discriminator.smallest_image // own.patch_size),
         ).to(world.device)
         self.perceptual = self._perceptual()
         self.weights_of_terms = LossWeights(

@@ -84,10 +84,7 @@ def _milliseconds() -> int:
 
 
 class Courier:
-    """Delivers outboxes to MLflow, in a thread of the driver. MLflow being away only makes it wait.
-
-    `on_metrics` sees every metric event as it passes, delivered or not: the progress bars live on it.
-    """
+    """Delivers outboxes to MLflow, in a thread of the driver. MLflow being away only makes it wait."""
 
     def __init__(self, storage: Storage, config: Config) -> None:
         self.storage = storage
@@ -146,7 +143,10 @@ def _deliver(storage: Storage, post: "Post", only: str | None) -> int:
         key = path.removeprefix(OUTBOX + "/").rpartition("/")[0]
         if only is not None and key != only and not key.startswith(only + "/"):
             continue
-        events = [json.loads(line) for line in storage.read(path).splitlines()]
+        try:
+            events = [json.loads(line) for line in storage.read(path).splitlines()]
+        except FileNotFoundError:
+            continue  # another driver at this root has delivered it
         post.send(key, events, storage)
         storage.delete(path)
         delivered += 1

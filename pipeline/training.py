@@ -175,7 +175,7 @@ class History:
                 self.counts[name] = self.counts.get(name, 0) + 1
 
     def close_line(self, step: int) -> dict[str, float]:
-        """The line for the steps since the last one; `step` counts from 1."""
+        """The line for the steps since the last one; `step` counts from 1. The loss is NaN when all were skipped."""
         line: dict[str, float] = {"step": step}
         line.update({name: total / self.counts[name] for name, total in self.sums.items()})
         line.setdefault("loss", math.nan)
@@ -191,7 +191,11 @@ class History:
         vars(self).update(state)
 
     def text(self) -> str:
-        return "".join(json.dumps(line) + "\n" for line in self.lines)
+        """A line of JSON each; a loss that is not there is null."""
+        finite = (
+            {name: value if math.isfinite(value) else None for name, value in line.items()} for line in self.lines
+        )
+        return "".join(json.dumps(line, allow_nan=False) + "\n" for line in finite)
 
 
 class Meter:
@@ -239,7 +243,8 @@ class Reporter:
     def _write(self, events: list[dict[str, Any]], line: dict[str, float]) -> None:
         if events:
             self.outbox.post(*events)
-        self.loop.storage.write(f"{self.loop.work}/progress.json", json.dumps(line).encode())
+        shown = {name: value for name, value in line.items() if math.isfinite(value)}
+        self.loop.storage.write(f"{self.loop.work}/progress.json", json.dumps(shown).encode())
 
     def close(self) -> None:
         self._writer.shutdown(wait=True)
@@ -364,6 +369,7 @@ def _leave_result(trainee: Trainee[Any], loop: Loop, history: History) -> None:
     writer.add_bytes(save(weights), "weights.safetensors")
     writer.add_bytes(history.text().encode(), "history.jsonl")
     last = {name: value for name, value in history.lines[-1].items() if name != "step"}
+    last = {name: value for name, value in last.items() if math.isfinite(value)}
     result = {"files": {name: record.model_dump() for name, record in writer.files.items()}, "metrics": last}
     loop.storage.write(f"{loop.work}/result.json", json.dumps(result).encode())
 

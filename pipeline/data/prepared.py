@@ -3,7 +3,6 @@
 The trainers read a mirror instead (`mirror.py`, `store.py`). Legend: N images, H rows, W columns.
 """
 
-import hashlib
 import io
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import SHORT, Manifest, artifact_path
+from pipeline.artifacts import Manifest, read_checked
 from pipeline.config import DataConfig
 from pipeline.data.decode import Pixels, decode_batch
 from pipeline.data.listing import Split
 from pipeline.data.store import Labels
-from pipeline.errors import ContractError
 from pipeline.storage import Storage
 
 _TASK_ROWS = 256  # 50 MB of decoded pixels at 256 x 256
@@ -56,14 +54,7 @@ def read_images(storage: Storage, prepare: Manifest, unit: Rows, data: DataConfi
 
     ContractError when the file is not what its manifest says.
     """
-    path = f"{artifact_path(prepare.stage, prepare.fingerprint)}/{unit.path}"
-    content = storage.read(path)
-    if hashlib.sha256(content).hexdigest() != prepare.files[unit.path].sha256:
-        raise ContractError(
-            f"{storage.uri(path)} is not what its manifest says",
-            f"Run `python -m pipeline artifact repair {prepare.stage}/{prepare.fingerprint[:SHORT]}`.",
-        )
-    with pq.ParquetFile(io.BytesIO(content)) as file:
+    with pq.ParquetFile(io.BytesIO(read_checked(storage, prepare, unit.path))) as file:
         table = file.read(columns=["label", "image"]).take(list(unit.rows))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         pixels = decode_batch(table["image"].to_pylist(), data.image_size, data.center_crop, None, pool)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import cluster
-from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome, artifact_path
+from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome, read_checked
 from pipeline.context import StageContext
 from pipeline.errors import DataError, PipelineError
 from pipeline.storage import open_storage
@@ -109,7 +109,9 @@ def _encode(context: StageContext, plan: Plan, shards: list[Shard]) -> Iterator[
     from ray.data import ActorPoolStrategy
 
     settings = context.config.cluster
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context_of_ray = ray.data.DataContext.get_current()
+    context_of_ray.enable_progress_bars = False
+    context_of_ray.raise_original_map_exception = True  # else every error is one "UserCodeException"
     gpus = {"num_gpus": 1} if cluster.device_of(settings) == "cuda" else {"num_cpus": 1}
     pool: dict[str, Any] = {"resources": cluster.pool_resources(settings, context.stage)}
     items = [{"shard": json.dumps(vars(shard))} for shard in shards]
@@ -125,8 +127,9 @@ def _encode(context: StageContext, plan: Plan, shards: list[Shard]) -> Iterator[
         )
         .flat_map(Writer, fn_constructor_args=(plan,), compute=ActorPoolStrategy(size=1), num_cpus=0)
     )
-    for row in dataset.iter_rows():
-        yield int(row["index"])
+    with cluster.surfaced():
+        for row in dataset.iter_rows():
+            yield int(row["index"])
 
 
 def decode_chunks(row: dict[str, Any], plan: Plan) -> list[dict[str, Any]]:
@@ -158,8 +161,7 @@ def _examples(plan: Plan, shard: Shard) -> list[dict[str, Any]]:
 
     import pyarrow.parquet as pq
 
-    path = f"{artifact_path('prepare', plan.prepare.fingerprint)}/{shard.source}"
-    with pq.ParquetFile(io.BytesIO(open_storage(plan.root).read(path))) as file:
+    with pq.ParquetFile(io.BytesIO(read_checked(open_storage(plan.root), plan.prepare, shard.source))) as file:
         table = file.read(columns=["key", "label", "image"]).slice(shard.start, shard.rows)
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
@@ -301,6 +303,13 @@ def _finish(context: StageContext, plan: Plan, records: list[dict[str, Any]]) ->
             "The tokenizer is poor: train it longer, or lower encode.canary_psnr.",
         )
     quarantined = [entry for record in records for entry in record["quarantined"]]
+    budget = context.config.data.quarantine_budget
+    if len(quarantined) > budget * (rows + len(quarantined)):
+        raise DataError(
+            f"encode: {len(quarantined)} images cannot be read any more, first {quarantined[0]['key']}: "
+            f"{quarantined[0]['reason']}; that is more than data.quarantine_budget {budget:g}",
+            "Run `python -m pipeline artifact verify`, and repair `prepare`.",
+        )
     metrics = {
         "latents/rows": float(rows),
         "latents/quarantined": float(len(quarantined)),

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.artifacts import Manifest, Outcome, artifact_path
+from pipeline.artifacts import Manifest, Outcome, read_checked
 from pipeline.config import Config
 from pipeline.context import StageContext
 from pipeline.data.decode import Pixels
@@ -101,8 +101,7 @@ def read_samples(storage: Storage, sample: Manifest, shards: Shards) -> tuple[Pi
     """Generated images uint8 (N, 3, H, W), and the labels that they were asked for, int64 (N,)."""
     images, labels = [], []
     for path in shards.paths:
-        content = storage.read(f"{artifact_path(sample.stage, sample.fingerprint)}/{path}")
-        with np.load(io.BytesIO(content)) as arrays:
+        with np.load(io.BytesIO(read_checked(storage, sample, path))) as arrays:
             images.append(arrays["images"])
             labels.append(arrays["labels"])
     return np.concatenate(images), np.concatenate(labels)

@@ -59,7 +59,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         captured = capsys.readouterr()
         assert stop.value.code == code, captured.err
         assert "Traceback" not in captured.out + captured.err
-        assert "bug" not in captured.err
+        assert "This is a bug" not in captured.err
         return one_line(captured.err, *said)
 
     yield call
@@ -80,6 +80,21 @@ OVERRIDES = {
     "keep too little": ("tokenizer.keep=0.001", ("tokenizer.keep", "raise it")),
     "nothing above level 3": ("sit.level=3", ("level 3 has none",)),
     "malformed override": ("tokenizer.steps", ("tokenizer.steps", "a.b=c")),
+    "yes for a number": ("tokenizer.steps=yes", ("tokenizer.steps", "yes and no")),
+    "not finite": ("sit.learning_rate=.inf", ("sit.learning_rate", "finite")),
+    "an average that never moves": ("sit.ema_decay=1", ("sit.ema_decay", "less than 1")),
+    "betas": ("sit.betas=[0.9, 2]", ("sit.betas.1", "less than 1")),
+    "images too small for D": (
+        "tokenizer.discriminator_layers=4",
+        ("discriminator_layers 4 need images of 48 pixels",),
+    ),
+    "fewer than at least": ("cluster.min_workers=4", ("min_workers 4 is more than cluster.workers 1",)),
+    "nothing held out": ("data.validation_share=0", ("validation_share 0", "validation_uri is not given")),
+    "guidance that never acts": ("sample.guidance_interval=[0.7, 0.1]", ("guidance_interval",)),
+    "negative seed": ("sample.seed=-1", ("sample.seed",)),
+    "a metric that nobody measures": ("evaluate.class_accuracy=false", ("register.gate.metric", "class_accuracy off")),
+    "no metric": ("register.gate.metric=nonsense", ("register.gate.metric", "'nonsense'")),
+    "no tracking server": ("tracking.uri=foo", ("tracking.uri", "'foo'")),
     "batch that cannot be shared": ("cluster.workers=5", ("cluster.workers", "divided")),
 }
 
@@ -103,6 +118,12 @@ COMMANDS = {
     "artifact's stage": (("artifact", "show", "nothing/0123"), ("'nothing'", "train-tokenizer")),
     "artifact": (("artifact", "show", "encode/0123"), ("encode/0123", "artifact ls")),
     "repair": (("artifact", "repair", "encode/0123"), ("encode/0123", "artifact ls")),
+    "debug where there is none": (("plan", "quickstart", "--debug"), ("No such option", "--debug")),
+    "a folder as preset": (("plan", "some/folder"), ("'some/folder' is not a YAML file",)),
+    "root with a host": (("plan", "quickstart", "--root", "file://runs/x"), ("file://runs/x", "three slashes")),
+    "empty root": (("plan", "quickstart", "--root", ""), ("empty URI",)),
+    "unexpected": (("stage", "prepare", "quickstart", "--expect", "0000"), ("prepare is", "not 0000")),
+    "keep what is unknown": (("artifact", "gc", "cifar10", "--yes"), ("cifar10 is unresolved", "data.uri")),
     "revision": (("run", "quickstart", "--set", "data.revision=abc"), ("revision", "abc")),
 }
 
@@ -167,11 +188,34 @@ def test_site_file(refused: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("a: [", "not valid YAML"), ("- 1", "not a mapping"), ("sit: 3", "sit"), ("extends: nothing", "'nothing'")],
+    [
+        ("a: [", "not valid YAML"),
+        ("- 1", "not a mapping"),
+        ("sit: 3", "sit"),
+        ("extends: nothing", "'nothing'"),
+        ("extends: [quickstart]", "extends: ['quickstart'] is no preset"),
+        ("sit: {steps: 1}\nsit: {steps: 2}", "the key 'sit' is there twice"),
+        ("tokenizer: {lpips: {uri: a, foo: 1}}", "tokenizer.lpips"),
+    ],
 )
 def test_preset_files(refused: Call, tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "mine.yaml").write_text(text)
     refused("plan", str(tmp_path / "mine.yaml"), said=(said,))
+
+
+def test_a_file_as_root(refused: Call, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    refused("artifact", "ls", "--root", str(tmp_path / "file"), said=("Not a directory",), code=1)
+
+
+def test_no_words_at_all_give_the_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline import __main__
+
+    monkeypatch.setattr(sys, "argv", ["dvae"])
+    with pytest.raises(SystemExit) as stop:
+        __main__.main()
+    assert stop.value.code == 2
+    assert "error" not in capsys.readouterr().err
 
 
 def test_what_is_not_there_yet(refused: Call, tmp_path: Path) -> None:

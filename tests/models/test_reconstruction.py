@@ -1,7 +1,10 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
+from models.discriminator import PatchDiscriminator
 from models.reconstruction import Draw, LossWeights, make_regularizer, reconstruction_terms
+from models.resize import resize
 from models.spectral import ImageBlur, LatentFilter
 from models.tokenizer import DiagonalGaussian, Tokenizer
 
@@ -61,6 +64,23 @@ def test_equivariance_resizes_as_torch_does():
     resized = make_regularizer("equivariance", 4).image(x, Draw(side=3))
     expected = torch.nn.functional.interpolate(x, (12, 12), mode="bicubic", antialias=True)
     torch.testing.assert_close(resized, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("mode", "side"), [("bilinear", 9), ("bicubic", 9), ("bilinear", 40)])
+def test_resizing_by_matrices_is_torchs_own(mode, side):
+    x_BCHW = torch.randn(2, 3, 20, 28, requires_grad=True)
+    expected = F.interpolate(x_BCHW, (side, side), mode=mode, antialias=True, align_corners=False)
+    torch.testing.assert_close(resize(x_BCHW, side, mode), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_equivariance_leaves_enough_for_the_discriminator():
+    """At 32 pixels a quarter of the grid is less than a PatchGAN of two layers takes."""
+    discriminator = PatchDiscriminator(3, 16, 2)
+    regularizer = make_regularizer("equivariance", 8, smallest_side=-(-discriminator.smallest_image // 4))
+    x_BCHW = torch.randn(1, 3, 32, 32)
+    for seed in range(40):
+        draw = regularizer.draw(torch.Generator().manual_seed(seed), 1)
+        assert torch.isfinite(discriminator(regularizer.image(x_BCHW, draw))).all()
 
 
 def test_none_changes_nothing():

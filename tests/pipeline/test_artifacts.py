@@ -14,8 +14,11 @@ from pipeline.artifacts import (
     Manifest,
     all_manifests,
     broken_files,
+    check_idle,
     commit,
+    git_sha,
     local_copies,
+    read_checked,
     read_manifest,
     remove_artifact,
 )
@@ -188,3 +191,35 @@ def test_what_nothing_kept_goes_back_to_is_unneeded(any_root: str) -> None:
     assert unneeded(storage, {child.fingerprint}) == [other]
     made(storage, stage="register", fingerprint="01" * 32, inputs={"prepare": other.fingerprint})
     assert unneeded(storage, {child.fingerprint}) == []
+
+
+def test_a_file_that_has_changed_is_not_read(any_root: str) -> None:
+    storage = open_storage(any_root)
+    writer = ArtifactWriter(storage, "prepare", FINGERPRINT)
+    writer.add_bytes(b"content", "file")
+    known = manifest_of(writer)
+    assert read_checked(storage, known, "file") == b"content"
+    storage.write(f"{writer.folder}/file", b"contend")
+    with pytest.raises(ContractError, match=r"not what its manifest says.*artifact repair"):
+        read_checked(storage, known, "file")
+    storage.delete(f"{writer.folder}/file")
+    with pytest.raises(ContractError, match="not what its manifest says"):
+        read_checked(storage, known, "file")
+
+
+def test_what_is_being_made_is_not_idle(any_root: str) -> None:
+    storage = open_storage(any_root)
+    check_idle(storage)
+    lease = Lease(storage, "prepare", FINGERPRINT)
+    with pytest.raises(LeaseError, match="is being made by"):
+        check_idle(storage)
+    lease.release(finished=False)
+    check_idle(storage)
+
+
+def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DVAE_GIT_SHA", raising=False)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    git_sha.cache_clear()
+    assert git_sha() is None
+    git_sha.cache_clear()

@@ -16,8 +16,9 @@ from pipeline.artifacts import Lease, Manifest, Outcome, all_manifests, read_man
 from pipeline.config import Config, load_config
 from pipeline.console import Display
 from pipeline.context import StageContext
-from pipeline.errors import ConfigError, ContractError, DataError, LeaseError
+from pipeline.errors import ConfigError, ContractError, DataError, LeaseError, PipelineError
 from pipeline.graph import NAMES
+from pipeline.lineage import unneeded
 from pipeline.runner import Runner, resolved
 from pipeline.storage import open_storage
 
@@ -172,6 +173,54 @@ def test_the_status_of_register_is_asked_of_the_registry(world: World) -> None:
     world.registered.clear()
     assert world.statuses()["register"] == "new"
     assert world.run() == ["register"]
+
+
+def test_a_registry_that_does_not_answer_removes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is the model's lineage free to be collected because MLflow is away."""
+    world.run()
+
+    def away(*_: str) -> bool:
+        raise PipelineError("MLflow does not answer")
+
+    monkeypatch.setattr(runner, "has_version", away)
+    assert world.statuses()["register"] == "cached"
+    assert world.run() == []
+    world.driver().run_stage("register")
+    kept = world.manifest("register")
+    assert kept is not None
+    assert [left.stage for left in unneeded(open_storage(str(world.root)), set())] == ["analyze"]
+
+
+def test_a_metric_without_a_value_is_left_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = world.body
+
+    def of(stage: graph.Stage) -> Any:
+        def run(context: StageContext) -> Outcome:
+            made = body(stage)(context)
+            return Outcome(made.files, made.rows, {**made.metrics, "odd": float("nan")}, made.details)
+
+        return run
+
+    monkeypatch.setattr(graph.Stage, "body", property(of))
+    world.run(until="prepare")
+    manifest = world.manifest("prepare")
+    assert manifest is not None
+    assert "odd" not in manifest.metrics
+    assert "sit/loss" in manifest.metrics
+
+
+def test_a_repair_that_cannot_begin_takes_nothing_away(world: World) -> None:
+    world.run()
+    before = world.manifest("encode")
+    assert before is not None
+
+    def refuse() -> None:
+        raise PipelineError("Ray did not start")
+
+    world.on_connect = refuse
+    with pytest.raises(PipelineError, match="did not start"):
+        runner.repair(world.driver(), before, lambda text: None)
+    assert world.manifest("encode") == before
 
 
 def test_a_new_image_makes_new_data(world: World, tmp_path: Path) -> None:

@@ -256,3 +256,10 @@ def test_history_averages_what_counts() -> None:
     lines.add({"loss": 3.0, "diffusion_t0": 5.0})
     lines.add({"loss": math.nan})
     assert lines.close_line(3) == {"step": 3, "loss": 2.0, "diffusion_t0": 5.0, "skipped": 1}
+
+
+def test_a_line_without_a_loss_is_json() -> None:
+    history = History()
+    history.add({"loss": math.nan})
+    history.close_line(1)
+    assert json.loads(history.text()) == {"step": 1, "loss": None, "skipped": 1}

@@ -71,9 +71,9 @@ def test_unreadable_images_are_quarantined(any_root: str) -> None:
     for name, content in BAD.items():
         storage.write(f"class0/{name}.png", content)
     storage.write("class1/odd.png", made.encoded(Image.new("I;16", (5, 4), 1000)))
-    data = DataConfig(uri=f"{any_root}/source", classes=3, validation_share=0.0)
+    data = DataConfig(uri=f"{any_root}/source", classes=3)
     units = prepared(data, any_root)
-    assert len(rows_of(any_root, units, "train")) == 13
+    assert len(rows_of(any_root, units, "train")) + len(rows_of(any_root, units, "validation")) == 13
     reasons = {image.key: image.reason for unit in units for image in unit.quarantined}
     assert sorted(reasons) == [f"class0/{name}.png" for name in sorted(BAD)]
     assert reasons["class0/zero.png"] == "zero bytes"
