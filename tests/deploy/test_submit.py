@@ -184,3 +184,18 @@ def test_refusals_are_told_apart(head, s3_root, s3_endpoint, tmp_path):
     code, _, error = ended(submit(head, "./runs", *words))
     assert code == 2
     assert "a folder of this machine" in error
+
+
+def test_drain_comes_last(head):
+    """What a pod's preStop hook calls. The head takes no work any more after it, so this test stays at the end."""
+    command = [sys.executable, "-m", "deploy", "drain", "--seconds", "20"]
+    there = {**os.environ, **head.environment, "RAY_TMPDIR": head.scratch}
+    stranger = {**there, "RAY_AUTH_TOKEN": "0" * 64}
+    refused = subprocess.run(command, cwd=PROJECT, env=stranger, capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 77, refused.stderr
+    assert "refused this pod's token" in refused.stderr
+    begin = time.monotonic()
+    done = subprocess.run(command, cwd=PROJECT, env=there, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "drains for 20 s" in done.stderr
+    assert time.monotonic() - begin < 19, "nothing runs here: there is nothing to wait for"

@@ -1,0 +1,146 @@
+{{/* Names, labels and the parts that several objects share. Nothing is rendered here by itself. */}}
+
+{{- define "dvae.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if contains $name .Release.Name -}}{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What a pod is chosen by: (list $ "component"). */}}
+{{- define "dvae.selector" -}}
+app.kubernetes.io/name: denoising-vae
+app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+{{- with index . 1 }}
+app.kubernetes.io/component: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{- define "dvae.labels" -}}
+{{- $top := index . 0 -}}
+{{ include "dvae.selector" . }}
+app.kubernetes.io/version: {{ $top.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $top.Release.Service }}
+app.kubernetes.io/part-of: denoising-vae
+helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version }}
+{{- end -}}
+
+{{- define "dvae.image" -}}
+{{- if .Values.image.digest -}}{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}{{ .Values.image.repository }}:{{ default .Chart.AppVersion .Values.image.tag }}{{- end -}}
+{{- end -}}
+
+{{/* The head's service, as KubeRay names it. */}}
+{{- define "dvae.dashboard" -}}
+http://{{ include "dvae.fullname" . }}-head-svc:8265
+{{- end -}}
+
+{{- define "dvae.mlflowUri" -}}
+{{- if .Values.mlflow.enabled -}}http://{{ include "dvae.fullname" . }}-mlflow:5000
+{{- else -}}{{ .Values.mlflow.externalUri }}{{- end -}}
+{{- end -}}
+
+{{- define "dvae.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "dvae.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{/* Requests equal to limits: KubeRay tells Ray what the limits say, and memory is not lent. */}}
+{{- define "dvae.resources" -}}
+requests: {{ toJson . }}
+limits: {{ toJson . }}
+{{- end -}}
+
+{{- define "dvae.scheduling" -}}
+{{- with .nodeSelector }}
+nodeSelector: {{ toJson . }}
+{{- end }}
+{{- with .tolerations }}
+tolerations: {{ toJson . }}
+{{- end }}
+{{- with .affinity }}
+affinity: {{ toJson . }}
+{{- end }}
+{{- with .priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{- define "dvae.pull" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+{{- range . }}
+  - name: {{ . }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* S3's clients, as AWS's SDKs read it. */}}
+{{- define "dvae.s3Env" -}}
+- {name: AWS_REGION, value: {{ .Values.s3.region | quote }}}
+- {name: AWS_DEFAULT_REGION, value: {{ .Values.s3.region | quote }}}
+- {name: AWS_EC2_METADATA_DISABLED, value: "true"}
+{{- with .Values.s3.endpoint }}
+- {name: AWS_ENDPOINT_URL, value: {{ . | quote }}}
+{{- end }}
+{{- with .Values.s3.existingSecret }}
+- name: AWS_ACCESS_KEY_ID
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: AWS_ACCESS_KEY_ID}}
+- name: AWS_SECRET_ACCESS_KEY
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: AWS_SECRET_ACCESS_KEY}}
+{{- end }}
+{{- range $name, $value := .Values.s3.env }}
+- {name: {{ $name }}, value: {{ $value | quote }}}
+{{- end }}
+{{- end -}}
+
+{{/* What the pipeline reads wherever it runs. */}}
+{{- define "dvae.pipelineEnv" -}}
+- {name: DVAE_SITE, value: /etc/dvae/site.yaml}
+- {name: HOME, value: /tmp}
+- {name: MPLCONFIGDIR, value: /tmp/matplotlib}
+{{- with .Values.image.digest }}
+- {name: DVAE_IMAGE_DIGEST, value: {{ . | quote }}}
+{{- end }}
+{{ include "dvae.s3Env" . }}
+{{- if and .Values.mlflow.enabled .Values.mlflow.basicAuth.enabled }}
+- name: MLFLOW_TRACKING_USERNAME
+  valueFrom: {secretKeyRef: {name: {{ .Values.mlflow.basicAuth.existingSecret }}, key: username}}
+- name: MLFLOW_TRACKING_PASSWORD
+  valueFrom: {secretKeyRef: {name: {{ .Values.mlflow.basicAuth.existingSecret }}, key: password}}
+{{- end }}
+{{- end -}}
+
+{{- define "dvae.siteVolume" -}}
+- name: site
+  configMap: {name: {{ include "dvae.fullname" . }}-site}
+{{- end -}}
+
+{{/* A group's values over the defaults; spot's selectors joined in. */}}
+{{- define "dvae.group" -}}
+{{- $top := index . 0 -}}
+{{- $group := mergeOverwrite (deepCopy $top.Values.groupDefaults) (deepCopy (index . 1)) -}}
+{{- if $group.spot.enabled -}}
+{{- $_ := set $group "nodeSelector" (merge (deepCopy $group.spot.nodeSelector) $group.nodeSelector) -}}
+{{- $_ := set $group "tolerations" (concat $group.tolerations $group.spot.tolerations) -}}
+{{- end -}}
+{{- toJson $group -}}
+{{- end -}}
+
+{{- define "dvae.autoscaled" -}}
+{{- if and .Values.autoscaler.enabled (or (not .Values.kueue.enabled) .Values.kueue.elastic) -}}true{{- end -}}
+{{- end -}}

@@ -1,0 +1,159 @@
+{{/* The spec of a RayCluster: of the standing one, and of those that RayJobs bring along. */}}
+{{- define "dvae.rayClusterSpec" -}}
+{{- $autoscaled := include "dvae.autoscaled" . -}}
+rayVersion: {{ .Values.image.rayVersion | quote }}
+upgradeStrategy: {type: Recreate} # else a new image would wait for pods that never go
+authOptions:
+  mode: token
+  secretName: {{ .Values.auth.existingSecret }}
+{{- if $autoscaled }}
+enableInTreeAutoscaling: true
+autoscalerOptions:
+  version: v2
+  idleTimeoutSeconds: {{ .Values.autoscaler.idleTimeoutSeconds }}
+  imagePullPolicy: {{ .Values.image.pullPolicy }}
+  resources: {{- include "dvae.resources" .Values.autoscaler.resources | nindent 4 }}
+  securityContext: {{- include "dvae.containerSecurity" . | nindent 4 }}
+  env:
+    - {name: HOME, value: /tmp}
+  volumeMounts:
+    - {name: tmp, mountPath: /tmp}
+{{- end }}
+{{- if .Values.head.gcsFaultTolerance.enabled }}
+gcsFaultToleranceOptions:
+  redisAddress: {{ required "head.gcsFaultTolerance.redisAddress: say where Redis is" .Values.head.gcsFaultTolerance.redisAddress | quote }}
+  {{- with .Values.head.gcsFaultTolerance.existingSecret }}
+  redisPassword:
+    valueFrom: {secretKeyRef: {name: {{ . }}, key: {{ $.Values.head.gcsFaultTolerance.secretKey }}}}
+  {{- end }}
+{{- end }}
+headGroupSpec:
+  rayStartParams:
+    num-cpus: "0"
+    dashboard-host: 0.0.0.0
+  template:
+    metadata:
+      labels: {{- include "dvae.selector" (list . "ray") | nindent 8 }}
+        denoising-vae/ray-node: head
+      {{- with .Values.head.annotations }}
+      annotations: {{- toYaml . | nindent 8 }}
+      {{- end }}
+    spec:
+      serviceAccountName: {{ include "dvae.fullname" . }}-ray-head
+      automountServiceAccountToken: {{ if $autoscaled }}true{{ else }}false{{ end }}
+      securityContext: {{- include "dvae.podSecurity" . | nindent 8 }}
+      {{- with include "dvae.pull" . }}{{ . | nindent 6 }}{{- end }}
+      {{- with include "dvae.scheduling" .Values.head }}{{ . | nindent 6 }}{{- end }}
+      {{- if $autoscaled }}
+      restartPolicy: Never
+      {{- end }}
+      containers:
+        - name: ray-head
+          image: {{ include "dvae.image" . }}
+          imagePullPolicy: {{ .Values.image.pullPolicy }}
+          securityContext: {{- include "dvae.containerSecurity" . | nindent 12 }}
+          resources: {{- include "dvae.resources" .Values.head.resources | nindent 12 }}
+          ports:
+            - {name: gcs-server, containerPort: 6379}
+            - {name: dashboard, containerPort: 8265}
+            - {name: client, containerPort: 10001}
+            - {name: metrics, containerPort: 8080}
+          env: {{- include "dvae.pipelineEnv" . | nindent 12 }}
+          volumeMounts:
+            - {name: tmp, mountPath: /tmp}
+            - {name: shm, mountPath: /dev/shm}
+            - {name: mirror, mountPath: /mirror}
+            - {name: site, mountPath: /etc/dvae, readOnly: true}
+      volumes:
+        - {name: tmp, emptyDir: {}}
+        - name: shm
+          emptyDir: {medium: Memory, sizeLimit: 1Gi}
+        - name: mirror
+          emptyDir: {sizeLimit: 1Gi}
+        {{- include "dvae.siteVolume" . | nindent 8 }}
+workerGroupSpecs:
+{{- range $name, $given := .Values.groups }}
+{{- $group := include "dvae.group" (list $ $given) | fromJson }}
+{{- if $group.enabled }}
+{{- if gt (int $group.min) (int $group.max) }}{{ fail (printf "groups.%s: min %v is more than max %v" $name $group.min $group.max) }}{{ end }}
+{{- $resources := deepCopy $group.resources }}
+{{- if $group.gpus }}{{ $_ := set $resources $group.gpuResource (int $group.gpus) }}{{ end }}
+{{- $seconds := int $group.terminationGracePeriodSeconds }}
+  - groupName: {{ $name }}
+    replicas: {{ int $group.min }}
+    minReplicas: {{ int $group.min }}
+    maxReplicas: {{ int $group.max }}
+    {{- if not (kindIs "invalid" $group.idleTimeoutSeconds) }}
+    idleTimeoutSeconds: {{ int $group.idleTimeoutSeconds }}
+    {{- end }}
+    rayStartParams:
+      resources: {{ printf "'{%q: 1}'" (printf "pool-%s" $name) | quote }}
+    labels:
+      denoising-vae/pool: {{ $name }}
+    template:
+      metadata:
+        labels: {{- include "dvae.selector" (list $ "ray") | nindent 10 }}
+          denoising-vae/ray-node: worker
+          denoising-vae/pool: {{ $name }}
+        {{- with $group.annotations }}
+        annotations: {{- toYaml . | nindent 10 }}
+        {{- end }}
+      spec:
+        serviceAccountName: {{ include "dvae.fullname" $ }}-ray
+        automountServiceAccountToken: false
+        terminationGracePeriodSeconds: {{ $seconds }}
+        securityContext: {{- include "dvae.podSecurity" $ | nindent 10 }}
+        {{- with include "dvae.pull" $ }}{{ . | nindent 8 }}{{- end }}
+        {{- with include "dvae.scheduling" $group }}{{ . | nindent 8 }}{{- end }}
+        {{- if $autoscaled }}
+        restartPolicy: Never
+        {{- end }}
+        {{- with $group.topologySpread }}
+        topologySpreadConstraints:
+        {{- range . }}
+          - {{ merge (deepCopy .) (dict "labelSelector" (dict "matchLabels" (dict "app.kubernetes.io/instance" $.Release.Name "denoising-vae/pool" $name))) | toJson }}
+        {{- end }}
+        {{- end }}
+        containers:
+          - name: ray-worker
+            image: {{ include "dvae.image" $ }}
+            imagePullPolicy: {{ $.Values.image.pullPolicy }}
+            securityContext: {{- include "dvae.containerSecurity" $ | nindent 14 }}
+            resources: {{- include "dvae.resources" $resources | nindent 14 }}
+            ports:
+              - {name: metrics, containerPort: 8080}
+            env: {{- include "dvae.pipelineEnv" $ | nindent 14 }}
+              {{- range $key, $value := $group.env }}
+              - {name: {{ $key }}, value: {{ $value | quote }}}
+              {{- end }}
+            lifecycle:
+              preStop:
+                exec:
+                  # Ray learns that this node goes and moves what runs here; ten seconds are left for the end itself.
+                  command: [python, -m, deploy, drain, --seconds, {{ sub $seconds 10 | max 5 | quote }}]
+            volumeMounts:
+              - {name: tmp, mountPath: /tmp}
+              - {name: shm, mountPath: /dev/shm}
+              - {name: mirror, mountPath: /mirror}
+              - {name: site, mountPath: /etc/dvae, readOnly: true}
+        volumes:
+          - {name: tmp, emptyDir: {}}
+          - name: shm
+            emptyDir: {medium: Memory, sizeLimit: {{ $group.shm }}}
+          - name: mirror
+            {{- if $group.mirror.storageClassName }}
+            ephemeral:
+              volumeClaimTemplate:
+                metadata:
+                  labels: {{- include "dvae.selector" (list $ "ray") | nindent 20 }}
+                spec:
+                  accessModes: [ReadWriteOnce]
+                  storageClassName: {{ $group.mirror.storageClassName }}
+                  resources: {requests: {storage: {{ $group.mirror.size }}}}
+            {{- else }}
+            emptyDir: {sizeLimit: {{ $group.mirror.size }}}
+            {{- end }}
+          {{- include "dvae.siteVolume" $ | nindent 10 }}
+{{- end }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,393 @@
+"""The chart, rendered for every file of ci/: valid for Kubernetes and KubeRay, closed where it should be, and refused
+where values are wrong."""
+
+import copy
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from helm_python import HelmError, lint
+from rendering import CASES, CHART, Object, containers, helm3, kinds, named, pod_specs, render, rendered, values_of
+
+from pipeline.graph import NAMES
+
+CORE = ("v1", "apps/v1", "batch/v1", "networking.k8s.io/v1", "policy/v1", "rbac.authorization.k8s.io/v1")
+KUBERNETES = ("1.37", "1.31")  # the newest schemas that are packaged, and those of two years before
+METADATA = "169.254.169.254"
+
+
+@pytest.fixture(params=CASES)
+def objects(request: pytest.FixtureRequest) -> list[Object]:
+    return rendered(request.param)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_helm_finds_nothing_to_say(case):
+    report = lint(CHART, values_of(case), strict=True, kube_version="v1.34.0")
+    told = [message for message in report["messages"] if message["severity"] > 1 and "icon" not in message["error"]]
+    assert not report["errors"]
+    assert not told
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_helm_3_renders_the_same(case):
+    binary = helm3()
+    if binary is None:
+        pytest.skip("there is no Helm 3: name one by HELM3")
+    file = CHART / "ci" / f"{case}-values.yaml"
+    common = [str(CHART), "--values", str(file)]
+    subprocess.run([binary, "lint", "--strict", *common], check=True, capture_output=True)
+    command = [binary, "template", "r", "--namespace", "n", "--kube-version", "1.34.0", *common]
+    made = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def by_name(all_: list[Object]) -> dict[str, Object]:
+        return {f"{one['kind']}/{one['metadata']['name']}": one for one in all_}
+
+    third = by_name([one for one in yaml.safe_load_all(made) if one])
+    fourth = by_name(copy.deepcopy(rendered(case)))
+    for one in [*third.values(), *fourth.values()]:
+        one["metadata"].get("labels", {}).pop("app.kubernetes.io/managed-by", None)
+    assert third == fourth
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_core_objects_are_valid(objects, version):
+    core = [made for made in objects if made["apiVersion"] in CORE]
+    assert len(core) > 5
+    for made in core:
+        kubernetes_validate.validate(made, version, strict=True)
+
+
+def strict(schema: Any) -> Any:
+    """A CRD's schema that refuses unknown fields, which the API server would drop without a word."""
+    if isinstance(schema, list):
+        return [strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: strict(value) for key, value in schema.items()}
+    if made.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    if "properties" in made and not made.get("x-kubernetes-preserve-unknown-fields"):
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+@pytest.fixture(scope="session")
+def raycluster_schema() -> dict[str, Any]:
+    if "DVAE_TEST_CRDS" not in os.environ:
+        pytest.skip("DVAE_TEST_CRDS is not set: it names the folder with KubeRay's CRDs")
+    text = Path(os.environ["DVAE_TEST_CRDS"], "ray.io_rayclusters.yaml").read_text()
+    definition = yaml.load(text, yaml.CSafeLoader)
+    (version,) = [one for one in definition["spec"]["versions"] if one["name"] == "v1"]
+    schema = version["schema"]["openAPIV3Schema"]
+    schema["properties"]["metadata"] = {"x-kubernetes-preserve-unknown-fields": True}
+    made: dict[str, Any] = strict(schema)
+    return made
+
+
+def test_the_ray_cluster_is_one_to_kuberay(objects, raycluster_schema):
+    (cluster,) = kinds(objects, "RayCluster")
+    jsonschema.Draft202012Validator(raycluster_schema).validate(cluster)
+
+
+def test_kuberays_own_rules(objects):
+    """What the operator checks beyond its schema, and what Ray would misunderstand."""
+    (cluster,) = kinds(objects, "RayCluster")
+    spec = cluster["spec"]
+    templates = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    assert tuple(map(int, spec["rayVersion"].split(".")[:2])) >= (2, 52), "token authentication"
+    assert spec["authOptions"]["mode"] == "token"
+    if spec.get("enableInTreeAutoscaling"):
+        assert spec["autoscalerOptions"]["version"] == "v2"
+        assert all(one["template"]["spec"].get("restartPolicy") in (None, "Never") for one in templates)
+    for one in templates:
+        resources = one["template"]["spec"]["containers"][0]["resources"]
+        assert resources["requests"] == resources["limits"]
+    names = [group["groupName"] for group in spec["workerGroupSpecs"]]
+    assert len(names) == len(set(names))
+    for group in spec["workerGroupSpecs"]:
+        given = group["rayStartParams"]["resources"]  # Ray drops the first and last character, then reads JSON
+        assert json.loads(given[1:-1]) == {f"pool-{group['groupName']}": 1}
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+def test_ray_is_of_one_version():
+    constraints = (CHART.parents[1] / "constraints.txt").read_text().splitlines()
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert f"ray=={values['image']['rayVersion']}" in constraints
+
+
+def test_every_stage_finds_its_pool(objects):
+    """By a resource that one group has, and no chance in it."""
+    site = yaml.safe_load(named(objects, "ConfigMap", "-site")["data"]["site.yaml"])
+    (cluster,) = kinds(objects, "RayCluster")
+    has = {
+        resource for group in cluster["spec"]["workerGroupSpecs"]
+        for resource in json.loads(group["rayStartParams"]["resources"][1:-1])
+    }  # fmt: skip
+    assert sorted(site["cluster"]["pools"]) == sorted(NAMES)
+    for pool in site["cluster"]["pools"].values():
+        assert set(pool) <= has
+
+
+def test_the_site_file_is_a_config(objects, tmp_path, monkeypatch):
+    from pipeline.config import load_config
+
+    text = named(objects, "ConfigMap", "-site")["data"]["site.yaml"]
+    (tmp_path / "site.yaml").write_text(text)
+    monkeypatch.setenv("DVAE_SITE", str(tmp_path / "site.yaml"))
+    assert load_config("quickstart").root.startswith("s3://denoising-vae/")
+
+
+def test_no_pod_has_more_than_it_needs(objects):
+    pods = pod_specs(objects)
+    assert len(pods) >= 4
+    for where, (_, spec) in pods.items():
+        security = spec["securityContext"]
+        assert security["runAsNonRoot"] is True, where
+        assert security["runAsUser"] > 0, where
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}, where
+        assert not any(spec.get(key) for key in ("hostNetwork", "hostPID", "hostIPC")), where
+        token = spec["automountServiceAccountToken"]
+        assert token is False or where.endswith(" head"), where
+        for container in containers(spec):
+            own = container["securityContext"]
+            assert own["readOnlyRootFilesystem"] is True, where
+            assert own["allowPrivilegeEscalation"] is False, where
+            assert own["capabilities"] == {"drop": ["ALL"]}, where
+            assert container["resources"]["limits"].keys() >= {"cpu", "memory"}, where
+            writable = [mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")]
+            assert "/tmp" in writable, where
+        assert not any("hostPath" in volume for volume in spec["volumes"]), where
+
+
+def test_secrets_are_referred_to_and_never_rendered(objects):
+    assert not kinds(objects, "Secret")
+    for where, (_, spec) in pod_specs(objects).items():
+        for container in containers(spec):
+            for variable in container.get("env", []):
+                secret = any(word in variable["name"] for word in ("SECRET", "PASSWORD", "TOKEN", "ACCESS_KEY"))
+                assert not (secret and "value" in variable), (where, variable["name"])
+
+
+@pytest.mark.parametrize("case", ["gpu-production", "everything"])
+def test_one_image_by_its_digest_where_given(case):
+    digest = values_of(case).get("image", {}).get("digest", "")
+    images = {one["image"] for _, spec in pod_specs(rendered(case)).values() for one in containers(spec)}
+    assert len(images) == 1
+    assert digest in images.pop()
+
+
+# Network policies, evaluated as Kubernetes would: a connection needs both ends to allow it.
+
+
+def matches(labels: dict[str, str], selector: dict[str, Any]) -> bool:
+    return selector.get("matchLabels", {}).items() <= labels.items()
+
+
+def allowed(objects: list[Object], labels: dict[str, str], direction: str, peer: dict[str, Any], port: int) -> bool:
+    """Do the policies let a pod with these labels (Ingress) be reached by, or (Egress) reach, the peer?"""
+    policies = [
+        made["spec"]
+        for made in kinds(objects, "NetworkPolicy")
+        if direction in made["spec"]["policyTypes"] and matches(labels, made["spec"]["podSelector"])
+    ]
+    if not policies:
+        return True
+    rules = [rule for spec in policies for rule in spec.get(direction.lower(), [])]
+    return any(
+        any(is_peer(one, peer) for one in rule.get("from" if direction == "Ingress" else "to", []))
+        and ("ports" not in rule or any(one["port"] == port for one in rule["ports"]))
+        for rule in rules
+    )
+
+
+def is_peer(rule: dict[str, Any], peer: dict[str, Any]) -> bool:
+    """`peer`: {labels, namespace} of a pod (namespace None: the release's), or {address}."""
+    import ipaddress
+
+    if "ipBlock" in rule:
+        if "address" not in peer:
+            return False
+        address = ipaddress.ip_address(peer["address"])
+        excepted = [ipaddress.ip_network(one) for one in rule["ipBlock"].get("except", [])]
+        return address in ipaddress.ip_network(rule["ipBlock"]["cidr"]) and not any(address in one for one in excepted)
+    if "address" in peer:
+        return False
+    if "namespaceSelector" in rule:
+        if not matches(peer["namespace"] or {}, rule["namespaceSelector"]):
+            return False
+    elif peer["namespace"] is not None:
+        return False
+    return matches(peer["labels"], rule.get("podSelector", {}))
+
+
+def ray_pods(objects: list[Object]) -> dict[str, dict[str, str]]:
+    return {where: labels for where, (labels, _) in pod_specs(objects).items() if where.startswith("RayCluster")}
+
+
+def pod(labels: dict[str, str], namespace: dict[str, str] | None = None) -> dict[str, Any]:
+    return {"labels": labels, "namespace": namespace}
+
+
+def mlflow_labels(objects: list[Object]) -> dict[str, str]:
+    (labels,) = [labels for where, (labels, _) in pod_specs(objects).items() if where.startswith("Deployment")]
+    return labels
+
+
+def test_every_ray_pod_reaches_what_it_needs(objects):
+    mlflow, pods = mlflow_labels(objects), ray_pods(objects)
+    s3_port = 9000 if "minio" in json.dumps(objects) else 443
+    s3 = {"address": "10.3.4.5"}
+    dns = pod({"k8s-app": "kube-dns"}, {"kubernetes.io/metadata.name": "kube-system"})
+    for where, labels in pods.items():
+        assert allowed(objects, labels, "Egress", pod(mlflow), 5000), where
+        assert allowed(objects, mlflow, "Ingress", pod(labels), 5000), where
+        assert allowed(objects, labels, "Egress", s3, s3_port), where
+        assert allowed(objects, labels, "Egress", dns, 53)
+        for other in pods.values():
+            for port in (6379, 8265, 12345, 61000):
+                assert allowed(objects, labels, "Egress", pod(other), port), where
+                assert allowed(objects, other, "Ingress", pod(labels), port), where
+
+
+def test_nobody_reaches_the_metadata_address(objects):
+    for where, (labels, _) in pod_specs(objects).items():
+        for port in (80, 443, 9000):
+            assert not allowed(objects, labels, "Egress", {"address": METADATA}, port), where
+
+
+def test_strangers_stay_outside(objects):
+    """A pod of the same namespace without our labels, and one of another namespace that has them."""
+    everybody = {where: labels for where, (labels, _) in pod_specs(objects).items()}
+    ours = next(iter(ray_pods(objects).values()))
+    for labels in everybody.values():
+        for stranger in (pod({"app": "stranger"}), pod(ours, {"kubernetes.io/metadata.name": "elsewhere"})):
+            for port in (5000, 6379, 8080, 8265, 10001):
+                assert not allowed(objects, labels, "Ingress", stranger, port)
+
+
+def test_every_port_has_its_door(objects):
+    """Each port that a container opens is reached by somebody who should, through a policy."""
+    operator = pod({}, {"kubernetes.io/metadata.name": "kuberay-system"})
+    ray = pod(next(iter(ray_pods(objects).values())))
+    for where, (labels, spec) in pod_specs(objects).items():
+        for container in spec["containers"]:
+            for port in container.get("ports", []):
+                number = port["containerPort"]
+                assert allowed(objects, labels, "Ingress", ray, number), (where, number)
+    head = next(labels for where, labels in ray_pods(objects).items() if where.endswith(" head"))
+    assert allowed(objects, head, "Ingress", operator, 8265)
+
+
+def test_only_the_head_reaches_the_api_and_redis():
+    objects = rendered("everything")
+    for where, labels in ray_pods(objects).items():
+        head = where.endswith(" head")
+        assert allowed(objects, labels, "Egress", {"address": "10.96.0.1"}, 6443) is head, where
+        assert allowed(objects, labels, "Egress", {"address": "10.1.2.3"}, 6379) is head, where
+
+
+def test_dashboard_and_alerts_know_our_gauges():
+    from pipeline.gauges import _GAUGES
+
+    objects = rendered("everything")
+    (dashboard,) = [made for made in kinds(objects, "ConfigMap") if made["metadata"]["name"].endswith("-dashboard")]
+    drawn = set(re.findall(r"ray_dvae_(\w+)", dashboard["data"]["denoising-vae.json"]))
+    woken = set(re.findall(r"ray_dvae_(\w+)", json.dumps(kinds(objects, "PrometheusRule"))))
+    assert drawn == set(_GAUGES)
+    assert woken <= set(_GAUGES)
+    assert woken
+
+
+def test_kueue_and_the_autoscaler_go_together():
+    def cluster(**kueue: Any) -> Object:
+        (made,) = kinds(
+            render({**values_of("kueue"), "kueue": {"enabled": True, "queueName": "q", **kueue}}), "RayCluster"
+        )
+        return made
+
+    fixed, elastic = cluster(elastic=False), cluster(elastic=True)
+    assert fixed["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "q"
+    assert "enableInTreeAutoscaling" not in fixed["spec"]
+    assert elastic["spec"]["enableInTreeAutoscaling"] is True
+    assert elastic["metadata"]["annotations"] == {"kueue.x-k8s.io/elastic-job": "true"}
+
+
+def test_a_drain_ends_before_the_pod_does():
+    for case in CASES:
+        (cluster,) = kinds(rendered(case), "RayCluster")
+        for group in cluster["spec"]["workerGroupSpecs"]:
+            spec = group["template"]["spec"]
+            command = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+            assert command[:4] == ["python", "-m", "deploy", "drain"]
+            assert 0 < int(command[-1]) < spec["terminationGracePeriodSeconds"]
+
+
+GOOD = {"site": {"root": "s3://b/p"}, "auth": {"existingSecret": "t"}}
+
+
+def with_value(path: str, value: Any) -> dict[str, Any]:
+    values: dict[str, Any] = copy.deepcopy(GOOD)
+    here = values
+    *folders, last = path.split(".")
+    for folder in folders:
+        here = here.setdefault(folder, {})
+    here[last] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("image.digest", "sha256:123"),
+        ("image.pullPolicy", "Sometimes"),
+        ("image.rayVersion", "2.40.0"),
+        ("site.root", "/a/folder"),
+        ("s3.endpoint", "minio:9000"),
+        ("groups.fast", {"resources": {"cpu": "2"}}),
+        ("head.resources.memory", "lots"),
+        ("groups.gpu-sit.max", 0),
+        ("groups.gpu-sit.gpus", -1),
+        ("groups.gpu-sit.replicas", 3),
+        ("groups.GPU", {"resources": {"cpu": "1", "memory": "1Gi"}}),
+        ("groups.cpu.terminationGracePeriodSeconds", 3),
+        ("stagePools.train", "cpu"),
+        ("mlflow.artifactRoot", "/mlflow"),
+        ("networkPolicy.s3Cidrs", ["everywhere"]),
+        ("networkPolicy.s3Ports", []),
+        ("kueue.on", True),
+        ("unknown", 1),
+    ],
+)
+def test_values_out_of_schema_are_refused_with_their_path(path, value):
+    with pytest.raises(HelmError) as refusal:
+        render(with_value(path, value))
+    assert path.split(".")[-1] in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"auth": {"existingSecret": "t"}}, "site.root"),
+        ({"site": {"root": "s3://b/p"}}, "auth.existingSecret"),
+        (with_value("stagePools.encode", "gpu-none"), "stagePools.encode"),
+        (with_value("groups.gpu-sit.enabled", False), "stagePools.train-sit"),
+        (with_value("groups.cpu.min", 9), "groups.cpu"),
+        (with_value("kueue.enabled", True), "kueue.queueName"),
+        (with_value("mlflow.basicAuth.enabled", True), "mlflow.basicAuth.existingSecret"),
+        (with_value("head.gcsFaultTolerance.enabled", True), "head.gcsFaultTolerance.redisAddress"),
+        (with_value("mlflow.database.existingSecret", "db"), "networkPolicy.postgres"),
+    ],
+)
+def test_what_is_missing_is_named(values, word):
+    with pytest.raises(HelmError, match=word):
+        render(values)
