@@ -1,6 +1,6 @@
 """Alignment of SiT's features with those of its moving average: SRA, and the paper's FDA (Eq. 6-8).
 
-Where the paper is silent, SRA's own settings hold.
+Where the paper is silent on FDA, SRA's own settings hold; kind `sra` is run under the settings given for FDA.
 Shapes: B batch, D latent channels, h w latent grid, N tokens, K width.
 """
 

@@ -17,7 +17,12 @@ from pipeline.command_line import Debug, Preset, Root, Sets, run_app
 from pipeline.config import Config, load_config, preset_names
 from pipeline.errors import ConfigError, ContractError, PipelineError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Denoising-VAE: from images to a generator in a model registry, stage by stage.",
+)
 config_app = typer.Typer(no_args_is_help=True, help="Presets and the configuration tree.")
 data_app = typer.Typer(no_args_is_help=True, help="The source of images.")
 artifact_app = typer.Typer(no_args_is_help=True, help="What stages have left behind.")
@@ -60,7 +65,12 @@ def run(
 
 @app.command()
 def stage(
-    name: str, preset: Preset, set_: Sets = None, root: Root = None, expect: Expect = None, debug: Debug = False
+    name: Annotated[str, typer.Argument(help="The stage, as `plan` lists it.")],
+    preset: Preset,
+    set_: Sets = None,
+    root: Root = None,
+    expect: Expect = None,
+    debug: Debug = False,
 ) -> None:
     """Run one stage; its inputs are found by fingerprint."""
     from pipeline.console import Display, own_console
@@ -181,7 +191,12 @@ def artifact_ls(preset: SomePreset = None, set_: Sets = None, root: Root = None)
 
 
 @artifact_app.command("show")
-def artifact_show(name: str, preset: SomePreset = None, set_: Sets = None, root: Root = None) -> None:
+def artifact_show(
+    name: Annotated[str, typer.Argument(help="STAGE/FINGERPRINT")],
+    preset: SomePreset = None,
+    set_: Sets = None,
+    root: Root = None,
+) -> None:
     """An artifact's manifest. NAME is STAGE/FINGERPRINT."""
     sys.stdout.write(_artifact(_root_config(preset, set_, root), name).model_dump_json(indent=1) + "\n")
 

@@ -288,7 +288,7 @@ class ClusterConfig(Section):
     keep_checkpoints: int = Field(2, ge=1, description="Checkpoints kept while training.")
     compile: bool = Field(False, description="torch.compile each transformer block.")
     deterministic: bool = Field(True, description="Deterministic kernels on GPUs (CPUs always are).")
-    device_peak_tflops: float = Field(989.0, gt=0, description="Peak of a device in TFLOP/s, for plan and MFU.")
+    device_peak_tflops: float = Field(989.0, gt=0, description="Peak of a device in TFLOP/s, for plan.")
     assumed_mfu: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.4, description="Share of the peak, for plan.")
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 
 class PictureModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow is untyped here
-    """Column `label` (and `seed`) in, column `image` (PNG bytes) out, row by row.
+    """Columns `label` and `seed` in, column `image` (PNG bytes) out, row by row.
 
     The picture of a seed is the one that the pipeline's `sample` stage draws for that index and label.
     """
