@@ -1,4 +1,5 @@
-"""How fast do examples come from the mirror to a batch? Against a plain PIL loop (images) and a plain gather (latents).
+"""How fast do examples come from the mirror to a batch? Against a plain PIL loop (images), and against a gather and a
+memcpy of the same bytes in memory (latents).
 
 Run: python benchmarks/loader.py [--rounds 5]. DVAE_TEST_DATA, when set, adds its photographs at 256 x 256.
 Rates are medians; ratios are medians over rounds in which both sides ran one after the other.
@@ -52,7 +53,7 @@ def image_sides(config: Config, batch_size: int, batches: int) -> dict[str, Call
 def latent_sides(
     config: Config, rows: int, batch_size: int, batches: int, scratch: Path
 ) -> dict[str, Callable[[], float]]:
-    """Latents per second: our loader, and NumPy's gather of the same bytes from memory."""
+    """Latents per second: our loader, NumPy's gather of the same rows from memory, and a copy of as many neighbours."""
     store = training_latents(open_storage(config.root), encoded(config, rows, scratch)["encode"], config)
     plan = reading_plan(config, batch_size, config.encode.shard_rows, 0, 1)
     mean, logvar, _ = store.take(np.arange(len(store)))
@@ -72,7 +73,15 @@ def latent_sides(
             np.take(logvar, chosen, axis=0)
         return batch_size * batches / (time.perf_counter() - begin)
 
-    return {"loader": ours, "plain gather": plain}
+    def memcpy() -> float:
+        begin = time.perf_counter()
+        for step in range(batches):
+            first = step * batch_size % (len(store) - batch_size)
+            mean[first : first + batch_size].copy()
+            logvar[first : first + batch_size].copy()
+        return batch_size * batches / (time.perf_counter() - begin)
+
+    return {"loader": ours, "plain gather": plain, "memcpy": memcpy}
 
 
 def measure(folder: Path, rounds: int, batches: int) -> dict[str, dict[str, float]]:
@@ -91,8 +100,9 @@ def measure(folder: Path, rounds: int, batches: int) -> dict[str, dict[str, floa
     results = {}
     for name, sides in cases.items():
         measured = alternate(sides, rounds)
-        ours, plain = list(sides)
-        results[name] = {**medians(measured), "ratio": median_ratio(measured[ours], measured[plain])}
+        ours, *others = sides
+        ratios = {f"ratio to {other}": median_ratio(measured[ours], measured[other]) for other in others}
+        results[name] = {**medians(measured), **ratios}
     return results
 
 
