@@ -15,11 +15,12 @@ import torch
 
 from pipeline import graph
 from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest
-from pipeline.config import Config, load_config
+from pipeline.config import Config
 from pipeline.data.index import known_classes
 from pipeline.data.listing import list_source
 from pipeline.data.prepare import prepare_unit
 from pipeline.data.sources import work_units
+from pipeline.loading import load_config
 from pipeline.storage import open_storage
 
 RESULTS = Path(__file__).parent / "results"

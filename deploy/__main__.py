@@ -1,8 +1,8 @@
 """The pipeline on a Ray cluster: submit work to it, drain a node of it.
 
 Exit codes: those of the job; else 2 for a wrong config or option, 69 nobody answers, 75 the job's driver or head died
-and no attempt is left, 76 an answer that is not understood (TLS, another service), 77 no token, a wrong one or no
-permission, 130 interrupted or stopped.
+and no attempt is left, 76 what answers cannot be used (TLS, another service, too old a Ray), 77 no token, a wrong one
+or no permission, 130 interrupted or stopped.
 """
 
 import sys

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.errors import ConnectError, LostError
+from deploy.errors import ConnectError, LostError, ProtocolError
 from deploy.jobs import Dashboard, Job
 from pipeline.artifacts import SHORT
-from pipeline.config import SENT, SENT_VARIABLE, Config, load_config
+from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.graph import find_stage, fingerprints, stages_until
-from pipeline.runner import resolved
+from pipeline.loading import SENT, SENT_VARIABLE, load_config
+from pipeline.runner import check_source, resolved
 from pipeline.storage import open_storage
 
 _POLL_SECONDS = 2.0
@@ -74,12 +75,7 @@ def _resolved(preset: str, sets: list[str] | None, root: str | None) -> Config:
             "Give --root s3://BUCKET/PREFIX, or a site file (DVAE_SITE) that has it.",
         )
     config = resolved(config, fresh=False)
-    if config.data.revision is None:
-        if config.data.uri is None:
-            raise ConfigError(f"{preset} names no source", "Give one with --set data.uri=s3://...")
-        raise ConfigError(
-            f"{config.data.uri} has not been listed yet", f"Run `python -m pipeline data index {preset}`."
-        )
+    check_source(config, preset)
     return config
 
 
@@ -112,7 +108,7 @@ def _check_version(dashboard: Dashboard) -> None:
     version = dashboard.version()
     known = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if known < _OLDEST:
-        raise ConfigError(
+        raise ProtocolError(
             f"{dashboard.address} runs Ray {version}, which strangers can take over (CVE-2026-41486)",
             f"Update it to {'.'.join(map(str, _OLDEST))} or newer.",
         )

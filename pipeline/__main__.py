@@ -14,8 +14,9 @@ import yaml
 from rich.console import Console
 
 from pipeline.command_line import Debug, Preset, Root, Sets, run_app
-from pipeline.config import Config, load_config, preset_names
+from pipeline.config import Config
 from pipeline.errors import ConfigError, ContractError, PipelineError
+from pipeline.loading import load_config, preset_names
 
 app = typer.Typer(
     add_completion=False,
@@ -142,7 +143,7 @@ def sample(
 @config_app.command("list")
 def config_list(set_: Sets = None, root: Root = None) -> None:
     """The presets and what each is for."""
-    from pipeline.config import PRESETS
+    from pipeline.loading import PRESETS
 
     for name in preset_names():
         load_config(name, set_, root)

@@ -14,10 +14,11 @@ from rich.table import Table
 
 from pipeline import report_page as page
 from pipeline.artifacts import SHORT, Manifest, artifact_path
-from pipeline.config import SENT, Config
+from pipeline.config import Config
 from pipeline.console import duration
 from pipeline.errors import ContractError
 from pipeline.graph import Node
+from pipeline.loading import SENT
 from pipeline.storage import Storage
 
 STATUS_WORDS = {"cached": "made", "resumable": "in part", "new": "not made", "unresolved": "no source"}

@@ -30,12 +30,13 @@ from pipeline.artifacts import (
     remove_artifact,
     work_path,
 )
-from pipeline.config import SENT, Config, WeightFile, fields_changed_here
+from pipeline.config import Config, WeightFile
 from pipeline.console import Display, duration
 from pipeline.context import StageContext
 from pipeline.data.index import known_classes, recorded_revision, revision_of
 from pipeline.errors import ConfigError, ContractError, PipelineError, StorageError
 from pipeline.gauges import publish
+from pipeline.loading import SENT, fields_changed_here
 from pipeline.registry import has_version
 from pipeline.storage import Storage, open_storage
 
@@ -79,6 +80,18 @@ def survey(config: Config) -> list[graph.Node]:
             return True  # not known to be gone: nothing may be removed or made anew for that
 
     return graph.survey(config, open_storage(config.root), registered)
+
+
+def check_source(config: Config, name: str) -> None:
+    """ConfigError when it is not known what the source of the preset `name` holds."""
+    if config.data.revision is not None:
+        return
+    if config.data.uri is None:
+        raise ConfigError(f"{name} names no source", "Give one with --set data.uri=file:///PATH or s3://...")
+    raise ConfigError(
+        f"{config.data.uri} has not been listed yet",
+        f"Run `python -m pipeline data index {name}` (with the same --set and --root).",
+    )
 
 
 def check_expected(config: Config, stage: str, expected: str | None) -> None:
@@ -153,16 +166,7 @@ class Runner:
             return self.make(name, anew=True)
 
     def _nodes(self) -> list[graph.Node]:
-        if self.config.data.revision is None:
-            where = self.config.data.uri
-            if where is None:
-                raise ConfigError(
-                    f"{self.name} names no source", "Give one with --set data.uri=file:///PATH or s3://..."
-                )
-            raise ConfigError(
-                f"{where} has not been listed yet",
-                f"Run `python -m pipeline data index {self.name}` (with the same --set and --root).",
-            )
+        check_source(self.config, self.name)
         _ = self.config.data.class_count  # refused here, where nothing has been started
         return survey(self.config)
 

@@ -139,7 +139,7 @@ def test_every_stage_finds_its_pool(objects):
 
 
 def test_the_site_file_is_a_config(objects, tmp_path, monkeypatch):
-    from pipeline.config import load_config
+    from pipeline.loading import load_config
 
     text = named(objects, "ConfigMap", "-site")["data"]["site.yaml"]
     (tmp_path / "site.yaml").write_text(text)

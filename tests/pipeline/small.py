@@ -14,11 +14,12 @@ import torch.multiprocessing as mp
 from pipeline import graph
 from pipeline.artifacts import ArtifactWriter, Manifest, work_path
 from pipeline.checkpoint import Checkpoints
-from pipeline.config import Config, load_config
+from pipeline.config import Config
 from pipeline.data.listing import list_source
 from pipeline.data.prepare import prepare_unit
 from pipeline.data.shards import write_latent_shard
 from pipeline.data.sources import work_units
+from pipeline.loading import load_config
 from pipeline.sit_trainee import SitTrainee
 from pipeline.storage import open_storage
 from pipeline.tokenizer_trainee import TokenizerTrainee

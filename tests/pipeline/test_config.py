@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from models.sizes import sit_parameters
-from pipeline.config import Config, load_config, preset_names
+from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.graph import NAMES, STAGES, counted_config, find_stage, fingerprints, stages_until
+from pipeline.loading import load_config, preset_names
 
 ROOT = Path(__file__).parents[2]
 INERT = ("root", "cluster.", "tracking.", "tokenizer.checkpoint_every", "sit.checkpoint_every")

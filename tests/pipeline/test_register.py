@@ -29,9 +29,10 @@ from models.generator import ImageGenerator, LatentStatistics
 from models.sit import SiT
 from models.tokenizer import Tokenizer
 from pipeline.artifacts import ArtifactWriter, Lease, Manifest, commit
-from pipeline.config import Config, GateConfig, load_config
+from pipeline.config import Config, GateConfig
 from pipeline.context import StageContext
 from pipeline.errors import PipelineError
+from pipeline.loading import load_config
 from pipeline.registry import FINGERPRINT_TAG, has_version
 from pipeline.stages import register
 from pipeline.stages.register import Champion, decide

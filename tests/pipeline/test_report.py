@@ -144,7 +144,7 @@ def test_numbers_are_said_with_their_unit(name, value, text):
 
 def test_reporting_needs_no_heavy_package(config):
     code = (
-        "import sys\nfrom pipeline import graph, report\nfrom pipeline.config import load_config\n"
+        "import sys\nfrom pipeline import graph, report\nfrom pipeline.loading import load_config\n"
         "from pipeline.storage import open_storage\n"
         f"config = load_config('quickstart', [], {config.root!r})\n"
         "nodes = graph.survey(config, open_storage(config.root), lambda _: False)\n"

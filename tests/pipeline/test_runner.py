@@ -13,12 +13,13 @@ from rich.console import Console
 
 from pipeline import cluster, graph, runner, tracking
 from pipeline.artifacts import Lease, Manifest, Outcome, all_manifests, read_manifest, remove_artifact
-from pipeline.config import Config, load_config
+from pipeline.config import Config
 from pipeline.console import Display
 from pipeline.context import StageContext
 from pipeline.errors import ConfigError, ContractError, DataError, LeaseError, PipelineError
 from pipeline.graph import NAMES
 from pipeline.lineage import unneeded
+from pipeline.loading import load_config
 from pipeline.runner import Runner, resolved
 from pipeline.storage import open_storage
 

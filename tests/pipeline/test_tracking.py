@@ -9,8 +9,9 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline import tracking
-from pipeline.config import Config, load_config
+from pipeline.config import Config
 from pipeline.errors import PipelineError
+from pipeline.loading import load_config
 from pipeline.storage import open_storage
 from pipeline.tracking import Courier, Outbox, Post, deliver, metric_event, undelivered
 
