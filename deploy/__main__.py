@@ -6,18 +6,30 @@ or no permission, 130 interrupted or stopped.
 """
 
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, NamedTuple
 
 import typer
+import yaml
 from rich.console import Console
+from rich.markup import escape
 
 from deploy.jobs import Dashboard, token
-from deploy.submit import Work, run_work, stage_work, submit
+from deploy.rayjob import Delete, Wish
+from deploy.submit import Work, remote_config, run_work, stage_work, submit
 from pipeline.command_line import Debug, Preset, Root, Sets, run_app
+from pipeline.errors import PipelineError
+from pipeline.graph import stages_until
+from pipeline.loading import load_config, site_root
+from pipeline.storage import open_storage
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 submit_app = typer.Typer(no_args_is_help=True, help="Run a stage, or all, on a Ray cluster.")
 app.add_typer(submit_app, name="submit")
+rayjob_app = typer.Typer(
+    no_args_is_help=True, help="Run a stage, or all, on a short-lived cluster of its own: a RayJob."
+)
+app.add_typer(rayjob_app, name="rayjob")
 
 Address = Annotated[
     str,
@@ -28,8 +40,18 @@ Address = Annotated[
 Attempts = Annotated[
     int, typer.Option("--attempts", min=1, help="How often to submit, should a driver or head have died.")
 ]
+Until = Annotated[str | None, typer.Option("--until", help="The last stage to run.")]
+Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Its namespace; the context's by default.")]
+Context = Annotated[str | None, typer.Option("--context", help="Context of the kubeconfig.")]
+Release = Annotated[str | None, typer.Option("--release", help="Which release of the chart, where there are several.")]
+Template = Annotated[
+    Path | None, typer.Option("--template", help="The chart's templates/rayjob.yaml, rendered; else it is asked for.")
+]
+Queue = Annotated[str | None, typer.Option("--queue", help="LocalQueue of Kueue's; the chart's by default.")]
+DeletePolicy = Annotated[Delete, typer.Option("--delete", help="When the RayJob goes: on success, always, never.")]
+Render = Annotated[bool, typer.Option("--render", help="Print the RayJob, create nothing.")]
 
-console = Console(stderr=True)
+console, table = Console(stderr=True), Console()
 
 
 @submit_app.command("stage")
@@ -53,11 +75,113 @@ def submit_run(
     attempts: Attempts = 1,
     set_: Sets = None,
     root: Root = None,
-    until: Annotated[str | None, typer.Option("--until", help="The last stage to run.")] = None,
+    until: Until = None,
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
     """Run there every stage that is not there yet."""
     _submit(run_work(preset, until, set_, root), address, attempts)
+
+
+@rayjob_app.command("stage")
+def rayjob_stage(
+    name: str,
+    preset: Preset,
+    attempts: Attempts = 1,
+    set_: Sets = None,
+    root: Root = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    release: Release = None,
+    template: Template = None,
+    queue: Queue = None,
+    delete: DeletePolicy = "success",
+    render: Render = False,
+    debug: Debug = False,  # noqa: ARG001
+) -> None:
+    """Run one stage there; its inputs are found by fingerprint."""
+    work, cluster = stage_work(name, preset, set_, root), remote_config(preset, set_, root).cluster
+    wish = Wish(attempts, queue, (name,), cluster)
+    _rayjob(work, wish, Place(namespace, context, release, template), delete, render)
+
+
+@rayjob_app.command("run")
+def rayjob_run(
+    preset: Preset,
+    attempts: Attempts = 1,
+    set_: Sets = None,
+    root: Root = None,
+    until: Until = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    release: Release = None,
+    template: Template = None,
+    queue: Queue = None,
+    delete: DeletePolicy = "success",
+    render: Render = False,
+    debug: Debug = False,  # noqa: ARG001
+) -> None:
+    """Run there every stage that is not there yet."""
+    work, cluster = run_work(preset, until, set_, root), remote_config(preset, set_, root).cluster
+    wish = Wish(attempts, queue, tuple(stage.name for stage in stages_until(until)), cluster)
+    _rayjob(work, wish, Place(namespace, context, release, template), delete, render)
+
+
+@app.command()
+def retrain(
+    preset: Preset,
+    address: Address,
+    attempts: Attempts = 1,
+    set_: Sets = None,
+    root: Root = None,
+    debug: Debug = False,  # noqa: ARG001
+) -> None:
+    """What CI calls: list the source, run what is new or was cut, and say in Markdown what came of it."""
+    from deploy import retrain as retraining
+
+    try:
+        done = retraining.retrain(Dashboard(address, token()), preset, set_, root, attempts, _say, _echo_aside)
+    except PipelineError as error:
+        retraining.publish(f"## Retraining `{preset}` was not possible\n\n{error}\n")
+        raise
+    except KeyboardInterrupt:
+        _say("detached: what was submitted goes on. The same command attaches to it again.")
+        raise SystemExit(130) from None
+    text = retraining.summary(done)
+    retraining.publish(text)
+    _echo(text)
+    raise SystemExit(done.exit_code)
+
+
+@app.command()
+def doctor(
+    address: Annotated[str | None, typer.Option("--address", envvar=["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])] = None,
+    set_: Sets = None,
+    root: Root = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    release: Release = None,
+    nodes_on_demand: Annotated[
+        bool, typer.Option("--nodes-on-demand", help="Nodes come when pods ask for them.")
+    ] = False,
+    debug: Debug = False,  # noqa: ARG001
+) -> None:
+    """Say what a run would miss: S3, MLflow, Ray, KubeRay, Secrets, nodes. Exit code 1 when something is red."""
+    from deploy import doctor as doctors
+    from deploy.kube import Kube
+
+    kube: Kube | PipelineError
+    try:
+        kube = Kube(namespace, context)
+    except PipelineError as error:
+        kube = error
+    config = load_config("quickstart", set_, root)
+    red = 0
+    for finding in doctors.look(doctors.checks(kube, release, config, address, nodes_on_demand)):
+        colour, word = {True: ("green", "ok"), False: ("red", "no"), None: ("dim", "-")}[finding.good]
+        line = f"{finding.text.rstrip('.')}. {finding.mend}" if finding.mend else finding.text
+        table.print(f"[{colour}]{word:<3}[/] {finding.what:<24} {escape(line)}", highlight=False, soft_wrap=True)
+        red += finding.good is False
+    raise SystemExit(1 if red else 0)
 
 
 @app.command()
@@ -65,10 +189,23 @@ def drain(
     seconds: Annotated[float, typer.Option("--seconds", min=1, help="Until the pod's end.")],
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
-    """Tell Ray that this pod's node goes away, and wait until it is free of work: a pod's preStop hook."""
+    """A worker's preStop hook: tell Ray that this node goes away, wait until it is free of work, keep its logs."""
     from deploy.drain import drain as drain_node
 
     drain_node(seconds, _say)
+    _keep_logs()
+
+
+@app.command("keep-logs")
+def keep_logs(debug: Debug = False) -> None:  # noqa: ARG001
+    """The head's preStop hook: copy what Ray has logged here to the site's root, below .logs/."""
+    _keep_logs()
+
+
+def _keep_logs() -> None:
+    from deploy.logs import keep_logs as keep
+
+    _say(f"logs kept at {keep(open_storage(site_root()))}")
 
 
 def _submit(work: Work, address: str, attempts: int) -> None:
@@ -84,6 +221,39 @@ def _submit(work: Work, address: str, attempts: int) -> None:
     raise SystemExit(code)
 
 
+class Place(NamedTuple):
+    """Where a RayJob goes, and what it is made of."""
+
+    namespace: str | None
+    context: str | None
+    release: str | None
+    template: Path | None
+
+
+def _rayjob(work: Work, wish: Wish, place: Place, delete: Delete, render: bool) -> None:
+    from deploy import rayjob
+    from deploy.kube import Kube
+
+    given = rayjob.read_template(place.template) if place.template else None
+    if render and given:
+        _echo(yaml.safe_dump(rayjob.render(given, work, wish, 1), sort_keys=False))
+        return
+    kube = Kube(place.namespace, place.context)
+    template = given or rayjob.find_template(kube, place.release)
+    if render:
+        _echo(yaml.safe_dump(rayjob.render(template, work, wish, 1), sort_keys=False))
+        return
+    try:
+        code = rayjob.run(kube, template, work, wish, delete, _say, _echo)
+    except KeyboardInterrupt:
+        _say(
+            f"detached: {work.name}-* goes on in {kube.namespace}. The same command attaches to it again; "
+            f"`kubectl -n {kube.namespace} delete rayjob {work.name}-N` ends it."
+        )
+        code = 130
+    raise SystemExit(code)
+
+
 def _say(text: str) -> None:
     console.print(text, style="dim", highlight=False, soft_wrap=True, markup=False)
 
@@ -91,6 +261,11 @@ def _say(text: str) -> None:
 def _echo(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def _echo_aside(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
 
 
 def main() -> None:

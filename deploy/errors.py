@@ -12,6 +12,12 @@ class ConnectError(PipelineError):
     exit_code = 69  # EX_UNAVAILABLE
 
 
+class BusyError(PipelineError):
+    """Something else that is going on has to end first."""
+
+    exit_code = 73  # EX_CANTCREAT
+
+
 class LostError(PipelineError):
     """The job's driver or head died, and there is no attempt left."""
 

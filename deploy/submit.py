@@ -15,7 +15,7 @@ from deploy.jobs import Dashboard, Job
 from pipeline.artifacts import SHORT
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.graph import find_stage, fingerprints, stages_until
+from pipeline.graph import STAGES, find_stage, fingerprints, stages_until
 from pipeline.loading import SENT, SENT_VARIABLE, load_config
 from pipeline.runner import check_source, resolved
 from pipeline.storage import open_storage
@@ -23,6 +23,8 @@ from pipeline.storage import open_storage
 _POLL_SECONDS = 2.0
 _PATIENCE_SECONDS = 600.0  # for a head that is being replaced
 _OLDEST = (2, 55)  # CVE-2026-41486
+
+MODEL = "dvae.model"  # in a job's metadata: the registered model that it may come to
 
 Say = Callable[[str], None]
 
@@ -40,41 +42,62 @@ class Work:
 def stage_work(stage: str, preset: str, sets: list[str] | None, root: str | None) -> Work:
     """The work of one stage. ConfigError as `load_config`, or for a root that only this machine has."""
     find_stage(stage)
-    return _work(stage, ["stage", stage], stage, preset, sets, root)
+    return _work(stage, ["stage", stage], stage, known_config(preset, sets, root), preset, sets)
 
 
 def run_work(preset: str, until: str | None, sets: list[str] | None, root: str | None) -> Work:
     """The work of a whole run, or of its stages up to `until`. ConfigError as `stage_work`."""
     last = stages_until(until)[-1].name
-    return _work("run", ["run"], last, preset, sets, root, *(["--until", until] if until else []))
+    return _work("run", ["run"], last, known_config(preset, sets, root), preset, sets, until)
+
+
+def run_work_of(config: Config, preset: str, sets: list[str] | None) -> Work:
+    """The work of a whole run of a config that is known already."""
+    return _work("run", ["run"], STAGES[-1].name, config, preset, sets)
 
 
 def _work(
-    what: str, command: list[str], stage: str, preset: str, sets: list[str] | None, root: str | None, *more: str
+    what: str,
+    command: list[str],
+    stage: str,
+    config: Config,
+    preset: str,
+    sets: list[str] | None,
+    until: str | None = None,
 ) -> Work:
-    config = _resolved(preset, sets, root)
     fingerprint = fingerprints(config)[stage]
     assert fingerprint is not None
     name = Path(preset).stem
-    words = ["python", "-m", "pipeline", *command, SENT + name, *more]
+    words = ["python", "-m", "pipeline", *command, SENT + name, *(["--until", until] if until else [])]
     words += [word for override in sets or [] for word in ("--set", override)]  # they hold over the site file there
     words += ["--root", open_storage(config.root).root, "--expect", fingerprint[:SHORT]]
     return Work(
         name=f"{what}-{fingerprint[:SHORT]}",
         entrypoint=shlex.join(words),
         variables={SENT_VARIABLE: config.model_dump_json()},
-        metadata={"dvae.preset": name, "dvae.stage": what, "dvae.fingerprint": fingerprint},
+        metadata={
+            "dvae.preset": name,
+            "dvae.stage": what,
+            "dvae.fingerprint": fingerprint,
+            MODEL: config.register.name,
+        },
     )
 
 
-def _resolved(preset: str, sets: list[str] | None, root: str | None) -> Config:
+def remote_config(preset: str, sets: list[str] | None, root: str | None) -> Config:
+    """The config of a preset whose root a cluster can reach. ConfigError as `load_config`, or for another root."""
     config = load_config(preset, sets, root)
     if not config.root.startswith(("s3://", "file:///", "/")):
         raise ConfigError(
             f"root {config.root} is a folder of this machine, which the cluster does not have",
             "Give --root s3://BUCKET/PREFIX, or a site file (DVAE_SITE) that has it.",
         )
-    config = resolved(config, fresh=False)
+    return config
+
+
+def known_config(preset: str, sets: list[str] | None, root: str | None) -> Config:
+    """`remote_config`, with what its source holds. ConfigError where that is not known."""
+    config = resolved(remote_config(preset, sets, root), fresh=False)
     check_source(config, preset)
     return config
 

@@ -43,6 +43,11 @@ def load_config(preset: str, overrides: list[str] | None = None, root: str | Non
         raise ConfigError(*_explain(error, f"{preset}, with the site file {site}" if site else preset)) from None
 
 
+def site_root() -> str:
+    """The root that this place has, whatever is run here. ConfigError as `load_config`."""
+    return load_config("quickstart").root
+
+
 def fields_changed_here(config: Config) -> list[str]:
     """The fields in which `config` differs from what a submitter has sent, but for those of a place."""
     if SENT_VARIABLE not in os.environ:

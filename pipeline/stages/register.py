@@ -20,10 +20,9 @@ from pipeline.config import Config, GateConfig
 from pipeline.context import StageContext
 from pipeline.errors import ContractError, PipelineError
 from pipeline.model_card import all_metrics, model_card
-from pipeline.registry import FINGERPRINT_TAG
+from pipeline.registry import CANDIDATE, CHAMPION, FINGERPRINT_TAG
 from pipeline.tracking import Post, deliver, tracking_uri
 
-CANDIDATE, CHAMPION = "candidate", "champion"
 _METRIC_TAG = "dvae.metric."
 _FOLDER = "model"  # of the model in the run's artifacts
 _WEIGHTS = "weights.safetensors"

@@ -186,10 +186,12 @@ def test_refusals_are_told_apart(head, s3_root, s3_endpoint, tmp_path):
     assert "a folder of this machine" in error
 
 
-def test_drain_comes_last(head):
+def test_drain_comes_last(head, tmp_path):
     """What a pod's preStop hook calls. The head takes no work any more after it, so this test stays at the end."""
     command = [sys.executable, "-m", "deploy", "drain", "--seconds", "20"]
-    there = {**os.environ, **head.environment, "RAY_TMPDIR": head.scratch}
+    (tmp_path / "site.yaml").write_text(f"root: {tmp_path}/root\n")
+    place = {"DVAE_SITE": str(tmp_path / "site.yaml"), "RAY_CLUSTER_NAME": "dvae"}
+    there = {**os.environ, **head.environment, **place, "RAY_TMPDIR": head.scratch}
     stranger = {**there, "RAY_AUTH_TOKEN": "0" * 64}
     refused = subprocess.run(command, cwd=PROJECT, env=stranger, capture_output=True, text=True, timeout=120)
     assert refused.returncode == 77, refused.stderr
@@ -199,3 +201,14 @@ def test_drain_comes_last(head):
     assert done.returncode == 0, done.stderr
     assert "drains for 20 s" in done.stderr
     assert time.monotonic() - begin < 19, "nothing runs here: there is nothing to wait for"
+    (kept,) = (tmp_path / "root" / ".logs" / "dvae").iterdir()
+    assert f"logs kept at file://{kept}" in done.stderr
+    original = Path(head.scratch, "ray", "session_latest", "logs", "gcs_server.out")
+    assert original.read_bytes().startswith((kept / "gcs_server.out").read_bytes())
+    assert len(list(kept.rglob("job-driver-prepare-*.log"))) >= 2, "what the jobs have printed"
+    nowhere = subprocess.run(
+        [*command[:3], "keep-logs"], cwd=PROJECT, env={**there, "RAY_TMPDIR": str(tmp_path)},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert nowhere.returncode == 69
+    assert "no Ray has logged anything" in nowhere.stderr

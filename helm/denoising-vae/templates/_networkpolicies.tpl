@@ -54,3 +54,14 @@ spec:
   {{- end }}
 {{- end }}
 {{- end -}}
+
+{{/* The way out to MLflow, wherever it is. */}}
+{{- define "dvae.mlflowDoor" -}}
+{{- if .Values.mlflow.enabled }}
+- to: [{podSelector: {matchLabels: {{ include "dvae.pods" (list . "mlflow") }}}}]
+  ports: [{port: 5000, protocol: TCP}]
+{{- else }}
+- to: {{- include "dvae.elsewhere" (list "networkPolicy.externalMlflow" .Values.networkPolicy.externalMlflow) | nindent 4 }}
+  ports: {{ include "dvae.ports" (list .Values.networkPolicy.externalMlflow.port) }}
+{{- end }}
+{{- end -}}

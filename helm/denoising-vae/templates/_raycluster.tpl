@@ -1,4 +1,4 @@
-{{/* The spec of a RayCluster: of the standing one, and of those that RayJobs bring along. */}}
+{{/* The spec of a RayCluster. */}}
 {{- define "dvae.rayClusterSpec" -}}
 {{- $autoscaled := include "dvae.autoscaled" . -}}
 rayVersion: {{ .Values.image.rayVersion | quote }}
@@ -41,6 +41,7 @@ headGroupSpec:
     spec:
       serviceAccountName: {{ include "dvae.fullname" . }}-ray-head
       automountServiceAccountToken: {{ if $autoscaled }}true{{ else }}false{{ end }}
+      terminationGracePeriodSeconds: 60
       securityContext: {{- include "dvae.podSecurity" . | nindent 8 }}
       {{- with include "dvae.pull" . }}{{ . | nindent 6 }}{{- end }}
       {{- with include "dvae.scheduling" .Values.head }}{{ . | nindent 6 }}{{- end }}
@@ -59,6 +60,8 @@ headGroupSpec:
             - {name: client, containerPort: 10001}
             - {name: metrics, containerPort: 8080}
           env: {{- include "dvae.pipelineEnv" . | nindent 12 }}
+          lifecycle:
+            preStop: {exec: {command: [python, -m, deploy, keep-logs]}} # the last chance to have them
           volumeMounts:
             - {name: tmp, mountPath: /tmp}
             - {name: shm, mountPath: /dev/shm}
@@ -129,7 +132,7 @@ workerGroupSpecs:
             lifecycle:
               preStop:
                 exec:
-                  # Ray learns that this node goes and moves what runs here; ten seconds are left for the end itself.
+                  # Ray learns that this node goes and moves what runs here, then its logs are kept; ten seconds are left.
                   command: [python, -m, deploy, drain, --seconds, {{ sub $seconds 10 | max 5 | quote }}]
             volumeMounts:
               - {name: tmp, mountPath: /tmp}
@@ -156,4 +159,9 @@ workerGroupSpecs:
           {{- include "dvae.siteVolume" $ | nindent 10 }}
 {{- end }}
 {{- end }}
+{{- end -}}
+
+{{/* The same for a RayJob's: it takes no strategy of upgrading, and its state need not outlive its head. */}}
+{{- define "dvae.shortLivedSpec" -}}
+{{- omit (include "dvae.rayClusterSpec" . | fromYaml) "upgradeStrategy" "gcsFaultToleranceOptions" | toYaml -}}
 {{- end -}}

@@ -1,0 +1,374 @@
+"""Is everything there that a run needs? One line a thing, green or red, each red with its mend. Changes nothing but a
+file that it writes to the root and takes away again.
+
+Each check stands alone: one that cannot be made is red and says why, and the others go on.
+"""
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import requests
+
+from deploy.errors import ConnectError, DeniedError
+from deploy.jobs import Dashboard, token
+from deploy.kube import Kube, Object, stuck
+from deploy.rayjob import QUEUE, find_template
+from pipeline import registry
+from pipeline.config import Config
+from pipeline.errors import PipelineError
+from pipeline.storage import LocalStorage, open_storage
+from pipeline.tracking import tracking_uri
+
+_KUBERAY = (1, 6)  # brings authOptions.secretName
+_SKEW_SECONDS = 30.0  # half of a lease's patience; S3 itself bears 15 minutes
+_OPERATORS = "app.kubernetes.io/name in (kuberay-operator, kuberay)"
+_CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How one thing stands. `good` is None for what was not looked at."""
+
+    what: str
+    good: bool | None
+    text: str
+    mend: str = ""
+
+
+class UnfitError(PipelineError):
+    """Something is not as it has to be."""
+
+
+Check = tuple[str, Callable[[], str]]  # its name, and what says how it stands or raises PipelineError
+
+
+def look(checks: Iterator[Check]) -> Iterator[Finding]:
+    for what, check in checks:
+        try:
+            yield Finding(what, True, check())
+        except Skipped as reason:
+            yield Finding(what, None, str(reason))
+        except PipelineError as error:
+            yield Finding(what, False, error.what, error.mend)
+
+
+class Skipped(Exception):  # noqa: N818  # it is none
+    """The check was not asked for, or what it looks at is not used here."""
+
+
+def checks(
+    kube: Kube | PipelineError, release: str | None, config: Config, address: str | None, nodes_on_demand: bool
+) -> Iterator[Check]:
+    """Every check, in the order in which things depend on each other."""
+    yield from _place_checks(config)
+    yield "Ray", lambda: _ray(address)
+    if isinstance(kube, PipelineError):
+        unreachable = kube
+        yield "Kubernetes", lambda: _raise(unreachable)
+        return
+    yield "Kubernetes", lambda: f"{kube.version()} at {kube.address}"
+    yield "KubeRay's CRDs", lambda: _crds(kube)
+    yield "KubeRay's operator", lambda: _operator(kube)
+    try:
+        template = find_template(kube, release)
+    except PipelineError as error:
+        missing = error
+        yield "the chart", lambda: _raise(missing)
+        return
+    instance = template["metadata"]["labels"]["app.kubernetes.io/instance"]
+    spec = template["spec"]["rayClusterSpec"]
+    yield "the chart", lambda: f"release {instance} in {kube.namespace}, Ray {spec['rayVersion']}"
+    yield "Secrets", lambda: _secrets(kube, instance, spec)
+    yield "volumes", lambda: _volumes(kube, instance, spec)
+    for group in spec["workerGroupSpecs"]:
+        yield f"nodes for {group['groupName']}", lambda group=group: _nodes(kube, group, nodes_on_demand)  # type: ignore[misc]
+    yield "queue", lambda: _queue(kube, template)
+    yield "Ray cluster", lambda: _cluster(kube, instance)
+    yield "pods", lambda: _pods(kube, instance)
+
+
+def _raise(error: PipelineError) -> str:
+    raise error
+
+
+# --- the place: S3, clock, MLflow, Ray ---
+
+
+def _place_checks(config: Config) -> Iterator[Check]:
+    yield "root", lambda: _root(config)
+    yield "clock", lambda: _clock(config)
+    yield "MLflow", lambda: _mlflow(config)
+
+
+def _root(config: Config) -> str:
+    """Write, write if absent, read, list and delete."""
+    storage, folder = open_storage(config.root), f".doctor/{secrets.token_hex(6)}"
+    path, data = f"{folder}/probe", secrets.token_bytes(64)
+    try:
+        if not storage.write_new(path, data) or storage.write_new(path, b"another"):
+            raise UnfitError(
+                f"{storage.root} does not keep conditional writes (If-None-Match)",
+                "Manifests and leases rest on them: use a server that has them (AWS, Ceph, MinIO do).",
+            )
+        if storage.read(path) != data or [entry.path for entry in storage.list(folder)] != [path]:
+            raise UnfitError(f"{storage.root} does not give back what was written", "Is there a cache in front of it?")
+    finally:
+        storage.delete_folder(folder)
+    return f"{storage.root}: written, read, listed, deleted"
+
+
+def _clock(config: Config) -> str:
+    """This machine's clock against that of the S3 server."""
+    if isinstance(open_storage(config.root), LocalStorage):
+        raise Skipped("the root is a folder")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "https://s3.amazonaws.com"
+    try:
+        answer = requests.get(endpoint, timeout=10)
+    except requests.RequestException as error:
+        raise ConnectError(f"{endpoint} does not answer", "See AWS_ENDPOINT_URL.") from error
+    if "Date" not in answer.headers:
+        raise Skipped(f"{endpoint} does not tell its time")
+    skew = time.time() - parsedate_to_datetime(answer.headers["Date"]).timestamp()
+    if abs(skew) > _SKEW_SECONDS:
+        raise UnfitError(
+            f"this machine's clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} {endpoint}'s",
+            "Set it by NTP: signatures and leases go by it.",
+        )
+    return f"within {_SKEW_SECONDS:.0f} s of {endpoint}'s"
+
+
+def _mlflow(config: Config) -> str:
+    uri = tracking_uri(config)
+    champion = registry.champion(uri, config.register.name)
+    named = f"version {champion}" if champion else "none yet"
+    return f"{uri}: answers; champion of {config.register.name}: {named}"
+
+
+def _ray(address: str | None) -> str:
+    if address is None:
+        raise Skipped("give --address to have it asked")
+    there = Dashboard(address, token()).version()
+    try:
+        Dashboard(address, None).jobs()
+    except DeniedError:
+        pass
+    else:
+        raise UnfitError(
+            f"{address} answers without a token", "Give the cluster authOptions.mode token: see the chart."
+        )
+    try:
+        here = version("ray")
+    except PackageNotFoundError:
+        return f"{there} at {address}, which wants a token; no Ray here to compare with"
+    if here != there:
+        raise UnfitError(
+            f"{address} runs Ray {there}, here is {here}", "Install the image's version here (`pip install -c ...`)."
+        )
+    return f"{there} at {address} and here; it wants a token"
+
+
+# --- Kubernetes ---
+
+
+def _crds(kube: Kube) -> str:
+    for plural in ("rayclusters", "rayjobs"):
+        found = kube.get(f"{_CRDS}/{plural}.ray.io")
+        if found is None:
+            raise UnfitError(f"{plural}.ray.io is not there", "Install KubeRay's operator of version 1.6 or newer.")
+        if "secretName" not in _auth_options(found):
+            raise UnfitError(
+                f"{plural}.ray.io has no authOptions.secretName: it is older than KubeRay 1.6",
+                "Apply the CRDs of the operator's version; `helm upgrade` does not.",
+            )
+    return "rayclusters and rayjobs, of version 1.6 or newer"
+
+
+def _auth_options(crd: Object) -> Object:
+    (served,) = [one for one in crd["spec"]["versions"] if one["name"] == "v1"] or [{}]
+    properties: Any = served.get("schema", {}).get("openAPIV3Schema", {}).get("properties", {})
+    properties = properties.get("spec", {}).get("properties", {})
+    properties = properties.get("rayClusterSpec", {}).get("properties", properties)
+    found: Object = properties.get("authOptions", {}).get("properties", {})
+    return found
+
+
+def _operator(kube: Kube) -> str:
+    found = kube.objects("/apis/apps/v1/deployments", labelSelector=_OPERATORS)
+    if not found:
+        raise UnfitError("no operator runs in this cluster", "Install KubeRay's operator of version 1.6 or newer.")
+    deployment = found[0]
+    where = f"{deployment['metadata']['namespace']}/{deployment['metadata']['name']}"
+    told = _operator_version(deployment)
+    known = tuple(int(part) for part in told.removeprefix("v").split(".")[:2] if part.isdigit())
+    if known and known < _KUBERAY:
+        raise UnfitError(f"{where} is {told}, which is too old", "Update KubeRay to 1.6 or newer, its CRDs first.")
+    if not deployment.get("status", {}).get("availableReplicas"):
+        raise UnfitError(
+            f"{where} has no pod that is ready", f"kubectl -n {deployment['metadata']['namespace']} get pods"
+        )
+    if not _watches(deployment, kube.namespace):
+        raise UnfitError(f"{where} does not watch the namespace {kube.namespace}", "Add it to its --watch-namespace.")
+    return f"{told or 'of unknown version'}, {where}"
+
+
+def _operator_version(deployment: Object) -> str:
+    image = str(deployment["spec"]["template"]["spec"]["containers"][0]["image"])
+    name, _, tag = image.partition("@")[0].rpartition(":")
+    if name and "/" not in tag:
+        return tag
+    chart = str(deployment["metadata"].get("labels", {}).get("helm.sh/chart", ""))
+    return chart.removeprefix("kuberay-operator-")
+
+
+def _watches(deployment: Object, namespace: str) -> bool:
+    words = deployment["spec"]["template"]["spec"]["containers"][0].get("args", [])
+    named = [word.partition("=")[2] for word in words if word.lstrip("-").startswith("watch-namespace=")]
+    return not named or not named[0] or namespace in named[0].split(",")
+
+
+def _secrets(kube: Kube, instance: str, spec: Object) -> str:
+    """Every Secret that a pod of the release refers to, with the key that it takes from it."""
+    deployments = kube.objects(
+        f"/apis/apps/v1/namespaces/{kube.namespace}/deployments", labelSelector=_release(instance)
+    )
+    needed = {(spec["authOptions"]["secretName"], "auth_token")}
+    for part in (spec, [one["spec"] for one in deployments]):
+        needed |= {(one["name"], one["key"]) for one in _references(part, "secretKeyRef")}
+    for name, key in sorted(needed):
+        found = kube.get(f"/api/v1/namespaces/{kube.namespace}/secrets/{name}")
+        if found is None:
+            raise UnfitError(
+                f"Secret {name} is not there", f"kubectl -n {kube.namespace} create secret generic {name} ..."
+            )
+        if key not in found.get("data", {}):
+            raise UnfitError(f"Secret {name} has no key {key}", "docs/operations.md says what each Secret holds.")
+    return ", ".join(sorted({name for name, _ in needed}))
+
+
+def _references(part: Any, key: str) -> Iterator[Object]:
+    if isinstance(part, dict):
+        if key in part:
+            yield part[key]
+        for value in part.values():
+            yield from _references(value, key)
+    elif isinstance(part, list):
+        for value in part:
+            yield from _references(value, key)
+
+
+def _release(instance: str) -> str:
+    return f"app.kubernetes.io/name=denoising-vae,app.kubernetes.io/instance={instance}"
+
+
+def _volumes(kube: Kube, instance: str, spec: Object) -> str:
+    claims = kube.objects(
+        f"/api/v1/namespaces/{kube.namespace}/persistentvolumeclaims", labelSelector=_release(instance)
+    )
+    wanted = {one["spec"].get("storageClassName") for one in claims}
+    wanted |= {one["spec"].get("storageClassName") for one in _references(spec, "volumeClaimTemplate")}
+    there = {one["metadata"]["name"] for one in kube.objects("/apis/storage.k8s.io/v1/storageclasses")}
+    for name in sorted(one for one in wanted if one):
+        if name not in there:
+            raise UnfitError(
+                f"there is no storage class {name}", f"Use one of {', '.join(sorted(there)) or 'none: make one'}."
+            )
+    waiting = [one["metadata"]["name"] for one in claims if one.get("status", {}).get("phase") == "Pending"]
+    if waiting:
+        raise UnfitError(
+            f"no volume yet for {', '.join(waiting)}", f"kubectl -n {kube.namespace} describe pvc {waiting[0]}"
+        )
+    if not wanted:
+        raise Skipped("none is used")
+    return f"{len(claims)} bound; classes {', '.join(sorted(str(one) for one in wanted))}"
+
+
+def _nodes(kube: Kube, group: Object, on_demand: bool) -> str:
+    """Is there a node that could hold a pod of this group, by its labels, taints and sizes of GPU?"""
+    pod = group["template"]["spec"]
+    limits = pod["containers"][0]["resources"]["limits"]
+    gpus = {name: int(count) for name, count in limits.items() if "gpu" in name}
+    nodes = [node for node in kube.objects("/api/v1/nodes") if _is_ready(node)]
+    fitting = [node for node in nodes if _bears(node, pod)]
+    holding = [node for node in fitting if all(_has(node, name) >= count for name, count in gpus.items())]
+    what = " and ".join(f"{count} {name}" for name, count in gpus.items())
+    if holding:
+        return f"{len(holding)} of {len(nodes)} nodes" + (f", with {what} or more" if gpus else "")
+    if on_demand:
+        raise Skipped("none now; nodes are added on demand")
+    why = f"none of the {len(nodes)} nodes has {what}" if fitting else f"none of the {len(nodes)} nodes bears its pods"
+    raise UnfitError(
+        why + (f" (selector {pod['nodeSelector']})" if pod.get("nodeSelector") and not fitting else ""),
+        f"Add such nodes (and the GPU's device plugin), set groups.{group['groupName']}.enabled to false, "
+        "or say --nodes-on-demand if they are added as they are asked for.",
+    )
+
+
+def _is_ready(node: Object) -> bool:
+    conditions = node.get("status", {}).get("conditions", [])
+    ready = any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+    return ready and not node.get("spec", {}).get("unschedulable")
+
+
+def _bears(node: Object, pod: Object) -> bool:
+    labels = node["metadata"].get("labels", {})
+    if not pod.get("nodeSelector", {}).items() <= labels.items():
+        return False
+    return all(
+        any(_tolerates(one, taint) for one in pod.get("tolerations", []))
+        for taint in node.get("spec", {}).get("taints", [])
+        if taint["effect"] != "PreferNoSchedule"
+    )
+
+
+def _tolerates(toleration: Object, taint: Object) -> bool:
+    if toleration.get("effect") not in (None, "", taint["effect"]):
+        return False
+    if toleration.get("operator") == "Exists":
+        return toleration.get("key") in (None, "", taint["key"])
+    return bool(toleration.get("key") == taint["key"] and toleration.get("value", "") == taint.get("value", ""))
+
+
+def _has(node: Object, resource: str) -> int:
+    return int(node["status"].get("allocatable", {}).get(resource, 0))
+
+
+def _queue(kube: Kube, template: Object) -> str:
+    name = template["metadata"]["labels"].get(QUEUE)
+    if name is None:
+        raise Skipped("Kueue is not used")
+    found = kube.get(f"/apis/kueue.x-k8s.io/v1beta1/namespaces/{kube.namespace}/localqueues/{name}")
+    if found is None:
+        raise UnfitError(f"there is no LocalQueue {name} in {kube.namespace}", "Make one, or set kueue.queueName.")
+    active = [one for one in found.get("status", {}).get("conditions", []) if one["type"] == "Active"]
+    if active and active[0]["status"] != "True":
+        raise UnfitError(f"LocalQueue {name} is not active: {active[0].get('message', '')}", "See its ClusterQueue.")
+    return f"LocalQueue {name}"
+
+
+def _cluster(kube: Kube, instance: str) -> str:
+    found = kube.objects(f"/apis/ray.io/v1/namespaces/{kube.namespace}/rayclusters", labelSelector=_release(instance))
+    if not found:
+        raise Skipped("none stands; `deploy rayjob` makes one a job")
+    status, name = found[0].get("status", {}), found[0]["metadata"]["name"]
+    conditions = {one["type"]: one for one in status.get("conditions", [])}
+    head = conditions.get("HeadPodReady", {})
+    if head.get("status") != "True":
+        why = head.get("message") or "the operator has not looked at it yet"
+        raise UnfitError(
+            f"{name} has no head that is ready: {why}", f"kubectl -n {kube.namespace} describe raycluster {name}"
+        )
+    return f"{name}: {status.get('readyWorkerReplicas', 0)} workers beside the head"
+
+
+def _pods(kube: Kube, instance: str) -> str:
+    found = kube.objects(f"/api/v1/namespaces/{kube.namespace}/pods", labelSelector=_release(instance))
+    for pod in found:
+        if why := stuck(pod):
+            raise UnfitError(why, f"kubectl -n {kube.namespace} describe pod {pod['metadata']['name']}")
+    return f"{len(found)}, none of them stuck"

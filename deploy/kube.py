@@ -1,0 +1,254 @@
+"""A namespace of a Kubernetes, as far as `deploy` needs it: read a few objects, create, watch and delete a RayJob.
+
+What goes wrong is told apart here, one line each. What a RayJob's fields mean is `rayjob.py`'s.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from deploy.errors import ConnectError, DeniedError, ProtocolError
+
+Object = dict[str, Any]
+
+_SECONDS = 20.0  # for an answer
+_WATCH_SECONDS = 20  # then the object is looked at anew: what keeps it waiting is told by other objects
+_PATIENCE_SECONDS = 600.0  # for an API server that is being replaced
+_POLL_SECONDS = 2.0
+_OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_STUCK = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "CreateContainerConfigError", "CrashLoopBackOff")
+_RAY = {"group": "ray.io", "version": "v1"}
+
+
+class Kube:
+    """The cluster of the kubeconfig's context (KUBECONFIG, ~/.kube/config), or the one that this pod runs in.
+
+    Each call raises ConnectError, DeniedError or ProtocolError.
+    """
+
+    def __init__(self, namespace: str | None = None, context: str | None = None) -> None:
+        from kubernetes import client, config
+
+        try:
+            if _OWN_NAMESPACE.exists() and context is None and "KUBECONFIG" not in os.environ:
+                config.load_incluster_config()
+            else:
+                config.load_kube_config(os.environ.get("KUBECONFIG"), context)
+        except (config.ConfigException, OSError) as error:
+            raise ConnectError(
+                f"no Kubernetes is configured here ({' '.join(str(error).split())})",
+                "Name a kubeconfig by KUBECONFIG, and a context of it by --context.",
+            ) from error
+        self.client = client.ApiClient()
+        self.client.configuration.retries = False  # urllib3's, without a word and without an end
+        self.address = str(self.client.configuration.host)
+        self.namespace = namespace or _namespace(context)
+        self.core = client.CoreV1Api(self.client)
+        self._objects = client.CustomObjectsApi(self.client)
+
+    def version(self) -> str:
+        from kubernetes import client
+
+        with self._said("the version"):
+            return str(client.VersionApi(self.client).get_code(_request_timeout=_SECONDS).git_version)
+
+    def objects(self, path: str, **query: str) -> list[Object]:
+        """The objects below an API path, such as /api/v1/nodes, as they come in JSON."""
+        with self._said(path.rpartition("/")[2]):
+            return list(self._ask(path, **query).get("items", []))
+
+    def get(self, path: str) -> Object | None:
+        """One object by its API path; None when it is not there."""
+        from kubernetes.client import ApiException
+
+        with self._said(path.rpartition("/")[2]):
+            try:
+                return self._ask(path)
+            except ApiException as error:
+                if error.status == 404:
+                    return None
+                raise
+
+    def _ask(self, path: str, **query: str) -> Object:
+        request = self.client.param_serialize(
+            "GET", path, query_params=list(query.items()), auth_settings=["BearerToken"]
+        )
+        answer = self.client.call_api(*request, _request_timeout=_SECONDS)
+        answer.read()
+        told = self.client.response_deserialize(answer, {"2XX": "object", "4XX": "object", "5XX": "object"})
+        content: Object = told.data
+        return content
+
+    def rayjobs(self, selector: str) -> list[Object]:
+        with self._said("RayJobs"):
+            answer = self._objects.list_namespaced_custom_object(
+                **_RAY, namespace=self.namespace, plural="rayjobs", label_selector=selector, _request_timeout=_SECONDS
+            )
+        return list(answer["items"])
+
+    def create_rayjob(self, job: Object) -> bool:
+        """False when there is one of this name."""
+        from kubernetes.client import ApiException
+
+        with self._said("RayJobs"):
+            try:
+                self._objects.create_namespaced_custom_object(
+                    **_RAY, namespace=self.namespace, plural="rayjobs", body=job, field_validation="Strict",
+                    _request_timeout=_SECONDS,
+                )  # fmt: skip
+            except ApiException as error:
+                if error.status == 409:
+                    return False
+                raise
+        return True
+
+    def delete_rayjob(self, name: str) -> None:
+        """Absent is fine. Its cluster goes with it."""
+        from kubernetes.client import ApiException
+
+        with self._said("RayJobs"):
+            try:
+                self._objects.delete_namespaced_custom_object(
+                    **_RAY, namespace=self.namespace, plural="rayjobs", name=name, _request_timeout=_SECONDS
+                )
+            except ApiException as error:
+                if error.status != 404:
+                    raise
+
+    def watch_rayjob(self, name: str, say: Callable[[str], None]) -> Iterator[Object]:
+        """The RayJob as it is and after every change, until it is deleted.
+
+        Also now and then without a change. A watch that was cut, or whose version is too old (410), begins anew; an
+        API server that is away is waited for.
+        """
+        while True:
+            job = self._patiently(lambda: self._rayjob(name), say)
+            if job is None:
+                return
+            yield job
+            try:
+                for event in self._events(name, job["metadata"]["resourceVersion"]):
+                    if event["type"] == "DELETED":
+                        return
+                    yield event["object"]
+            except ConnectError:
+                time.sleep(_POLL_SECONDS)  # then it is looked at again, with patience
+
+    def log(self, pod: str) -> Iterator[str]:
+        """What a pod prints, from its beginning, in pieces as it comes."""
+        with self._said(f"log of {pod}"):
+            answer = self.core.read_namespaced_pod_log(pod, self.namespace, follow=True, _preload_content=False)
+            for piece in answer.stream(decode_content=True):
+                yield piece.decode(errors="replace")
+
+    def _events(self, name: str, version: str) -> Iterator[Object]:
+        from kubernetes import watch
+        from kubernetes.client import ApiException
+
+        with self._said("RayJobs"):
+            try:
+                yield from watch.Watch().stream(
+                    self._objects.list_namespaced_custom_object, **_RAY, namespace=self.namespace, plural="rayjobs",
+                    field_selector=f"metadata.name={name}", resource_version=version, timeout_seconds=_WATCH_SECONDS,
+                    _request_timeout=(_SECONDS, _WATCH_SECONDS + _SECONDS),
+                )  # fmt: skip
+            except ApiException as error:
+                if error.status != 410:
+                    raise
+
+    def _rayjob(self, name: str) -> Object | None:
+        return self.get(f"/apis/ray.io/v1/namespaces/{self.namespace}/rayjobs/{name}")
+
+    def _patiently(self, ask: Callable[[], Object | None], say: Callable[[str], None]) -> Object | None:
+        begin, told = time.monotonic(), False
+        while True:
+            try:
+                return ask()
+            except ConnectError:
+                if time.monotonic() - begin > _PATIENCE_SECONDS:
+                    raise
+                if not told:
+                    say(f"no answer from {self.address}: waiting up to {_PATIENCE_SECONDS:.0f} s for it")
+                    told = True
+                time.sleep(_POLL_SECONDS)
+
+    @contextmanager
+    def _said(self, what: str) -> Iterator[None]:
+        """Turn what the client raises into one line."""
+        from kubernetes.client import ApiException
+        from urllib3.exceptions import HTTPError, SSLError
+
+        try:
+            yield
+        except ApiException as error:
+            raise self._refusal(error, what) from error
+        except HTTPError as error:
+            inner = getattr(error, "reason", None) or error
+            if isinstance(inner, SSLError):
+                raise ProtocolError(
+                    f"{self.address}: TLS failed ({_one_line(str(inner))})",
+                    "Does the kubeconfig have this cluster's certificate authority?",
+                ) from error
+            raise ConnectError(
+                f"no Kubernetes answers at {self.address} ({_one_line(str(inner))})", "Is the context the right one?"
+            ) from error
+
+    def _refusal(self, error: Any, what: str) -> Exception:
+        told = _message(error)
+        if error.status == 401:
+            return DeniedError(f"{self.address} does not know these credentials", "Log in again, or mend KUBECONFIG.")
+        if "admission webhook" in told:
+            return ProtocolError(f"this cluster refuses it: {told}", "`deploy doctor` says what fits here.")
+        if error.status == 403:
+            return DeniedError(told, "Have the chart's rbac.submitters name you, or use another context.")
+        if error.status == 404:
+            return ProtocolError(
+                f"{self.address} has no {what}", "Install KubeRay 1.6 or newer; `deploy doctor` says what is missing."
+            )
+        if error.status in (429, 500, 502, 503, 504):
+            return ConnectError(f"{self.address} answers {error.status}: {told}", "Wait, then try again.")
+        return ProtocolError(f"{self.address} answers {error.status}: {told}", "`deploy doctor` says what fits here.")
+
+
+def _namespace(context: str | None) -> str:
+    """The namespace of the pod, or of the kubeconfig's context."""
+    from kubernetes import config
+
+    if _OWN_NAMESPACE.exists() and context is None and "KUBECONFIG" not in os.environ:
+        return _OWN_NAMESPACE.read_text().strip()
+    contexts, active = config.list_kube_config_contexts(os.environ.get("KUBECONFIG"))
+    chosen = next((one for one in contexts if one["name"] == context), active)
+    return str(chosen["context"].get("namespace", "default"))
+
+
+def _message(error: Any) -> str:
+    try:
+        return _one_line(json.loads(error.body)["message"])
+    except (TypeError, ValueError, KeyError):
+        return _one_line(str(error.reason))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]
+
+
+def stuck(pod: Object) -> str:
+    """What keeps a pod from running, in Kubernetes' own words; empty when nothing does, or it only takes its time."""
+    name, status = pod["metadata"]["name"], pod.get("status", {})
+    for container in (*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])):
+        waiting = container.get("state", {}).get("waiting", {})
+        if waiting.get("reason") in _STUCK:
+            return f"pod {name}: {waiting['reason']}: {first_line(waiting.get('message', ''))}"
+    for condition in status.get("conditions", []):
+        if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
+            return f"pod {name}: no node takes it: {first_line(condition.get('message', ''))}"
+    return ""
+
+
+def first_line(text: str) -> str:
+    """Of what somebody else has to say, the part that a line has room for."""
+    return next((_one_line(line) for line in text.splitlines() if line.strip()), "")

@@ -1,0 +1,163 @@
+"""`deploy retrain` against a real Ray head, S3 and MLflow: nothing new, something new, a worse one, one at a time."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from head import Head, running_head
+from PIL import Image
+from small import SETS
+
+from deploy.jobs import Dashboard
+from pipeline.data.index import read_index
+from pipeline.loading import load_config
+from pipeline.registry import champion
+from pipeline.storage import open_storage
+
+PROJECT = Path(__file__).parents[2]
+TINY = [*SETS, "sample.count=20", "sample.steps=4", "encode.canary_psnr=1"]
+MADE_OF_SIT = ["train-sit", "sample", "evaluate-samples", "register"]
+
+
+def retrain(address: str, root: str, *sets: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "deploy", "retrain", "quickstart", "--address", address, "--root", root]
+    command += [word for one in (*TINY, *sets) for word in ("--set", one)]
+    return subprocess.run(
+        command, cwd=PROJECT, env={**os.environ, **environment}, text=True, capture_output=True, timeout=500
+    )
+
+
+def put_images(uri: str, count: int) -> None:
+    """Two classes of pictures of one colour each."""
+    storage = open_storage(uri)
+    for i in range(count):
+        picture = io.BytesIO()
+        Image.new("RGB", (32, 32), (i, 0, 255 - i)).save(picture, "PNG")
+        storage.write(f"{'ab'[i % 2]}/{i}.png", picture.getvalue())
+
+
+NOBODY = "http://127.0.0.1:9"
+
+
+def test_the_source_is_listed_every_time(s3_root):
+    """New images under an old URI are new data; here the dashboard is away, which is found after that."""
+    source = f"{s3_root}/images"
+    sets = ("data.format=folder", f"data.uri={source}", "evaluate.class_accuracy=false",
+            "register.gate.metric=samples/frechet_distance/efficientnet_lite0", "register.gate.direction=lower",
+            "register.gate.minimum=null")  # fmt: skip
+    config = load_config("quickstart", list(sets), s3_root)
+    put_images(source, 4)
+    done = retrain(NOBODY, s3_root, *sets)
+    assert (done.returncode, done.stdout) == (69, "")
+    assert "prepare: new" in done.stderr
+    first = read_index(open_storage(s3_root), config.data)
+    put_images(source, 6)
+    assert retrain(NOBODY, s3_root, *sets).returncode == 69
+    second = read_index(open_storage(s3_root), config.data)
+    assert first is not None
+    assert second is not None
+    assert (first.files, second.files) == (4, 6)
+    assert first.digest != second.digest
+
+
+def test_what_was_not_possible_is_in_the_summary_too(s3_root, tmp_path):
+    done = retrain(NOBODY, s3_root, GITHUB_STEP_SUMMARY=str(tmp_path / "page.md"))
+    assert done.returncode == 69
+    assert "no dashboard answers" in (tmp_path / "page.md").read_text()
+    assert done.stderr.splitlines()[-1].startswith("error: no dashboard answers")
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory, s3_endpoint: str) -> Iterator[Head]:
+    folder = tmp_path_factory.mktemp("head")
+    keys = {"AWS_ENDPOINT_URL": s3_endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    tracking = f"sqlite:///{folder}/mlflow.db"
+    with running_head(folder, AWS_DEFAULT_REGION="us-east-1", MLFLOW_TRACKING_URI=tracking, **keys) as up:
+        up.environment["MLFLOW_TRACKING_URI"] = tracking
+        yield up
+
+
+def names(head: Head) -> list[str]:
+    return sorted(job.id for job in Dashboard(head.address, head.token).jobs())
+
+
+def stages(summary: str) -> dict[str, tuple[str, str]]:
+    """Stage to (was, is), from the summary's table."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in summary.splitlines() if line[:1] == "|"]
+    return {row[0]: (row[1], row[2]) for row in rows if len(row) == 5 and row[0] not in ("stage", "---")}
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_retraining(head, s3_root, tmp_path):
+    """One story: a first champion, nothing new, a better setting missing the gate, and the memory of it."""
+    page, uri = tmp_path / "page.md", head.environment["MLFLOW_TRACKING_URI"]
+    easy = "register.gate.minimum=0"
+    first = retrain(head.address, s3_root, easy, **head.environment, GITHUB_STEP_SUMMARY=str(page))
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert first.stdout.startswith("## A new champion")
+    assert page.read_text() == first.stdout
+    assert set(stages(first.stdout).values()) == {("new", "made")}
+    assert champion(uri, "denoising-vae") == "1"
+    assert "champion of `denoising-vae`: version 1" in first.stdout
+    jobs = names(head)
+
+    again = retrain(head.address, s3_root, easy, **head.environment)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.startswith("## Nothing to do")
+    assert names(head) == jobs, "nothing was submitted"
+
+    # Two steps are no training: whatever the first candidate reached, a gate of 1.1 better is out of reach.
+    worse = (easy, "sit.steps=2", "sit.checkpoint_every=1", "register.gate.margin=1.1")
+    second = retrain(head.address, s3_root, *worse, **head.environment)
+    assert second.returncode == 3, second.stdout + second.stderr
+    assert second.stdout.startswith("## The champion stays")
+    made = [stage for stage, (_, state) in stages(second.stdout).items() if state == "made"]
+    assert made == MADE_OF_SIT
+    assert champion(uri, "denoising-vae") == "1"
+    jobs = names(head)
+
+    remembered = retrain(head.address, s3_root, *worse, **head.environment)
+    assert remembered.returncode == 0, remembered.stderr
+    assert remembered.stdout.startswith("## Nothing to do: this candidate was rejected before")
+    assert names(head) == jobs
+
+    # Its memory is the decision, not what it was made from.
+    config = load_config("quickstart", None, s3_root)
+    storage = open_storage(config.root)
+    (sit,) = [name for name in storage.folders("train-sit")
+              if json.loads(storage.read(f"train-sit/{name}/manifest.json"))["config"]["sit.steps"] == 2]  # fmt: skip
+    storage.delete_folder(f"train-sit/{sit}")
+    assert retrain(head.address, s3_root, *worse, **head.environment).stdout == remembered.stdout.replace(
+        "| train-sit | cached | cached", "| train-sit | new | new"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_one_candidate_at_a_time(head, s3_root):
+    dashboard = Dashboard(head.address, head.token)
+    assert dashboard.submit("run-000000000000-1", "sleep 120", {}, {"dvae.model": "denoising-vae"})
+    try:
+        done = retrain(head.address, s3_root, **head.environment)
+        assert done.returncode == 73, done.stdout + done.stderr
+        assert "run-000000000000-1 is" in done.stderr
+        assert "ray job stop run-000000000000-1" in done.stderr
+        other = ("register.name=other", "evaluate.network_weights.uri=file:///nowhere/weights",
+                 f"evaluate.network_weights.sha256={'a' * 64}")  # fmt: skip
+        failed = retrain(head.address, s3_root, *other, **head.environment)
+        assert failed.returncode == 2, failed.stderr
+        assert failed.stdout.startswith("## The run did not come to its end")
+        assert "/nowhere/weights" in failed.stdout, "the last line of its log"
+    finally:
+        import requests
+
+        requests.post(
+            f"{head.address}/api/jobs/run-000000000000-1/stop",
+            headers={"Authorization": f"Bearer {head.token}"}, timeout=10,
+        )  # fmt: skip
