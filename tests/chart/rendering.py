@@ -64,10 +64,23 @@ def pod_specs(objects: list[Object]) -> dict[str, tuple[dict[str, str], dict[str
         elif made["kind"] == "CronJob":
             pods[where] = _template(made["spec"]["jobTemplate"]["spec"]["template"])
         elif made["kind"] == "RayCluster":
-            pods[f"{where} head"] = _template(made["spec"]["headGroupSpec"]["template"])
-            for group in made["spec"]["workerGroupSpecs"]:
-                pods[f"{where} {group['groupName']}"] = _template(group["template"])
+            pods.update(_ray_pods(where, made["spec"]))
+        elif made["kind"] == "ConfigMap" and "rayjob.yaml" in made["data"]:
+            job = rayjob_in(made)
+            pods["RayJob submitter"] = _template(job["spec"]["submitterPodTemplate"])
+            pods.update(_ray_pods("RayJob", job["spec"]["rayClusterSpec"]))
     return pods
+
+
+def rayjob_in(config_map: Object) -> Object:
+    """The RayJob without work that the chart has ready for `deploy rayjob`."""
+    made: Object = yaml.safe_load(config_map["data"]["rayjob.yaml"])
+    return made
+
+
+def _ray_pods(where: str, spec: dict[str, Any]) -> dict[str, tuple[dict[str, str], dict[str, Any]]]:
+    pods = {f"{where} {group['groupName']}": _template(group["template"]) for group in spec["workerGroupSpecs"]}
+    return {f"{where} head": _template(spec["headGroupSpec"]["template"]), **pods}
 
 
 def _template(template: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:

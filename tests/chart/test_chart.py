@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import yaml
 from helm_python import HelmError, lint
 from rendering import CASES, CHART, Object, containers, helm3, kinds, named, pod_specs, render, rendered, values_of
 
+from deploy import rayjob
+from deploy.submit import stage_work
+from pipeline.config import ClusterConfig
 from pipeline.graph import NAMES
 
 CORE = ("v1", "apps/v1", "batch/v1", "networking.k8s.io/v1", "policy/v1", "rbac.authorization.k8s.io/v1")
@@ -79,11 +83,11 @@ def strict(schema: Any) -> Any:
     return made
 
 
-@pytest.fixture(scope="session")
-def raycluster_schema() -> dict[str, Any]:
+@cache
+def ray_schema(plural: str) -> dict[str, Any]:
     if "DVAE_TEST_CRDS" not in os.environ:
         pytest.skip("DVAE_TEST_CRDS is not set: it names the folder with KubeRay's CRDs")
-    text = Path(os.environ["DVAE_TEST_CRDS"], "ray.io_rayclusters.yaml").read_text()
+    text = Path(os.environ["DVAE_TEST_CRDS"], f"ray.io_{plural}.yaml").read_text()
     definition = yaml.load(text, yaml.CSafeLoader)
     (version,) = [one for one in definition["spec"]["versions"] if one["name"] == "v1"]
     schema = version["schema"]["openAPIV3Schema"]
@@ -92,15 +96,50 @@ def raycluster_schema() -> dict[str, Any]:
     return made
 
 
-def test_the_ray_cluster_is_one_to_kuberay(objects, raycluster_schema):
+def work_on(objects: list[Object], queue: str | None) -> Object:
+    """A RayJob as `deploy rayjob` would create it."""
+    template = rayjob.parse_template(named(objects, "ConfigMap", "-rayjob")["data"]["rayjob.yaml"], "the chart")
+    wish = rayjob.Wish(3, queue, ("train-sit",), ClusterConfig())
+    return rayjob.render(template, stage_work("train-sit", "quickstart", None, "s3://b/p"), wish, 1)
+
+
+@pytest.fixture(params=["standing", "short-lived", "queued"])
+def ray_spec(request: pytest.FixtureRequest, objects: list[Object]) -> dict[str, Any]:
+    """The spec of the standing cluster, and those of jobs of their own."""
+    if request.param == "standing":
+        spec: dict[str, Any] = kinds(objects, "RayCluster")[0]["spec"]
+        return spec
+    return work_on(objects, "q" if request.param == "queued" else None)["spec"]["rayClusterSpec"]  # type: ignore[no-any-return]
+
+
+def test_ray_objects_are_some_to_kuberay(objects):
     (cluster,) = kinds(objects, "RayCluster")
-    jsonschema.Draft202012Validator(raycluster_schema).validate(cluster)
+    jsonschema.Draft202012Validator(ray_schema("rayclusters")).validate(cluster)
+    for queue in (None, "q"):
+        jsonschema.Draft202012Validator(ray_schema("rayjobs")).validate(work_on(objects, queue))
 
 
-def test_kuberays_own_rules(objects):
+def test_kuberays_own_rules_for_jobs(objects):
+    for queue in (None, "q"):
+        job = work_on(objects, queue)
+        spec = job["spec"]
+        assert len(job["metadata"]["name"]) <= 47
+        assert spec["backoffLimit"] == 2
+        assert "clusterSelector" not in spec, "excluded by backoffLimit, and by Kueue"
+        assert spec["submissionMode"] == "K8sJobMode"
+        assert spec["shutdownAfterJobFinishes"] is True, "Kueue wants it, and ttlSecondsAfterFinished too"
+        assert "deletionStrategy" not in spec, "excluded by shutdownAfterJobFinishes"
+        assert "upgradeStrategy" not in spec["rayClusterSpec"]
+        assert len(spec["rayClusterSpec"]["workerGroupSpecs"]) <= 7, "Kueue's most"
+        assert "head" not in [group["groupName"] for group in spec["rayClusterSpec"]["workerGroupSpecs"]]
+        scaled, labels = spec["rayClusterSpec"].get("enableInTreeAutoscaling"), job["metadata"]["labels"]
+        elastic = job["metadata"]["annotations"].get("kueue.x-k8s.io/elastic-job") == "true"
+        assert not (scaled and "kueue.x-k8s.io/queue-name" in labels) or elastic
+
+
+def test_kuberays_own_rules(ray_spec):
     """What the operator checks beyond its schema, and what Ray would misunderstand."""
-    (cluster,) = kinds(objects, "RayCluster")
-    spec = cluster["spec"]
+    spec = ray_spec
     templates = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
     assert tuple(map(int, spec["rayVersion"].split(".")[:2])) >= (2, 52), "token authentication"
     assert spec["authOptions"]["mode"] == "token"
@@ -158,6 +197,7 @@ def test_no_pod_has_more_than_it_needs(objects):
         assert not any(spec.get(key) for key in ("hostNetwork", "hostPID", "hostIPC")), where
         token = spec["automountServiceAccountToken"]
         assert token is False or where.endswith(" head"), where
+        assert spec["serviceAccountName"] != "default" if "serviceAccountName" in spec else where.startswith("Pod ")
         for container in containers(spec):
             own = container["securityContext"]
             assert own["readOnlyRootFilesystem"] is True, where
@@ -257,6 +297,47 @@ def test_every_ray_pod_reaches_what_it_needs(objects):
             for port in (6379, 8265, 12345, 61000):
                 assert allowed(objects, labels, "Egress", pod(other), port), where
                 assert allowed(objects, other, "Ingress", pod(labels), port), where
+
+
+def test_retrain_reaches_what_it_needs_and_nothing_else():
+    """The dashboard, MLflow and S3; it asks nothing of Kubernetes."""
+    for case in ("trial", "everything"):
+        objects = rendered(case)
+        (where,) = [where for where in pod_specs(objects) if where.startswith("CronJob")]
+        labels, spec = pod_specs(objects)[where]
+        head = next(labels for where, labels in ray_pods(objects).items() if where.endswith(" head"))
+        mlflow, s3_port = mlflow_labels(objects), 9000 if case == "trial" else 443
+        for peer, port in ((pod(head), 8265), (pod(mlflow), 5000), ({"address": "10.3.4.5"}, s3_port)):
+            assert allowed(objects, labels, "Egress", peer, port)
+        for target in (head, mlflow):
+            assert allowed(objects, target, "Ingress", pod(labels), 8265 if target is head else 5000)
+        assert not allowed(objects, labels, "Egress", pod(head), 6379)
+        assert not allowed(objects, labels, "Egress", {"address": "10.96.0.1"}, 6443)
+        assert spec["automountServiceAccountToken"] is False
+        command = spec["containers"][0]["command"]
+        assert command[:4] == ["python", "-m", "deploy", "retrain"]
+
+
+def test_retrain_has_a_preset_of_its_own(tmp_path):
+    """`retrain.config` is a preset's file, and goes by the name in the command."""
+    from pipeline.loading import load_config
+
+    objects = rendered("everything")
+    text = named(objects, "ConfigMap", "-retrain")["data"]["retrain.yaml"]
+    (tmp_path / "retrain.yaml").write_text(text)
+    assert load_config(str(tmp_path / "retrain.yaml")).data.uri == "s3://images/cifar10"
+    _, spec = next(pair for where, pair in pod_specs(objects).items() if where.startswith("CronJob"))
+    (container,) = spec["containers"]
+    assert "/etc/dvae-retrain/retrain.yaml" in container["command"]
+    assert {"name": "preset", "mountPath": "/etc/dvae-retrain", "readOnly": True} in container["volumeMounts"]
+
+
+def test_what_a_submitter_may_do_is_little():
+    (role,) = kinds(rendered("everything"), "Role")
+    may = {resource: rule["verbs"] for rule in role["rules"] for resource in rule["resources"]}
+    assert set(may) == {"rayjobs", "configmaps", "pods", "pods/log", "workloads"}
+    assert "secrets" not in may
+    assert not kinds(rendered("gpu-production"), "Role"), "nobody is named there"
 
 
 def test_nobody_reaches_the_metadata_address(objects):
@@ -365,6 +446,12 @@ def with_value(path: str, value: Any) -> dict[str, Any]:
         ("networkPolicy.s3Cidrs", ["everywhere"]),
         ("networkPolicy.s3Ports", []),
         ("kueue.on", True),
+        ("retrain.schedule", "tomorrow"),
+        ("retrain.set", ["sit.steps"]),
+        ("retrain.attempts", 0),
+        ("rayjob.ttlSecondsAfterFinished", -1),
+        ("rbac.submitters", [{"kind": "Robot", "name": "ci"}]),
+        ("rbac.submitters", ["ci"]),
         ("unknown", 1),
     ],
 )
@@ -386,6 +473,7 @@ def test_values_out_of_schema_are_refused_with_their_path(path, value):
         (with_value("mlflow.basicAuth.enabled", True), "mlflow.basicAuth.existingSecret"),
         (with_value("head.gcsFaultTolerance.enabled", True), "head.gcsFaultTolerance.redisAddress"),
         (with_value("mlflow.database.existingSecret", "db"), "networkPolicy.postgres"),
+        (with_value("retrain.enabled", True), "retrain.preset"),
     ],
 )
 def test_what_is_missing_is_named(values, word):
