@@ -109,38 +109,44 @@ def _place_checks(config: Config) -> Iterator[Check]:
 def _root(config: Config) -> str:
     """Write, write if absent, read, list and delete."""
     storage, folder = open_storage(config.root), f".doctor/{secrets.token_hex(6)}"
+    if not isinstance(storage, LocalStorage):
+        _s3_answer()  # at once: S3's own client would try for a minute
     path, data = f"{folder}/probe", secrets.token_bytes(64)
-    try:
-        if not storage.write_new(path, data) or storage.write_new(path, b"another"):
-            raise UnfitError(
-                f"{storage.root} does not keep conditional writes (If-None-Match)",
-                "Manifests and leases rest on them: use a server that has them (AWS, Ceph, MinIO do).",
-            )
-        if storage.read(path) != data or [entry.path for entry in storage.list(folder)] != [path]:
-            raise UnfitError(f"{storage.root} does not give back what was written", "Is there a cache in front of it?")
-    finally:
-        storage.delete_folder(folder)
+    if not storage.write_new(path, data) or storage.write_new(path, b"another"):
+        raise UnfitError(
+            f"{storage.root} does not keep conditional writes (If-None-Match)",
+            "Manifests and leases rest on them: use a server that has them (AWS, Ceph, MinIO do).",
+        )
+    if storage.read(path) != data or [entry.path for entry in storage.list(folder)] != [path]:
+        raise UnfitError(f"{storage.root} does not give back what was written", "Is there a cache in front of it?")
+    storage.delete_folder(folder)
     return f"{storage.root}: written, read, listed, deleted"
+
+
+def _s3_answer() -> requests.Response:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "https://s3.amazonaws.com"
+    try:
+        return requests.get(endpoint, timeout=10)
+    except requests.RequestException as error:
+        raise ConnectError(
+            f"no S3 server answers at {endpoint}", "Correct AWS_ENDPOINT_URL, or open the way."
+        ) from error
 
 
 def _clock(config: Config) -> str:
     """This machine's clock against that of the S3 server."""
     if isinstance(open_storage(config.root), LocalStorage):
         raise Skipped("the root is a folder")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "https://s3.amazonaws.com"
-    try:
-        answer = requests.get(endpoint, timeout=10)
-    except requests.RequestException as error:
-        raise ConnectError(f"{endpoint} does not answer", "See AWS_ENDPOINT_URL.") from error
+    answer = _s3_answer()
     if "Date" not in answer.headers:
-        raise Skipped(f"{endpoint} does not tell its time")
+        raise Skipped(f"{answer.url} does not tell its time")
     skew = time.time() - parsedate_to_datetime(answer.headers["Date"]).timestamp()
     if abs(skew) > _SKEW_SECONDS:
         raise UnfitError(
-            f"this machine's clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} {endpoint}'s",
+            f"this machine's clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} {answer.url}'s",
             "Set it by NTP: signatures and leases go by it.",
         )
-    return f"within {_SKEW_SECONDS:.0f} s of {endpoint}'s"
+    return f"within {_SKEW_SECONDS:.0f} s of {answer.url}'s"
 
 
 def _mlflow(config: Config) -> str:
@@ -237,8 +243,9 @@ def _secrets(kube: Kube, instance: str, spec: Object) -> str:
     deployments = kube.objects(
         f"/apis/apps/v1/namespaces/{kube.namespace}/deployments", labelSelector=_release(instance)
     )
+    standing = kube.objects(_rayclusters(kube), labelSelector=_release(instance))
     needed = {(spec["authOptions"]["secretName"], "auth_token")}
-    for part in (spec, [one["spec"] for one in deployments]):
+    for part in (spec, [one["spec"] for one in (*deployments, *standing)]):
         needed |= {(one["name"], one["key"]) for one in _references(part, "secretKeyRef")}
     for name, key in sorted(needed):
         found = kube.get(f"/api/v1/namespaces/{kube.namespace}/secrets/{name}")
@@ -260,6 +267,10 @@ def _references(part: Any, key: str) -> Iterator[Object]:
     elif isinstance(part, list):
         for value in part:
             yield from _references(value, key)
+
+
+def _rayclusters(kube: Kube) -> str:
+    return f"/apis/ray.io/v1/namespaces/{kube.namespace}/rayclusters"
 
 
 def _release(instance: str) -> str:
@@ -304,7 +315,7 @@ def _nodes(kube: Kube, group: Object, on_demand: bool) -> str:
     why = f"none of the {len(nodes)} nodes has {what}" if fitting else f"none of the {len(nodes)} nodes bears its pods"
     raise UnfitError(
         why + (f" (selector {pod['nodeSelector']})" if pod.get("nodeSelector") and not fitting else ""),
-        f"Add such nodes (and the GPU's device plugin), set groups.{group['groupName']}.enabled to false, "
+        f"Add such nodes{' and their device plugin' if gpus else ''}, turn groups.{group['groupName']}.enabled off, "
         "or say --nodes-on-demand if they are added as they are asked for.",
     )
 
@@ -352,7 +363,7 @@ def _queue(kube: Kube, template: Object) -> str:
 
 
 def _cluster(kube: Kube, instance: str) -> str:
-    found = kube.objects(f"/apis/ray.io/v1/namespaces/{kube.namespace}/rayclusters", labelSelector=_release(instance))
+    found = kube.objects(_rayclusters(kube), labelSelector=_release(instance))
     if not found:
         raise Skipped("none stands; `deploy rayjob` makes one a job")
     status, name = found[0].get("status", {}), found[0]["metadata"]["name"]
