@@ -6,6 +6,7 @@ import secrets
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from pipeline.config import ClusterConfig
 from pipeline.errors import PipelineError
 from pipeline.storage import refusal
 
+_NODE_SECONDS = 600.0  # for a node that has been lost or is about to join
+_WITHOUT_DEVICE = ("prepare", "register")
 _LOCAL_OBJECT_STORE = 400 * 1024**2  # bytes: a laptop's stages exchange little
 
 # Told to Ray before it starts. Its own chatter goes to its log files; the screen is the pipeline's.
@@ -161,6 +164,49 @@ def threads_per_worker(config: ClusterConfig) -> int:
 def pool_resources(config: ClusterConfig, stage: str) -> dict[str, float]:
     """The Ray resources that mark the pool of a stage; empty where any node will do."""
     return dict(config.pools.get(stage, {}))
+
+
+def await_pool(config: ClusterConfig, stage: str, say: Callable[[str], None]) -> None:
+    """Return when a node could take the stage's work, or an autoscaler is there to add one.
+
+    Ray would wait for ever, and say nothing here. PipelineError where no node comes.
+    """
+    wanted = {"CPU": 1.0, **pool_resources(config, stage)}
+    if stage not in _WITHOUT_DEVICE and device_of(config) == "cuda":
+        wanted["GPU"] = 1.0
+    begin, told = time.monotonic(), False
+    while not _has_node(wanted):
+        words = ", ".join(f"{name} {amount:g}" for name, amount in wanted.items())
+        if _is_autoscaled():
+            say(f"{stage}: no node of its pool yet ({words}): the autoscaler is asked for one")
+            return
+        if is_local() or time.monotonic() - begin > _NODE_SECONDS:
+            raise PipelineError(
+                f"{stage} wants a node with {words}, and there is none, nor an autoscaler that would add one",
+                "Start such a node, or correct cluster.device and cluster.pools.",
+            )
+        if not told:
+            say(f"{stage}: no node of its pool yet ({words}): waiting up to {_NODE_SECONDS:.0f} s for one")
+            told = True
+        time.sleep(2.0)
+
+
+def _has_node(wanted: dict[str, float]) -> bool:
+    import ray
+
+    has = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return any(all(one.get(name, 0.0) >= amount for name, amount in wanted.items()) for one in has)
+
+
+def _is_autoscaled() -> bool:
+    """Has an autoscaler reported to this cluster?"""
+    import ray
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+    reply = GetClusterStatusReply()
+    reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=10))
+    return bool(reply.autoscaling_state.autoscaler_state_version > 0)
 
 
 def run_tasks(

@@ -246,6 +246,7 @@ class Runner:
         return node.manifest
 
     def _attempt(self, stage: graph.Stage, fingerprint: str, lease: Lease) -> Manifest:
+        cluster.await_pool(self.config.cluster, stage.name, self.display.say)
         inputs: dict[str, Manifest] = {}
         for needed in stage.inputs:
             manifest = read_manifest(self.storage, needed, self.fingerprint(needed))

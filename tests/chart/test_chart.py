@@ -186,6 +186,23 @@ def test_the_site_file_is_a_config(objects, tmp_path, monkeypatch):
     assert load_config("quickstart").root.startswith("s3://denoising-vae/")
 
 
+@pytest.mark.parametrize(
+    ("case", "group", "device", "cpus"),
+    [
+        ("trial", {}, "cpu", 2),
+        ("trial", {"resources": {"cpu": "500m", "memory": "6Gi"}}, "cpu", 1),
+        ("trial", {"resources": {"cpu": "2500m", "memory": "6Gi"}}, "cpu", 2),
+        ("spot", {}, "cuda", 12),
+    ],
+)
+def test_the_site_says_what_a_pool_that_begins_with_no_node_cannot(case, group, device, cpus):
+    """Ray would choose the device and a worker's CPUs by the nodes that are there when a stage begins."""
+    values = copy.deepcopy(values_of(case))
+    values["groups"].setdefault("cpu", {}).update(group)
+    site = yaml.safe_load(named(render(values), "ConfigMap", "-site")["data"]["site.yaml"])
+    assert (site["cluster"]["device"], site["cluster"]["cpus_per_worker"]) == (device, cpus)
+
+
 def test_no_pod_has_more_than_it_needs(objects):
     pods = pod_specs(objects)
     assert len(pods) >= 4
