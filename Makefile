@@ -4,18 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-all lint types clean
+.PHONY: quickstart test test-all test-image lint types clean
 
 quickstart: $(INSTALLED)
 	@$(BIN)/python -m pipeline run quickstart
 
 test: $(INSTALLED) lint types
 	@echo "tests"
-	@$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term:skip-covered
+	@$(BIN)/python -m pytest -m "not slow and not image" --cov --cov-report=term:skip-covered
 
 test-all: $(INSTALLED) lint types
 	@echo "tests, the slow ones too"
-	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	@$(BIN)/python -m pytest -m "not image" --cov --cov-report=term:skip-covered
+
+test-image: $(INSTALLED)
+	@echo "the container image"
+	@$(BIN)/python -m pytest -m image --durations=10
 
 lint: $(INSTALLED)
 	@echo "lint"

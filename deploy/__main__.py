@@ -1,8 +1,9 @@
-"""The pipeline on a Ray cluster: submit work to it, drain a node of it.
+"""The pipeline on a Ray cluster: submit work to it, retrain by it, have one made for a job, say what is missing.
 
-Exit codes: those of the job; else 2 for a wrong config or option, 69 nobody answers, 75 the job's driver or head died
-and no attempt is left, 76 what answers cannot be used (TLS, another service, too old a Ray), 77 no token, a wrong one
-or no permission, 130 interrupted or stopped.
+Exit codes: those of the job; else 1 when `doctor` sees red, 2 for a wrong config or option, 3 when `retrain` made a
+candidate that the gate rejected, 69 nobody answers, 73 another candidate is being made, 75 the job's driver or head
+died and no attempt is left, 76 what answers cannot be used (TLS, another service, too old a Ray, no KubeRay), 77 no
+token, a wrong one or no permission, 130 interrupted or stopped.
 """
 
 import sys

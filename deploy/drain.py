@@ -4,6 +4,7 @@ Ray then gives the node no more work and lets trainers know (`ray.train.get_pree
 The head is asked directly, not through a driver of our own: a pod that ends has no time to start one.
 """
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +33,9 @@ def drain(seconds: float, say: Callable[[str], None]) -> None:
         raise DeniedError("the cluster refused this pod's token", "Does auth.existingSecret hold its token?") from error
     except (ConnectionError, RuntimeError) as error:
         raise ConnectError(f"no Ray answers here ({error})", "This is for the pods of a Ray cluster.") from error
-    here = next((node for node in nodes if _is(node, ray.util.get_node_ip_address())), None)
+    pod, address = os.environ.get("RAY_CLOUD_INSTANCE_ID"), ray.util.get_node_ip_address()  # KubeRay sets the first
+    alive = [node for node in nodes if _is_alive(node)]
+    here = next((node for node in alive if (node.instance_id == pod if pod else node.node_ip_address == address)), None)
     if here is None:
         say("no Ray node is alive here: nothing to drain")
         return
@@ -47,13 +50,13 @@ def drain(seconds: float, say: Callable[[str], None]) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _is(node: Any, address: str) -> bool:
+def _is_alive(node: Any) -> bool:
     from ray.core.generated.autoscaler_pb2 import NodeStatus
 
-    return bool(node.node_ip_address == address and node.status != NodeStatus.DEAD)
+    return bool(node.status != NodeStatus.DEAD)
 
 
 def _is_busy(node: Any) -> bool:
     """Is the node alive, and does anything hold a part of it?"""
     free = node.available_resources
-    return _is(node, node.node_ip_address) and any(free[name] < all_ for name, all_ in node.total_resources.items())
+    return _is_alive(node) and any(free[name] < all_ for name, all_ in node.total_resources.items())

@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.console import duration
 from pipeline.data.index import write_index
 from pipeline.data.listing import list_source
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.graph import Node, fingerprints
 from pipeline.report import meaning, value_text
 from pipeline.runner import check_source, resolved, survey
@@ -59,6 +59,7 @@ def retrain(
     same model is being made, and what `submit` raises. A run that fails is an outcome.
     """
     config = remote_config(preset, sets, root)
+    _check_tracking(config)
     _index(config, say)
     config = resolved(config, fresh=False)
     check_source(config, preset)
@@ -98,6 +99,15 @@ class Tail:
     def line(self) -> str:
         lines = [line.strip() for line in self._text.splitlines() if line.strip()]
         return lines[-1] if lines else "it printed nothing"
+
+
+def _check_tracking(config: Config) -> None:
+    """ConfigError where MLflow would be a file on this machine: there nothing seems registered, time and again."""
+    if config.root.startswith("s3://") and not (config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
+        raise ConfigError(
+            "where MLflow is has not been said",
+            "Set MLFLOW_TRACKING_URI, or tracking.uri in the site file (DVAE_SITE).",
+        )
 
 
 def _index(config: Config, say: Say) -> None:

@@ -201,7 +201,7 @@ def _has_node(wanted: dict[str, float]) -> bool:
 def _is_autoscaled() -> bool:
     """Has an autoscaler reported to this cluster?"""
     import ray
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Cython, without types
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
     reply = GetClusterStatusReply()

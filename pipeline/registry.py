@@ -61,8 +61,8 @@ def _ask_sqlite(uri: str, query: str, *values: str) -> tuple[Any, ...] | None:
             row: tuple[Any, ...] | None = connection.execute(query, values).fetchone()
         connection.close()
     except sqlite3.OperationalError as error:
-        if "no such table" in str(error):
-            return None  # MLflow has not set the database up yet
+        if any(word in str(error) for word in ("no such table", "no such column", "cannot join")):
+            return None  # MLflow has not set the database up yet, or is about to
         raise PipelineError(f"{database}: {error}", "Is it MLflow's database, of the pinned version?") from error
     return row
 

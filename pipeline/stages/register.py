@@ -34,6 +34,7 @@ class Champion(NamedTuple):
 
     version: str
     value: float | None
+    fingerprint: str | None = None  # of the register artifact that made it
 
 
 def run(context: StageContext) -> Outcome:
@@ -174,10 +175,11 @@ def _own_run(context: StageContext) -> tuple[Post, str]:
 
 
 def _find_version(client: Any, context: StageContext) -> str | None:
-    """The version that an earlier attempt made of this fingerprint."""
+    """The version that an earlier attempt made of this fingerprint, if its files are still there."""
     name = context.config.register.name
     found = client.search_model_versions(f"name='{name}' and tags.`{FINGERPRINT_TAG}`='{context.fingerprint}'")
-    return str(max(int(version.version) for version in found)) if found else None
+    whole = [version for version in found if client.list_artifacts(version.run_id, _FOLDER)]
+    return str(max(int(version.version) for version in whole)) if whole else None
 
 
 def _make_version(
@@ -223,7 +225,7 @@ def _settle(client: Any, context: StageContext, version: str, value: float) -> t
     """Give the version its aliases. Returns whether it is champion, and why or why not."""
     own = context.config.register
     champion = _champion(client, own.name, own.gate.metric)
-    if champion is not None and champion.version == version:
+    if champion is not None and context.fingerprint == champion.fingerprint:  # perhaps with files that were lost
         promoted, decision = True, f"version {version} is champion already"
     else:
         promoted, reason = decide(own.gate, value, champion)
@@ -240,8 +242,9 @@ def _champion(client: Any, name: str, metric: str) -> Champion | None:
     version = client.get_registered_model(name).aliases.get(CHAMPION)
     if version is None:
         return None
-    value = client.get_model_version(name, version).tags.get(f"{_METRIC_TAG}{metric}")
-    return Champion(str(version), None if value is None else float(value))
+    tags = client.get_model_version(name, version).tags
+    value = tags.get(f"{_METRIC_TAG}{metric}")
+    return Champion(str(version), None if value is None else float(value), tags.get(FINGERPRINT_TAG))
 
 
 def decide(gate: GateConfig, value: float, champion: Champion | None) -> tuple[bool, str]:

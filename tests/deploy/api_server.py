@@ -19,7 +19,7 @@ import requests
 import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from head import free_port
+from groups import free_port
 
 USERS = ("admin", "alice", "bob")  # admin may do everything, the others nothing until a test binds a role to them
 STRANGER = "stranger"  # has a kubeconfig, but a token that the server does not know

@@ -1,11 +1,16 @@
-"""What the tests of `deploy` share: a Kubernetes API server, one for all of them."""
+"""What the tests of `deploy` share: a Kubernetes API server, and a platform of real servers beside a Ray head."""
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from api_server import ApiServer, binaries, running_api_server
+from ceph import act_as, running_ceph
+from head import Head, running_head
+from mlflow_server import running_mlflow
+from postgres import running_postgres
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +23,42 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
         pytest.skip("DVAE_TEST_CRDS is not set: it names the folder with KubeRay's CRDs")
     with running_api_server(programs, Path(os.environ["DVAE_TEST_CRDS"]), tmp_path_factory.mktemp("kubernetes")) as up:
         yield up
+
+
+@dataclass(frozen=True)
+class Platform:
+    """A Ray head that wants a token, MLflow on PostgreSQL, S3 by Ceph."""
+
+    head: Head
+    tracking: str  # MLflow's address
+    environment: dict[str, str]  # what a submitter has: S3's and MLflow's address, keys and the token
+
+
+@pytest.fixture(scope="session")
+def platform_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    folder = tmp_path_factory.mktemp("platform")
+    with running_ceph() as ceph, running_postgres() as database:
+        keys = {**ceph.add_user("dvae"), "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required"}
+        make_bucket(keys, "dvae")
+        with running_mlflow(folder, database, "s3://dvae/mlflow", **keys) as mlflow:
+            place = {**keys, "MLFLOW_TRACKING_URI": mlflow.uri}
+            with running_head(folder, **place) as head:
+                yield Platform(head, mlflow.uri, {**place, **head.environment})
+
+
+@pytest.fixture
+def platform(platform_servers: Platform, monkeypatch: pytest.MonkeyPatch) -> Platform:
+    """With this process as a submitter there."""
+    act_as(monkeypatch, platform_servers.environment)
+    return platform_servers
+
+
+def make_bucket(keys: dict[str, str], name: str) -> None:
+    import boto3
+    from botocore.config import Config
+
+    boto3.client(
+        "s3", endpoint_url=keys["AWS_ENDPOINT_URL"], aws_access_key_id=keys["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"], region_name="us-east-1",
+        config=Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required"),
+    ).create_bucket(Bucket=name)  # fmt: skip

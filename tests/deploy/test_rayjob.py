@@ -17,7 +17,7 @@ import kubernetes
 import pytest
 import yaml
 from api_server import ApiServer, binaries
-from head import free_port
+from groups import free_port
 from rendering import Object, kinds, named, render, values_of
 
 from deploy import rayjob

@@ -5,11 +5,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import uuid
 from pathlib import Path
 
 import pytest
-from head import Head, running_head
+from head import Head
 from PIL import Image
 from small import SETS
 
@@ -44,7 +44,12 @@ def put_images(uri: str, count: int) -> None:
 NOBODY = "http://127.0.0.1:9"
 
 
-def test_the_source_is_listed_every_time(s3_root):
+@pytest.fixture
+def tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def test_the_source_is_listed_every_time(s3_root, tracked):
     """New images under an old URI are new data; here the dashboard is away, which is found after that."""
     source = f"{s3_root}/images"
     sets = ("data.format=folder", f"data.uri={source}", "evaluate.class_accuracy=false",
@@ -65,21 +70,18 @@ def test_the_source_is_listed_every_time(s3_root):
     assert first.digest != second.digest
 
 
-def test_what_was_not_possible_is_in_the_summary_too(s3_root, tmp_path):
+def test_without_mlflow_nothing_would_seem_registered(s3_root, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    done = retrain(NOBODY, s3_root)
+    assert done.returncode == 2
+    assert "where MLflow is has not been said. Set MLFLOW_TRACKING_URI" in done.stderr
+
+
+def test_what_was_not_possible_is_in_the_summary_too(s3_root, tmp_path, tracked):
     done = retrain(NOBODY, s3_root, GITHUB_STEP_SUMMARY=str(tmp_path / "page.md"))
     assert done.returncode == 69
     assert "no dashboard answers" in (tmp_path / "page.md").read_text()
     assert done.stderr.splitlines()[-1].startswith("error: no dashboard answers")
-
-
-@pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory, s3_endpoint: str) -> Iterator[Head]:
-    folder = tmp_path_factory.mktemp("head")
-    keys = {"AWS_ENDPOINT_URL": s3_endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-    tracking = f"sqlite:///{folder}/mlflow.db"
-    with running_head(folder, AWS_DEFAULT_REGION="us-east-1", MLFLOW_TRACKING_URI=tracking, **keys) as up:
-        up.environment["MLFLOW_TRACKING_URI"] = tracking
-        yield up
 
 
 def names(head: Head) -> list[str]:
@@ -94,35 +96,37 @@ def stages(summary: str) -> dict[str, tuple[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_retraining(head, s3_root, tmp_path):
+def test_retraining(platform, tmp_path):
     """One story: a first champion, nothing new, a better setting missing the gate, and the memory of it."""
-    page, uri = tmp_path / "page.md", head.environment["MLFLOW_TRACKING_URI"]
+    head, uri, s3_root = platform.head, platform.tracking, f"s3://dvae/{uuid.uuid4().hex}"
+    page, model = tmp_path / "page.md", f"retraining-{uuid.uuid4().hex[:6]}"
+    named = f"register.name={model}"
     easy = "register.gate.minimum=0"
-    first = retrain(head.address, s3_root, easy, **head.environment, GITHUB_STEP_SUMMARY=str(page))
+    first = retrain(head.address, s3_root, named, easy, GITHUB_STEP_SUMMARY=str(page))
     assert first.returncode == 0, first.stdout + first.stderr
     assert first.stdout.startswith("## A new champion")
     assert page.read_text() == first.stdout
     assert set(stages(first.stdout).values()) == {("new", "made")}
-    assert champion(uri, "denoising-vae") == "1"
-    assert "champion of `denoising-vae`: version 1" in first.stdout
+    assert champion(uri, model) == "1"
+    assert f"champion of `{model}`: version 1" in first.stdout
     jobs = names(head)
 
-    again = retrain(head.address, s3_root, easy, **head.environment)
+    again = retrain(head.address, s3_root, named, easy)
     assert again.returncode == 0, again.stderr
     assert again.stdout.startswith("## Nothing to do")
     assert names(head) == jobs, "nothing was submitted"
 
     # Two steps are no training: whatever the first candidate reached, a gate of 1.1 better is out of reach.
     worse = (easy, "sit.steps=2", "sit.checkpoint_every=1", "register.gate.margin=1.1")
-    second = retrain(head.address, s3_root, *worse, **head.environment)
+    second = retrain(head.address, s3_root, named, *worse)
     assert second.returncode == 3, second.stdout + second.stderr
     assert second.stdout.startswith("## The champion stays")
     made = [stage for stage, (_, state) in stages(second.stdout).items() if state == "made"]
     assert made == MADE_OF_SIT
-    assert champion(uri, "denoising-vae") == "1"
+    assert champion(uri, model) == "1"
     jobs = names(head)
 
-    remembered = retrain(head.address, s3_root, *worse, **head.environment)
+    remembered = retrain(head.address, s3_root, named, *worse)
     assert remembered.returncode == 0, remembered.stderr
     assert remembered.stdout.startswith("## Nothing to do: this candidate was rejected before")
     assert names(head) == jobs
@@ -133,24 +137,25 @@ def test_retraining(head, s3_root, tmp_path):
     (sit,) = [name for name in storage.folders("train-sit")
               if json.loads(storage.read(f"train-sit/{name}/manifest.json"))["config"]["sit.steps"] == 2]  # fmt: skip
     storage.delete_folder(f"train-sit/{sit}")
-    assert retrain(head.address, s3_root, *worse, **head.environment).stdout == remembered.stdout.replace(
+    assert retrain(head.address, s3_root, named, *worse).stdout == remembered.stdout.replace(
         "| train-sit | cached | cached", "| train-sit | new | new"
     )
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_one_candidate_at_a_time(head, s3_root):
+def test_one_candidate_at_a_time(platform):
+    head, s3_root = platform.head, f"s3://dvae/{uuid.uuid4().hex}"
     dashboard = Dashboard(head.address, head.token)
     assert dashboard.submit("run-000000000000-1", "sleep 120", {}, {"dvae.model": "denoising-vae"})
     try:
-        done = retrain(head.address, s3_root, **head.environment)
+        done = retrain(head.address, s3_root)
         assert done.returncode == 73, done.stdout + done.stderr
         assert "run-000000000000-1 is" in done.stderr
         assert "ray job stop run-000000000000-1" in done.stderr
         other = ("register.name=other", "evaluate.network_weights.uri=file:///nowhere/weights",
                  f"evaluate.network_weights.sha256={'a' * 64}")  # fmt: skip
-        failed = retrain(head.address, s3_root, *other, **head.environment)
+        failed = retrain(head.address, s3_root, *other)
         assert failed.returncode == 2, failed.stderr
         assert failed.stdout.startswith("## The run did not come to its end")
         assert "/nowhere/weights" in failed.stdout, "the last line of its log"

@@ -6,8 +6,10 @@ On SQLite in a temporary folder; the slow test starts a real server.
 import hashlib
 import io
 import os
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -33,7 +35,7 @@ from pipeline.config import Config, GateConfig
 from pipeline.context import StageContext
 from pipeline.errors import PipelineError
 from pipeline.loading import load_config
-from pipeline.registry import FINGERPRINT_TAG, has_version
+from pipeline.registry import FINGERPRINT_TAG, champion, has_version
 from pipeline.stages import register
 from pipeline.stages.register import Champion, decide
 from pipeline.storage import LocalStorage, open_storage
@@ -274,6 +276,23 @@ def test_a_version_deleted_from_the_registry_is_made_again(world):
     world.client.delete_model_version("denoising-vae", "1")
     assert world.register(0.95).details["version"] == "2"
     assert world.aliases()["champion"] == "2"
+
+
+def test_a_version_whose_files_are_lost_is_made_again(world):
+    world.register(0.95)
+    version = world.client.get_model_version("denoising-vae", "1")
+    shutil.rmtree(open_storage(world.client.get_run(version.run_id).info.artifact_uri).folder)
+    assert world.register(0.95).details["version"] == "2"
+    assert world.aliases()["champion"] == "2"
+
+
+def test_a_registry_that_mlflow_is_just_setting_up_has_no_version(tmp_path):
+    """Its tables get their columns one migration after the other."""
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("CREATE TABLE model_versions (name TEXT, version INT, current_stage TEXT)")
+        database.execute("CREATE TABLE model_version_tags (name TEXT, version INT, key TEXT, value TEXT)")
+    assert not has_version(f"sqlite:///{tmp_path}/mlflow.db", "denoising-vae", digest("any"))
+    assert champion(f"sqlite:///{tmp_path}/mlflow.db", "denoising-vae") is None
 
 
 def test_the_version_carries_lineage_and_metrics_and_lies_in_its_run(world):

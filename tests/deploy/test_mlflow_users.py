@@ -1,0 +1,69 @@
+"""MLflow with users, by the commands of the chart's containers: made at the first start, changed by the next."""
+
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from mlflow_server import MlflowServer
+from rendering import named, render, values_of
+
+pytestmark = pytest.mark.slow
+
+
+def containers() -> dict[str, list[str]]:
+    values = values_of("trial") | {"mlflow": {"basicAuth": {"enabled": True, "existingSecret": "users"}}}
+    deployment = named(render(values), "Deployment", "-mlflow")
+    spec = deployment["spec"]["template"]["spec"]
+    return {one["name"]: one["command"] for one in (*spec["initContainers"], *spec["containers"])}
+
+
+def run(command: list[str], folder: Path, **environment: str) -> None:
+    programs = str(Path(sys.executable).parent)
+    path = os.pathsep.join([programs, os.environ["PATH"]])
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, **environment, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def status(server: MlflowServer, user: str, password: str) -> int:
+    question: dict[str, Any] = {"json": {"max_results": 1}, "auth": (user, password), "timeout": 30}
+    return requests.post(f"{server.uri}/api/2.0/mlflow/experiments/search", **question).status_code
+
+
+def test_users_of_the_secret_may_and_others_may_not(tmp_path):
+    given = containers()
+    environment = {
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path}/mlflow.db",
+        "MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "basic_auth.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "x" * 32,
+        "MLFLOW_AUTH_ADMIN_USERNAME": "admin", "MLFLOW_AUTH_ADMIN_PASSWORD": "administers it",
+        "PODS_USERNAME": "ray", "PODS_PASSWORD": f"100% {secrets.token_hex(8)}",
+    }  # fmt: skip
+    assert "--app-name=basic-auth" in given["mlflow"] or "basic-auth" in given["mlflow"]
+    run(given["migrate"], tmp_path, **environment)
+    for password in (environment["PODS_PASSWORD"], "another-password"):  # the second start finds them there
+        environment["PODS_PASSWORD"] = password
+        run(given["users"], tmp_path, **environment)
+    server = MlflowServer(
+        tmp_path, environment["MLFLOW_BACKEND_STORE_URI"], None, "--app-name", "basic-auth", **environment
+    )
+    server.start()
+    try:
+        told = {who: status(server, *who) for who in (
+            ("ray", "another-password"), ("admin", "administers it"), ("ray", "wrong-password"), ("mallory", "x" * 12)
+        )}  # fmt: skip
+        assert list(told.values()) == [200, 200, 401, 401]
+        anonymous = requests.post(f"{server.uri}/api/2.0/mlflow/experiments/search", json={}, timeout=30)
+        assert anonymous.status_code == 401
+    finally:
+        server.stop()

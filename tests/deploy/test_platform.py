@@ -1,0 +1,98 @@
+"""The stages of a run, one job each, on a Ray head that wants a token, with Ceph's S3 and MLflow on PostgreSQL."""
+
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from small import SETS
+from test_submit import driver_of, ended, jobs
+
+from deploy.jobs import Dashboard
+from pipeline.graph import NAMES
+from pipeline.registry import champion
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+PROJECT = Path(__file__).parents[2]
+TINY = [*SETS, "tokenizer.steps=60", "sample.count=20", "sample.steps=4", "encode.canary_psnr=1",
+        "register.gate.minimum=0"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def names() -> tuple[str, str]:
+    """A root and a model of this module's own."""
+    return f"s3://dvae/{uuid.uuid4().hex}", f"platform-{uuid.uuid4().hex[:6]}"
+
+
+def submit(platform, names, *words: str) -> "subprocess.Popen[str]":
+    root, model = names
+    command = [sys.executable, "-m", "deploy", "submit", *words, "--root", root, "--address", platform.head.address]
+    command += [word for one in (*TINY, f"register.name={model}") for word in ("--set", one)]
+    return subprocess.Popen(command, cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_stage_by_stage_with_a_submitter_that_dies(platform, names):
+    for stage in NAMES:
+        process = submit(platform, names, "stage", stage, "quickstart")
+        if stage == "train-tokenizer":
+            assert process.stderr
+            assert "submitted" in process.stderr.readline()
+            (name,) = jobs(platform.head, "train-tokenizer-")
+            driver = driver_of(platform.head, name)
+            process.kill()
+            process.wait()
+            assert driver.is_running(), "the job outlives whoever submitted it"
+            process = submit(platform, names, "stage", stage, "quickstart")
+        code, out, error = ended(process)
+        assert code == 0, (stage, out, error)
+        assert f"✓ {stage}" in out or "cached" in out
+    assert len(jobs(platform.head, "train-tokenizer-")) == 1, "attached, not submitted again"
+    assert champion(platform.tracking, names[1]) == "1"
+
+
+def test_mlflow_has_one_run_with_a_run_a_stage(platform, names):
+    client = MlflowClient(platform.tracking)
+    (version,) = client.search_model_versions(f"name='{names[1]}'")
+    assert sorted(client.get_registered_model(names[1]).aliases) == ["candidate", "champion"]
+    register = client.get_run(version.run_id)
+    parent = client.get_run(register.data.tags["mlflow.parentRunId"])
+    assert parent.info.status == "FINISHED"
+    (experiment,) = [parent.info.experiment_id]
+    children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert sorted(run.data.tags["dvae.stage"] for run in children) == sorted(NAMES), "nested under one"
+    assert {run.info.status for run in children} == {"FINISHED"}
+    by_stage = {run.data.tags["dvae.stage"]: run.info.run_id for run in children}
+    steps = [metric.step for metric in client.get_metric_history(by_stage["train-tokenizer"], "tokenizer/loss")]
+    assert steps == sorted(set(steps)), "each once"
+    assert steps[-1] == 60
+    for stage, folder in (("sample", "figures"), ("analyze", "figures"), ("evaluate-tokenizer", "figures")):
+        assert client.list_artifacts(by_stage[stage], folder), stage
+    assert client.list_artifacts(version.run_id, "model")
+
+
+def test_by_rays_own_command(platform, names):
+    command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", platform.head.address, "--",
+               "python", "-m", "pipeline", "stage", "prepare", "quickstart", "--root", names[0]]  # fmt: skip
+    done = subprocess.run(command, text=True, capture_output=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "= prepare" in done.stdout, "cached: it is the same artifact"
+
+
+def test_nobody_submits_without_the_token(platform, names, monkeypatch):
+    for token in ("", "0" * 64):
+        monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/nowhere")
+        before = len(Dashboard(platform.head.address, platform.head.token).jobs())
+        code, _, error = ended(submit(platform, names, "stage", "prepare", "quickstart"))
+        assert (code, error.count("\n")) == (77, 1), error
+        assert len(Dashboard(platform.head.address, platform.head.token).jobs()) == before
+
+
+def test_ctrl_c_at_once(platform, names):
+    """Before anything was submitted: nothing is left behind."""
+    process = submit(platform, names, "run", "quickstart")
+    process.send_signal(signal.SIGINT)
+    assert ended(process)[0] in (130, -signal.SIGINT)

@@ -1,0 +1,114 @@
+"""A node that is taken away: drained as a pod's preStop hook does, the trainer saves, and Ray moves it to another."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from groups import Group
+from head import Head, running_head, running_worker
+from test_submit import ended, submit
+
+from pipeline.storage import open_storage
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+PROJECT = Path(__file__).parents[2]
+LONG = ("tokenizer.steps=1500", "tokenizer.checkpoint_every=1499", "cluster.cpus_per_worker=1")
+
+
+@pytest.fixture
+def pods(tmp_path: Path, s3_endpoint: str) -> Iterator[tuple[Head, dict[str, Group]]]:
+    """A head that takes no work, as the chart's, and two workers."""
+    keys = {"AWS_ENDPOINT_URL": s3_endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1", "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}  # fmt: skip
+    with (
+        running_head(tmp_path, 0, **keys) as head,
+        running_worker(head, "one", tmp_path, **keys) as one,
+        running_worker(head, "two", tmp_path, **keys) as two,
+    ):
+        yield head, {"one": one, "two": two}
+
+
+def ask(head: Head, path: str) -> list[dict[str, object]]:
+    headers = {"Authorization": f"Bearer {head.token}"}
+    told = requests.get(f"{head.address}/api/v0/{path}", headers=headers, timeout=30)
+    told.raise_for_status()
+    rows: list[dict[str, object]] = told.json()["data"]["result"]["result"]
+    return rows
+
+
+def trains_on(head: Head, group: dict[str, Group]) -> str:
+    """The pod that has the training worker."""
+    import psutil
+
+    for _ in range(240):
+        workers = [one for one in ask(head, "actors?detail=true") if "RayTrainWorker" in str(one["class_name"])]
+        alive = [one for one in workers if one["state"] == "ALIVE"]
+        for pid in (int(str(one["pid"])) for one in alive):
+            environment = psutil.Process(pid).environ()
+            return environment["RAY_CLOUD_INSTANCE_ID"]
+        time.sleep(0.5)
+    raise AssertionError("nothing trains")
+
+
+def wait_for_steps(root: str, steps: int) -> None:
+    storage = open_storage(root)
+    for _ in range(240):
+        for work in storage.folders(".work/train-tokenizer"):
+            try:
+                line = json.loads(storage.read(f".work/train-tokenizer/{work}/progress.json"))
+            except FileNotFoundError:
+                continue
+            if line["step"] >= steps:
+                return
+        time.sleep(0.5)
+    raise AssertionError("it makes no steps")
+
+
+def checkpoints(root: str) -> set[int]:
+    """Steps of which there is one."""
+    storage = open_storage(root)
+    (work,) = storage.folders(".work/train-tokenizer")
+    paths = [entry.path for entry in storage.list(f".work/train-tokenizer/{work}/checkpoints")]
+    return {int(number) for path in paths for number in re.findall(r"checkpoints/0*(\d+)", path)}
+
+
+def weights(root: str) -> dict[str, str]:
+    storage = open_storage(root)
+    (name,) = storage.folders("train-tokenizer")
+    files = json.loads(storage.read(f"train-tokenizer/{name}/manifest.json"))["files"]
+    return {path: record["sha256"] for path, record in files.items() if path.endswith((".safetensors", ".jsonl"))}
+
+
+def test_the_trainer_moves_and_ends_with_the_same_bits(pods, s3_root, tmp_path):
+    head, groups = pods
+    there, elsewhere = f"{s3_root}/moved", f"{s3_root}/undisturbed"
+    assert ended(submit(head, there, "stage", "prepare", "quickstart", sets=LONG))[0] == 0
+    training = submit(head, there, "stage", "train-tokenizer", "quickstart", sets=LONG)
+    pod = trains_on(head, groups)
+    wait_for_steps(there, 100)
+
+    (tmp_path / "site.yaml").write_text(f"root: {there}\n")
+    place = {"RAY_CLOUD_INSTANCE_ID": pod, "DVAE_SITE": str(tmp_path / "site.yaml"), "RAY_TMPDIR": head.scratch}
+    drained = subprocess.run(
+        [sys.executable, "-m", "deploy", "drain", "--seconds", "12"], cwd=PROJECT, text=True, capture_output=True,
+        env={**os.environ, **head.environment, **place}, timeout=90,
+    )  # fmt: skip
+    assert drained.returncode == 0, drained.stderr
+    assert "drains for 12 s" in drained.stderr
+    (saved,) = checkpoints(there)
+    assert 100 <= saved < 1499, "on the notice: by its own rhythm it would have been the last but one"
+    groups[pod].end()  # the pod's end
+    code, out, error = ended(training)
+    assert code == 0, out + error
+    assert "✓ train-tokenizer" in out
+
+    assert ended(submit(head, elsewhere, "stage", "prepare", "quickstart", sets=LONG))[0] == 0
+    assert ended(submit(head, elsewhere, "stage", "train-tokenizer", "quickstart", sets=LONG))[0] == 0
+    assert weights(there) == weights(elsewhere)

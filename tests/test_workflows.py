@@ -1,0 +1,178 @@
+"""GitHub's workflows, as far as they can be checked without GitHub: what they name is there, and nothing untrusted is
+put into a shell."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from command_lines import parsed
+
+PROJECT = Path(__file__).parents[1]
+FOLDER = PROJECT / ".github" / "workflows"
+NAMES = sorted(path.name for path in FOLDER.glob("*.yaml"))
+# Made by a step of the workflow itself, or on the runner.
+MADE_THERE = ("build/", ".venv/bin/python", "dev/tcp", "dev/null")
+
+
+def workflow(name: str) -> dict[str, Any]:
+    made: dict[str, Any] = yaml.safe_load((FOLDER / name).read_text())
+    return made
+
+
+def jobs(name: str) -> dict[str, dict[str, Any]]:
+    made: dict[str, dict[str, Any]] = workflow(name)["jobs"]
+    return made
+
+
+def steps(name: str) -> list[dict[str, Any]]:
+    return [step for job in jobs(name).values() for step in job["steps"]]
+
+
+def scripts(name: str) -> list[str]:
+    return [step["run"] for step in steps(name) if "run" in step]
+
+
+def commands(name: str) -> list[list[str]]:
+    """The words of each line of each script, continuations joined. What is no plain command has words too."""
+    found = []
+    for script in scripts(name):
+        for line in script.replace("\\\n", " ").splitlines():
+            try:
+                found.append(shlex.split(line, comments=True))
+            except ValueError:  # a quotation over several lines
+                continue
+    return [words for words in found if words]
+
+
+def test_all_are_here():
+    assert NAMES == ["chart.yaml", "image.yaml", "kind.yaml", "retrain.yaml", "test.yaml"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rights_are_named_and_few(name):
+    made = workflow(name)
+    assert made["permissions"]["contents"] == "read"
+    granted = {}
+    for rights in (made["permissions"], *(job.get("permissions", {}) for job in jobs(name).values())):
+        granted.update({what: right for what, right in rights.items() if right == "write"})
+    allowed = {"image.yaml": {"packages"}, "retrain.yaml": {"id-token"}}
+    assert set(granted) == allowed.get(name, set())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_expression_is_put_into_a_shell(name):
+    """What stands in ${{ }} is pasted into the script before bash reads it: it has to come by the environment."""
+    for script in scripts(name):
+        assert "${{" not in script
+    for step in steps(name):
+        assert "script" not in step.get("with", {})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_secrets_are_given_to_single_steps(name):
+    text = (FOLDER / name).read_text()
+    in_steps = sum(str(step.get("env", {})).count("secrets.") for step in steps(name))
+    assert text.count("${{ secrets.") == in_steps
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_actions_are_of_a_version(name):
+    used = [step["uses"] for step in steps(name) if "uses" in step]
+    assert "actions/checkout@v4" in used
+    for one in used:
+        assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+", one), one
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_jobs_end_and_say_so(name):
+    for job in jobs(name).values():
+        assert 0 < job["timeout-minutes"] < 360
+    assert workflow(name)["concurrency"]["group"]
+    assert workflow(name)["defaults"] == {"run": {"shell": "bash"}}, "else a pipe hides a failure"
+
+
+def test_a_retraining_is_not_cut_for_another():
+    made = workflow("retrain.yaml")
+    assert made["concurrency"] == {"group": "retrain", "cancel-in-progress": False}
+    assert set(made[True]) == {"push", "schedule", "workflow_dispatch"}  # YAML reads `on` as true
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scripts_are_bash(name):
+    assert scripts(name)
+    for script in scripts(name):
+        done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_files_that_are_named_exist():
+    checked = set()
+    for name in NAMES:
+        for words in commands(name):
+            for word in words:
+                path = word.partition("=")[2] if word.startswith("--") else word
+                if not re.fullmatch(r"(\.?[A-Za-z0-9_*-]+/)+[A-Za-z0-9_.*/-]*", path) or path.startswith(MADE_THERE):
+                    continue
+                if (PROJECT / path.split("/")[0]).exists():
+                    assert list(PROJECT.glob(path)), f"{name}: {path} is not there"
+                    checked.add(path)
+    assert {"helm/denoising-vae", "helm/denoising-vae/ci/trial-values.yaml", "tests/chart", "tests/image"} <= checked
+    assert ".ci/kubernetes-binaries" in checked
+
+
+def test_targets_of_make_exist():
+    makefile = (PROJECT / "Makefile").read_text().replace("$(INSTALLED)", ".venv/.installed")
+    targets = [words[1] for name in NAMES for words in commands(name) if words[0] == "make"]
+    assert "test" in targets
+    for target in targets:
+        assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), target
+
+
+def test_markers_of_pytest_exist():
+    told = (PROJECT / "pyproject.toml").read_text()
+    for name in NAMES:
+        for words in commands(name):
+            if "pytest" in words:
+                for expression in [words[i + 1] for i, word in enumerate(words) if word == "-m" and i > 1]:
+                    for marker in set(re.findall(r"\w+", expression)) - {"and", "not", "or", "pytest"}:
+                        assert f'"{marker}: ' in told, marker
+
+
+def test_our_commands_are_known(monkeypatch):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://there:8265")  # as both workflows set it
+    found = []
+    for name in NAMES:
+        for words in commands(name):
+            if words[:2] == ["exec", "python"]:
+                words = words[1:]
+            if words[:2] == ["python", "-m"] and words[2] in ("deploy", "pipeline"):
+                end = next((i for i, word in enumerate(words) if word in ("|", "&", ";", ">")), len(words))
+                given = [word for word in words[2:end] if word != "${sets[@]}"]
+                found.append(parsed(given).info_name)
+    assert len(found) == 6, found
+
+
+def test_kind_says_that_it_has_not_been_run():
+    assert "HAS NOT BEEN RUN YET" in (FOLDER / "kind.yaml").read_text().partition("name:")[0]
+
+
+def test_kind_agrees_with_the_chart():
+    """Names and sizes that kind.yaml takes from the chart and its trial values."""
+    import helm_python
+
+    text = "\n".join(scripts("kind.yaml"))
+    small = yaml.safe_load(re.findall(r"small\.yaml <<'END'\n(.*?)\nEND", text, re.DOTALL)[0])
+    chart = PROJECT / "helm" / "denoising-vae"
+    trial = yaml.safe_load((chart / "ci" / "trial-values.yaml").read_text())
+    with helm_python.Chart.load(chart) as loaded:
+        loaded.validate_schema(small)
+    assert trial["site"]["root"] == jobs("kind.yaml")["kind"]["env"]["ROOT"]
+    host, _, port = trial["s3"]["endpoint"].removeprefix("http://").partition(":")
+    service, _, namespace = host.partition(".")
+    assert f"kubectl -n {namespace} expose deployment {service} --port={port}" in text
+    for secret in (trial["auth"]["existingSecret"], trial["s3"]["existingSecret"]):
+        assert f"create secret generic {secret} " in text
