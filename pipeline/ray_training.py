@@ -15,7 +15,8 @@ from pipeline.artifacts import SHORT, ArtifactWriter, FileRecord, Manifest, Outc
 from pipeline.config import Config
 from pipeline.context import StageContext
 from pipeline.errors import ContractError, LeaseError, PipelineError, StorageError
-from pipeline.storage import open_storage, refusal
+from pipeline.s3 import S3Storage
+from pipeline.storage import Storage, open_storage, refusal
 
 _POLL_SECONDS = 0.5
 
@@ -127,8 +128,8 @@ def _fit(context: StageContext) -> None:
         "scaling_config": ScalingConfig(num_workers=workers, use_gpu=device == "cuda", resources_per_worker=resources),
         "run_config": RunConfig(
             name=context.fingerprint[:SHORT],
-            storage_path=context.storage.uri(f"{context.work}/train"),
             failure_config=FailureConfig(max_failures=settings.max_failures),
+            **_ray_storage(context.storage, f"{context.work}/train"),
         ),
     }
 
@@ -157,6 +158,13 @@ def _fit(context: StageContext) -> None:
         except TrainingFailedError as error:
             _raise_refusal(context)
             raise _failed(context, error) from error
+
+
+def _ray_storage(storage: Storage, path: str) -> dict[str, Any]:
+    """Where Ray Train keeps its own notes: with the settings and the patience that S3 has elsewhere."""
+    if isinstance(storage, S3Storage):
+        return {"storage_path": storage.arrow_path(path), "storage_filesystem": storage.arrow_files(lasting=True)}
+    return {"storage_path": storage.uri(path)}
 
 
 def _failed(context: StageContext, error: Exception) -> PipelineError:

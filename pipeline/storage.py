@@ -1,7 +1,7 @@
 """One file system for file:// and s3://: whole files in, whole files out, nothing ever seen half-written.
 
-Local writes go to a temporary name in the same folder and are renamed; S3 objects appear when their upload ends.
-Retries, back-off and credentials on S3 are botocore's own (`standard` mode), configured the AWS way. No caching here.
+Local writes go to a temporary name in the same folder and are renamed; S3 objects appear when their upload ends
+(`s3.py`). No caching here.
 """
 
 import errno
@@ -11,9 +11,9 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 from urllib.parse import unquote, urlparse
 
 from pipeline.errors import ConfigError, StorageError
@@ -86,6 +86,8 @@ def open_storage(uri: str) -> Storage:
     if parsed.scheme == "s3":
         if not parsed.netloc:
             raise ConfigError(f"'{uri}' names no bucket", "Write s3://BUCKET/PREFIX.")
+        from pipeline.s3 import S3Storage
+
         return S3Storage(parsed.netloc, parsed.path.strip("/"))
     raise ConfigError(f"'{uri}' is neither file:// nor s3://", "Use a local path, file:///PATH or s3://BUCKET/PREFIX.")
 
@@ -103,7 +105,7 @@ def split_uri(uri: str) -> tuple[Storage, str]:
 
 
 @contextmanager
-def _said(where: str) -> Iterator[None]:
+def refused_at(where: str) -> Iterator[None]:
     """Turn what the operating system refuses into one line. A missing file stays FileNotFoundError."""
     try:
         yield
@@ -144,7 +146,7 @@ class LocalStorage:
         return self.local(path).as_uri()
 
     def read(self, path: str) -> bytes:
-        with _said(str(self.local(path))):
+        with refused_at(str(self.local(path))):
             return self.local(path).read_bytes()
 
     def write(self, path: str, data: bytes) -> None:
@@ -169,7 +171,7 @@ class LocalStorage:
         target = self.local(path)
         lock = target.with_name(f"{_TEMPORARY}lock-{target.name}")  # unseen by `list`
         try:
-            with _said(str(lock)), open(lock, "w") as handle:
+            with refused_at(str(lock)), open(lock, "w") as handle:
                 fcntl.flock(handle, fcntl.LOCK_EX)
                 if self.read_tagged(path)[1] != tag:
                     return False
@@ -179,16 +181,17 @@ class LocalStorage:
             return False  # the file, or its folder, is gone
 
     def exists(self, path: str) -> bool:
-        with _said(str(self.local(path))):
+        with refused_at(str(self.local(path))):
             return self.local(path).is_file()
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         def refuse(error: OSError) -> None:
-            with _said(str(error.filename)):  # the sub-folder, not the base
-                raise error
+            if not isinstance(error, FileNotFoundError):  # removed meanwhile
+                with refused_at(str(error.filename)):  # the sub-folder, not the base
+                    raise error
 
         base = self.local(prefix)
-        with _said(str(base)):
+        with refused_at(str(base)):
             if not base.exists():
                 return
             if not base.is_dir():
@@ -198,20 +201,21 @@ class LocalStorage:
                 for name in names:
                     if not name.startswith(_TEMPORARY):
                         file = Path(folder, name)
-                        found.append(Entry(file.relative_to(self.folder).as_posix(), file.stat().st_size))
+                        with suppress(FileNotFoundError):  # removed meanwhile
+                            found.append(Entry(file.relative_to(self.folder).as_posix(), file.stat().st_size))
         yield from sorted(found)
 
     def folders(self, prefix: str = "") -> Sequence[str]:
         base = self.local(prefix)
-        with _said(str(base)):
+        with refused_at(str(base)):
             return sorted(entry.name for entry in base.iterdir() if entry.is_dir()) if base.exists() else []
 
     def open(self, path: str) -> BinaryIO:
-        with _said(str(self.local(path))):
+        with refused_at(str(self.local(path))):
             return open(self.local(path), "rb")
 
     def download(self, path: str, target: Path) -> None:
-        with _said(str(target)):
+        with refused_at(str(target)):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.local(path), target)
 
@@ -221,11 +225,11 @@ class LocalStorage:
             os.replace(temporary, self.local(path))
 
     def delete(self, path: str) -> None:
-        with _said(str(self.local(path))):
+        with refused_at(str(self.local(path))):
             self.local(path).unlink(missing_ok=True)
 
     def delete_folder(self, prefix: str) -> None:
-        with _said(str(self.local(prefix))):
+        with refused_at(str(self.local(prefix))):
             if self.local(prefix).is_dir():
                 shutil.rmtree(self.local(prefix))
 
@@ -234,7 +238,7 @@ class LocalStorage:
         """A name beside `path` to write to; what is left of it is removed."""
         target = self.local(path)
         temporary = target.with_name(f"{_TEMPORARY}{secrets.token_hex(6)}")
-        with _said(str(target)):
+        with refused_at(str(target)):
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
             except FileNotFoundError as error:  # e.g. below /proc: nothing can be made there
@@ -251,139 +255,3 @@ def _write_through(path: Path, data: bytes) -> None:
         handle.write(data)
         handle.flush()
         os.fsync(handle.fileno())
-
-
-class S3Storage:
-    """Objects below a prefix of a bucket. Endpoint, region and credentials come from the environment, the AWS way."""
-
-    def __init__(self, bucket: str, prefix: str) -> None:
-        self.bucket, self.prefix = bucket, prefix
-        self.root = f"s3://{bucket}/{prefix}".rstrip("/")
-        self._made: Any = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (S3Storage, (self.bucket, self.prefix))  # a client does not travel between processes
-
-    @property
-    def _client(self) -> Any:
-        if self._made is None:
-            import boto3  # only those who use S3 pay for its import
-            from botocore.config import Config
-
-            addressing = {"addressing_style": "path"} if os.environ.get("AWS_ENDPOINT_URL") else {}
-            retries = {"mode": "standard", "total_max_attempts": 8}
-            config = Config(retries=retries, max_pool_connections=32, s3=addressing)
-            self._made = boto3.client("s3", config=config)
-        return self._made
-
-    def key(self, path: str) -> str:
-        return "/".join(part for part in (self.prefix, path) if part)
-
-    def uri(self, path: str = "") -> str:
-        return f"s3://{self.bucket}/{self.key(path)}".rstrip("/")
-
-    def read(self, path: str) -> bytes:
-        return self.read_tagged(path)[0]
-
-    def read_tagged(self, path: str) -> tuple[bytes, str]:
-        with self._said(path):
-            answer = self._client.get_object(Bucket=self.bucket, Key=self.key(path))
-            return answer["Body"].read(), answer["ETag"]
-
-    def write(self, path: str, data: bytes) -> None:
-        with self._said(path):
-            self._client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data)
-
-    def write_new(self, path: str, data: bytes) -> bool:
-        return self._write_if(path, data, IfNoneMatch="*")
-
-    def replace(self, path: str, data: bytes, tag: str) -> bool:
-        return self._write_if(path, data, IfMatch=tag)
-
-    def _write_if(self, path: str, data: bytes, **condition: str) -> bool:
-        from botocore.exceptions import ClientError
-
-        with self._said(path):
-            try:
-                self._client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data, **condition)
-            except ClientError as error:
-                if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 409, 412):
-                    return False
-                raise
-            return True
-
-    def exists(self, path: str) -> bool:
-        try:
-            with self._said(path):
-                self._client.head_object(Bucket=self.bucket, Key=self.key(path))
-        except FileNotFoundError:
-            return False
-        return True
-
-    def list(self, prefix: str = "") -> Iterator[Entry]:
-        start = len(self.prefix) + 1 if self.prefix else 0
-        folder = f"{self.key(prefix)}/" if self.key(prefix) else ""
-        with self._said(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=folder)
-            for page in pages:
-                for item in page.get("Contents", []):
-                    yield Entry(item["Key"][start:], item["Size"])
-
-    def folders(self, prefix: str = "") -> Sequence[str]:
-        folder = f"{self.key(prefix)}/" if self.key(prefix) else ""
-        with self._said(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=folder, Delimiter="/"
-            )
-            names = [item["Prefix"][len(folder) : -1] for page in pages for item in page.get("CommonPrefixes", [])]
-        return sorted(names)
-
-    def open(self, path: str) -> BinaryIO:
-        with self._said(path):
-            body: BinaryIO = self._client.get_object(Bucket=self.bucket, Key=self.key(path))["Body"]
-            return body
-
-    def download(self, path: str, target: Path) -> None:
-        with self._said(path), _said(str(target)):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self._client.download_file(self.bucket, self.key(path), str(target))
-
-    def upload(self, source: Path, path: str) -> None:
-        with self._said(path):
-            self._client.upload_file(str(source), self.bucket, self.key(path))
-
-    def delete(self, path: str) -> None:
-        with self._said(path):
-            self._client.delete_object(Bucket=self.bucket, Key=self.key(path))
-
-    def delete_folder(self, prefix: str) -> None:
-        with self._said(prefix):
-            for entry in list(self.list(prefix)):
-                self.delete(entry.path)
-
-    @contextmanager
-    def _said(self, path: str) -> Iterator[None]:
-        """Turn botocore's errors into one line; an absent key into FileNotFoundError."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
-            yield
-        except ClientError as error:
-            code = error.response["Error"].get("Code", "")
-            if code in ("NoSuchKey", "404", "NotFound"):
-                raise FileNotFoundError(self.uri(path)) from error
-            raise StorageError(f"{self.uri(path)}: {error}", _S3_MENDS.get(code, "")) from error
-        except BotoCoreError as error:
-            raise StorageError(
-                f"{self.uri(path)}: {error}",
-                "Check AWS_ENDPOINT_URL, AWS_REGION and the credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE or a role).",
-            ) from error
-
-
-_S3_MENDS = {
-    "NoSuchBucket": "Create the bucket, or correct the URI.",
-    "AccessDenied": "The credentials may not do this: check the role or the bucket's policy.",
-    "403": "The credentials may not do this: check the role or the bucket's policy.",
-    "InvalidAccessKeyId": "The access key is not known to this server: check AWS_ACCESS_KEY_ID.",
-    "SignatureDoesNotMatch": "The secret key is wrong: check AWS_SECRET_ACCESS_KEY.",
-}

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -26,7 +25,9 @@ from PIL import Image
 from pipeline.config import DataConfig
 from pipeline.data.listing import DIGITS, Listing, Split, class_of
 from pipeline.errors import DataError
-from pipeline.storage import Entry, LocalStorage, S3Storage, Storage, open_storage
+from pipeline.s3 import S3Storage
+from pipeline.s3_errors import arrow_refusal
+from pipeline.storage import Entry, LocalStorage, Storage, open_storage
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label")
@@ -231,6 +232,8 @@ def _said_of(where: str, what: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise DataError(f"{where}: the file has gone since the source was listed", "Run again.") from error
     except (pa.ArrowException, tarfile.TarError, OSError) as error:
+        if "AWS Error" in str(error):
+            raise arrow_refusal(error, where) from error
         if isinstance(error, PermissionError):
             mend = "Give this user permission to it."
         else:
@@ -241,34 +244,17 @@ def _said_of(where: str, what: str) -> Iterator[None]:
 @contextmanager
 def _parquet(files: pyarrow.fs.FileSystem, root: str, path: str) -> Iterator[pq.ParquetFile]:
     """A Parquet file of which only the parts asked for are read, from a bucket too."""
-    with _said_of(f"{root}/{path}", "Parquet"), pq.ParquetFile(f"{root}/{path}", filesystem=files) as file:
+    where = f"s3://{root}/{path}" if files.type_name == "s3" else f"{root}/{path}"
+    with _said_of(where, "Parquet"), pq.ParquetFile(f"{root}/{path}", filesystem=files) as file:
         yield file
 
 
 def _file_system(storage: Storage) -> tuple[pyarrow.fs.FileSystem, str]:
-    """Arrow's way to the files of a storage, and the path of its root there.
-
-    Arrow has its own S3 client; it gets credentials, endpoint and region from botocore, so that one setting serves.
-    """
+    """Arrow's way to the files of a storage, and the path of its root there."""
     if isinstance(storage, LocalStorage):
         return pyarrow.fs.LocalFileSystem(), str(storage.folder)
     assert isinstance(storage, S3Storage)
-    session = _session()
-    meta = session.client("s3").meta
-    given: dict[str, Any] = {"region": meta.region_name, "endpoint_override": meta.endpoint_url}
-    keys = session.get_credentials()
-    if keys is not None:
-        frozen = keys.get_frozen_credentials()
-        given |= {"access_key": frozen.access_key, "secret_key": frozen.secret_key, "session_token": frozen.token}
-    return pyarrow.fs.S3FileSystem(**given), "/".join(part for part in (storage.bucket, storage.prefix) if part)
-
-
-@cache
-def _session() -> Any:
-    """botocore's credentials, which renew themselves, and its slow start, once a process."""
-    import boto3
-
-    return boto3.Session()
+    return storage.arrow_files(), storage.arrow_path()
 
 
 def _columns(schema: pa.Schema, path: str) -> tuple[str, str]:

@@ -1,13 +1,45 @@
-"""One contract, held on file:// and s3:// alike."""
+"""One contract, held on file:// and s3:// alike; s3:// on moto and, where it is installed, on Ceph."""
 
 import pickle
+import random
 import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from ceph import Ceph, act_as, running_ceph
 
 from pipeline.errors import ConfigError, StorageError
 from pipeline.storage import LocalStorage, open_storage, split_uri
+
+
+@pytest.fixture(scope="module")
+def ceph() -> Iterator[tuple[Ceph, dict[str, str]]]:
+    """A gateway, and the settings of a user who owns the bucket `tests`."""
+    import boto3
+
+    with running_ceph() as server:
+        user = server.add_user("owner")
+        keys = {"aws_access_key_id": user["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": user["AWS_SECRET_ACCESS_KEY"]}
+        client = boto3.session.Session(**keys, region_name="us-east-1").client("s3", endpoint_url=server.endpoint)
+        client.create_bucket(Bucket="tests")
+        yield server, user
+
+
+@pytest.fixture
+def ceph_root(ceph: tuple[Ceph, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> str:
+    act_as(monkeypatch, ceph[1])
+    return f"s3://tests/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(params=["file", "s3", "ceph"])
+def any_root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "file":
+        return (tmp_path / "root").as_uri()
+    root: str = request.getfixturevalue(f"{request.param}_root")
+    return root
 
 
 def test_what_is_written_is_read(any_root: str, tmp_path: Path) -> None:
@@ -68,6 +100,26 @@ def test_write_new_has_one_winner(any_root: str) -> None:
     assert storage.read("prize").decode() == won[0]
 
 
+def test_replace_has_one_winner(any_root: str) -> None:
+    storage = open_storage(any_root)
+    for turn in range(5):
+        storage.write("lease", f"free {turn}".encode())
+        _, tag = storage.read_tagged("lease")
+        won = []
+
+        def take(name: str, tag: str = tag, won: list[str] = won) -> None:
+            if storage.replace("lease", name.encode(), tag):
+                won.append(name)
+
+        threads = [threading.Thread(target=take, args=(f"taker {turn}-{i}",)) for i in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1
+        assert storage.read("lease").decode() == won[0]
+
+
 def test_replace_needs_the_current_tag(any_root: str) -> None:
     storage = open_storage(any_root)
     assert not storage.replace("lease", b"mine", "no such tag")
@@ -82,6 +134,38 @@ def test_storage_travels_between_processes(any_root: str) -> None:
     storage = open_storage(any_root)
     storage.write("a", b"1")
     assert pickle.loads(pickle.dumps(storage)).read("a") == b"1"
+
+
+def test_what_is_larger_than_one_part(any_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.s3._ONE_PUT", 1024**2)
+    storage, content = open_storage(any_root), random.Random(0).randbytes(20_000_000)
+    storage.write("large", content)
+    assert storage.read("large") == content
+    storage.download("large", tmp_path / "large")
+    storage.upload(tmp_path / "large", "again")
+    with storage.open("again") as stream:
+        assert stream.read(7) == content[:7]
+        assert stream.read() == content[7:]
+
+
+def test_an_empty_file(any_root: str, tmp_path: Path) -> None:
+    storage = open_storage(any_root)
+    storage.write("empty", b"")
+    storage.download("empty", tmp_path / "empty")
+    storage.upload(tmp_path / "empty", "again")
+    with storage.open("again") as stream:
+        assert stream.read() == b""
+    assert storage.read("empty") == b""
+    assert list(storage.list()) == [("again", 0), ("empty", 0)]
+
+
+def test_more_files_than_a_page_of_a_listing(any_root: str) -> None:
+    storage = open_storage(any_root)
+    names = [f"many/{i:04d}/x" for i in range(1003)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: storage.write(name, b"1"), names))
+    assert [entry.path for entry in storage.list("many")] == names
+    assert list(storage.folders("many")) == [name.split("/")[1] for name in names]
 
 
 def test_split_uri(any_root: str) -> None:
@@ -104,20 +188,11 @@ def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_refusals_name_the_place(tmp_path: Path, s3_root: str) -> None:
+def test_refusals_name_the_place(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="file"):
         LocalStorage(tmp_path / "file").write("x", b"")
-    with pytest.raises(StorageError, match=r"NoSuchBucket.*Create the bucket"):
-        open_storage("s3://no-such-bucket/x").write("x", b"")
     with pytest.raises(ConfigError, match="neither"):
         open_storage("http://somewhere/x")
     with pytest.raises(ConfigError, match="no bucket"):
         open_storage("s3:///x")
-
-
-def test_a_server_that_is_away_is_said(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    monkeypatch.setattr("time.sleep", lambda _: None)  # botocore's back-off
-    with pytest.raises(StorageError, match="AWS_ENDPOINT_URL"):
-        open_storage(s3_root).read("x")
