@@ -189,7 +189,7 @@ class Runner:
         outbox.open(f"{self.name} {self.key[-SHORT:]}", self._tags("pipeline", self.fingerprint("register"), {}))
         outbox.tags({f"dvae.cached.{stage}": fingerprint for stage, fingerprint in cached.items()})
         outbox.params({"preset": self.name, "root": self.config.root})
-        courier = tracking.Courier(self.storage, self.config)
+        courier = tracking.Courier(self.storage, self.config, self.display.say)
         status = "FAILED"
         with cluster.diverted_output(self.debug):
             try:

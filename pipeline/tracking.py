@@ -2,7 +2,8 @@
 
 Whoever makes a number (the driver, the first rank of a trainer) posts events as small files; one courier in the driver
 replays them to MLflow in order, with the steps and times they carry, and removes what has arrived. So training never
-waits for MLflow, and an outage loses nothing. Delivering twice is harmless: runs are found by a key, metrics by step.
+waits for MLflow, and an outage loses nothing. Whoever delivers does so alone, under a lease; one that dies before it
+could remove what it sent does no harm: runs are found by a key, metrics by step.
 """
 
 import json
@@ -10,20 +11,28 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
+from pipeline.artifacts import Lease
 from pipeline.config import Config
-from pipeline.errors import PipelineError
+from pipeline.errors import LeaseError, PipelineError
 from pipeline.storage import LocalStorage, Storage, open_storage
+from pipeline.tracking_errors import RefusedError, TrackingError, mlflow_said
 
 OUTBOX = ".work/tracking"
 POLL_SECONDS = 1.0
+_TURN_SECONDS = 90.0  # to wait for another process that delivers at this root; longer than a dead one's lease
+_CHECK_SECONDS = 10.0  # between two looks whether the lease is still ours
+_MOST = 1000  # metrics that MLflow takes at once
+_TOGETHER = 500  # events that go at once: an hour's worth is replayed in seconds
 _KEY = "dvae.key"  # the tag by which a run is found again
 _log = logging.getLogger(__name__)
-_delivering = (
-    threading.Lock()
-)  # the courier and `register` deliver from one process: one at a time, or runs are made twice
+_delivering = threading.Lock()  # the courier and `register` deliver from one process
 
 
 def tracking_uri(config: Config) -> str:
@@ -84,12 +93,16 @@ def _milliseconds() -> int:
 
 
 class Courier:
-    """Delivers outboxes to MLflow, in a thread of the driver. MLflow being away only makes it wait."""
+    """Delivers outboxes to MLflow, in a thread of the driver. MLflow being away only makes it wait.
 
-    def __init__(self, storage: Storage, config: Config) -> None:
+    `say` hears once of each new kind of trouble.
+    """
+
+    def __init__(self, storage: Storage, config: Config, say: Callable[[str], None] | None = None) -> None:
         self.storage = storage
         self.uri = tracking_uri(config)
-        self.failure: str | None = None  # what MLflow last said, while it is away
+        self.failure: str | None = None  # why not everything has arrived
+        self._say, self._said = say, ""
         self._post = Post(self.uri, config)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._deliver_all, name="courier", daemon=True)
@@ -102,14 +115,22 @@ class Courier:
             try:
                 deliver(self.storage, self._post)
                 self.failure, wait = None, POLL_SECONDS
-            except (
-                Exception
-            ) as error:  # whatever MLflow's client raises when its server is away; kept, said, tried again
-                self.failure, wait = f"{type(error).__name__}: {error}", min(30.0, 2 * wait)
-                _log.debug("MLflow did not take an event", exc_info=True)
+            except LeaseError as error:  # another delivers, these events too; not the end of it
+                self.failure, last = str(error), False
+            except Exception as error:  # a bug of ours or of MLflow's client must not end it: kept, said, tried again
+                self._note(error)
+                wait = min(30.0, 2 * wait)
             if last:
                 return
             self._stop.wait(wait)
+
+    def _note(self, error: Exception) -> None:
+        self.failure = str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
+        _log.debug("MLflow did not take an event", exc_info=True)
+        what = error.what if isinstance(error, PipelineError) else self.failure
+        if self._say is not None and what != self._said:
+            self._say(f"[yellow]![/] {escape(self.failure)} The run goes on, and what is not delivered waits.")
+        self._said = what
 
     def close(self, timeout: float) -> str | None:
         """Deliver the rest, for at most `timeout` seconds. What is left stays in the outbox; says why."""
@@ -122,35 +143,100 @@ class Courier:
 
 def undelivered(storage: Storage) -> list[str]:
     """The keys of the runs whose events still wait."""
-    names = {entry.path.removeprefix(OUTBOX + "/").rpartition("/")[0] for entry in storage.list(OUTBOX)}
-    return sorted(names)
+    return sorted({_key_of(path) for path in _waiting(storage, None)})
+
+
+def _key_of(path: str) -> str:
+    return path.removeprefix(OUTBOX + "/").rpartition("/")[0]
+
+
+def _waiting(storage: Storage, only: str | None) -> list[str]:
+    """The files of events, the oldest first; those of one run and its children, or all."""
+    found = [entry.path for entry in storage.list(OUTBOX) if entry.path.endswith(".jsonl")]
+    if only is not None:
+        found = [path for path in found if _key_of(path) == only or _key_of(path).startswith(f"{only}/")]
+    return sorted(found, key=lambda path: path.rpartition("/")[2])
 
 
 def deliver(storage: Storage, post: "Post", only: str | None = None) -> int:
     """Replay the waiting events, oldest first, removing what has arrived. Returns how many files went.
 
-    Raises what MLflow's client raises when its server is away; what was not delivered stays.
+    What was not delivered stays. TrackingError when MLflow is away or lets nobody in; RefusedError, at the end, when it
+    does not take the events of some run; LeaseError when another process delivers and does not come to an end.
     """
     with _delivering:
-        return _deliver(storage, post, only)
+        if not _waiting(storage, only):
+            return 0
+        with _turn(storage) as still_mine:
+            post.begin()
+            return _deliver(storage, post, _waiting(storage, only), still_mine)
 
 
-def _deliver(storage: Storage, post: "Post", only: str | None) -> int:
-    waiting = [entry.path for entry in storage.list(OUTBOX) if entry.path.endswith(".jsonl")]
-    waiting.sort(key=lambda path: path.rpartition("/")[2])
-    delivered = 0
-    for path in waiting:
-        key = path.removeprefix(OUTBOX + "/").rpartition("/")[0]
-        if only is not None and key != only and not key.startswith(only + "/"):
+def _deliver(storage: Storage, post: "Post", waiting: Iterable[str], still_mine: Callable[[], None]) -> int:
+    delivered, refused = 0, dict[str, RefusedError]()
+    for key, paths, events in _parcels(storage, waiting):
+        if key in refused:
             continue
+        still_mine()
         try:
-            events = [json.loads(line) for line in storage.read(path).splitlines()]
-        except FileNotFoundError:
-            continue  # another driver at this root has delivered it
-        post.send(key, events, storage)
-        storage.delete(path)
-        delivered += 1
+            post.send(key, events, storage)
+        except RefusedError as error:
+            place = storage.uri(f"{OUTBOX}/{key}")
+            refused[key] = RefusedError(f"{key}: {error.what}", f"Its events stay; to give them up, delete {place}.")
+            continue
+        for path in paths:
+            storage.delete(path)
+        delivered += len(paths)
+    for first in refused.values():
+        raise first
     return delivered
+
+
+def _parcels(storage: Storage, waiting: Iterable[str]) -> Iterator[tuple[str, list[str], list[dict[str, Any]]]]:
+    """Key, files and events of what goes at once: a file, or neighbours of one run with nothing but metrics."""
+    key, paths, events = "", list[str](), list[dict[str, Any]]()
+    for path in waiting:
+        try:
+            more = [json.loads(line) for line in storage.read(path).splitlines()]
+        except FileNotFoundError:
+            continue  # its last deliverer was slow to die, and has removed it after all
+        joins = key == _key_of(path) and len(events) + len(more) <= _TOGETHER and _are_metrics([*events, *more])
+        if paths and not joins:
+            yield key, paths, events
+            paths, events = [], []
+        key, paths, events = _key_of(path), [*paths, path], [*events, *more]
+    if paths:
+        yield key, paths, events
+
+
+def _are_metrics(events: Iterable[dict[str, Any]]) -> bool:
+    return all(event["kind"] == "metrics" for event in events)
+
+
+@contextmanager
+def _turn(storage: Storage) -> Iterator[Callable[[], None]]:
+    """The right to deliver at this root, which one process has at a time. Yields a check that it is still ours."""
+    end = time.monotonic() + _TURN_SECONDS
+    while True:
+        try:
+            lease = Lease(storage, "delivery", "to-mlflow")
+            break
+        except LeaseError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(POLL_SECONDS)
+    checked = time.monotonic()
+
+    def still_mine() -> None:
+        nonlocal checked
+        if time.monotonic() - checked > _CHECK_SECONDS:
+            lease.check()
+            checked = time.monotonic()
+
+    try:
+        yield still_mine
+    finally:
+        lease.release(finished=True)
 
 
 class Post:
@@ -170,26 +256,40 @@ class Post:
         if self._made is None:
             client = mlflow_client(self.uri)
             found = client.get_experiment_by_name(self.experiment)
+            if found is not None and found.lifecycle_stage != "active":
+                raise TrackingError(
+                    f"MLflow's experiment '{self.experiment}' is deleted",
+                    f"Restore it (`mlflow experiments restore --experiment-id {found.experiment_id}`), or set "
+                    "tracking.experiment to another.",
+                )
             self._experiment_id = (
                 found.experiment_id if found else client.create_experiment(self.experiment, self._artifacts)
             )
             self._made = client
         return self._made
 
+    def begin(self) -> None:
+        """Forget what others may have changed since the last delivery. TrackingError when MLflow is not to be had."""
+        self._runs, self._last_steps = {}, {}
+        with mlflow_said(self.uri):
+            _ = self.client
+
     def send(self, key: str, events: list[dict[str, Any]], storage: Storage) -> None:
+        """TrackingError when MLflow is away, RefusedError when it does not take these events."""
         metrics = [event for event in events if event["kind"] == "metrics"]
-        for event in events:
-            if event["kind"] != "metrics":
-                getattr(self, f"_{event['kind']}")(key, event, storage)
-        if metrics:
-            self._metrics(key, metrics)
+        with mlflow_said(self.uri):
+            for event in events:
+                if event["kind"] != "metrics":
+                    getattr(self, f"_{event['kind']}")(key, event, storage)
+            if metrics:
+                self._metrics(key, metrics)
 
     def run_of(self, key: str) -> str:
-        """The id of the newest run with this key. PipelineError when there is none."""
+        """The id of the newest run with this key. RefusedError when there is none."""
         if key not in self._runs:
             run = self._find(key)
             if run is None:
-                raise PipelineError(f"MLflow at {self.uri} has no run '{key}'", "Its events stay in the outbox.")
+                raise RefusedError(f"MLflow at {self.uri} has no run '{key}'", "Somebody may have deleted it there.")
             self._runs[key] = run.info.run_id
         return self._runs[key]
 
@@ -201,19 +301,26 @@ class Post:
         return found[0] if found else None
 
     def _open(self, key: str, event: dict[str, Any], _: Storage) -> None:
-        """Go on with the run of this key while it is unfinished, else begin a new one."""
+        """Go on with the run of this key; a stage that is made anew, after it was finished, begins a new one."""
         run = self._find(key)
-        if run is None or run.info.status == "FINISHED":
+        if run is None or (run.info.status == "FINISHED" and event["parent"]):
             tags = {_KEY: key, **event["tags"]}
             if event["parent"]:
                 tags["mlflow.parentRunId"] = self.run_of(event["parent"])
-            run = self.client.create_run(
-                self._experiment_id, start_time=event["time"], tags=tags, run_name=event["name"]
-            )
+            self.client.create_run(self._experiment_id, start_time=event["time"], tags=tags, run_name=event["name"])
+            run = self._only_one(key, event["time"])
         elif run.info.status != "RUNNING":
             self.client.update_run(run.info.run_id, status="RUNNING")
         self._runs[key] = run.info.run_id
         self._last_steps.pop(key, None)
+
+    def _only_one(self, key: str, begun: int) -> Any:
+        """The run just made; MLflow's client asks again when an answer is lost, and so may have made two."""
+        same = f"tags.`{_KEY}` = '{key}' AND attributes.start_time = {begun}"
+        run, *twins = self.client.search_runs([self._experiment_id], same, order_by=["attributes.run_id ASC"])
+        for twin in twins:
+            self.client.delete_run(twin.info.run_id)
+        return run
 
     def _close(self, key: str, event: dict[str, Any], _: Storage) -> None:
         self.client.set_terminated(self.run_of(key), event["status"], event["time"])
@@ -243,7 +350,10 @@ class Post:
 
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder, event["path"].rpartition("/")[2])
-            storage.download(event["path"], target)
+            try:
+                storage.download(event["path"], target)
+            except FileNotFoundError:
+                return  # its artifact has been removed since
             self.client.log_artifact(self.run_of(key), str(target), event["folder"])
 
     def _metrics(self, key: str, events: list[dict[str, Any]]) -> None:
@@ -252,21 +362,25 @@ class Post:
 
         run_id = self.run_of(key)
         if key not in self._last_steps:
-            self._last_steps[key] = self._last_step(run_id, events[0])
-        last = self._last_steps[key]
-        fresh = [event for event in events if event["step"] > last or event["step"] == 0]
-        metrics = [
-            Metric(name, value, event["time"], event["step"])
-            for event in fresh
-            for name, value in event["values"].items()
-        ]
-        for start in range(0, len(metrics), 1000):
-            self.client.log_batch(run_id, metrics=metrics[start : start + 1000])
-        self._last_steps[key] = max([last, *(event["step"] for event in fresh)])
+            self._last_steps[key] = self._last_step(run_id)
+        last, batch = self._last_steps[key], list[Metric]()
+        for event in events:
+            step = event["step"]
+            if step != 0 and step <= last:
+                continue
+            last = max(last, step)
+            line = [Metric(name, value, event["time"], step) for name, value in event["values"].items()]
+            if len(batch) + len(line) > _MOST:  # a step goes whole, or it would be taken for known after a kill
+                self.client.log_batch(run_id, metrics=batch)
+                batch = []
+            batch += line
+        if batch:
+            self.client.log_batch(run_id, metrics=batch)
+        self._last_steps[key] = last
 
-    def _last_step(self, run_id: str, event: dict[str, Any]) -> int:
-        name = next(iter(event["values"]))
-        return max((metric.step for metric in self.client.get_metric_history(run_id, name)), default=-1)
+    def _last_step(self, run_id: str) -> int:
+        newest = self.client.get_run(run_id).to_proto().data.metrics  # of each metric the one of the last step
+        return max((metric.step for metric in newest), default=-1)
 
 
 def mlflow_client(uri: str) -> Any:
@@ -275,6 +389,7 @@ def mlflow_client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     from mlflow import MlflowClient
