@@ -1,12 +1,13 @@
 """The pipeline on a Ray cluster: submit work to it, retrain by it, have one made for a job, say what is missing.
 
 Exit codes: those of the job; else 1 when `doctor` sees red, 2 for a wrong config or option, 3 when `retrain` made a
-candidate that the gate rejected, 69 nobody answers, 73 another candidate is being made, 75 the job's driver or head
+candidate that the gate rejected, 69 nobody answers, 73 something else has to end first, 75 the job's driver or head
 died and no attempt is left, 76 what answers cannot be used (TLS, another service, too old a Ray, no KubeRay), 77 no
 token, a wrong one or no permission, 130 interrupted or stopped.
 """
 
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -142,14 +143,14 @@ def retrain(
     try:
         done = retraining.retrain(Dashboard(address, token()), preset, set_, root, attempts, _say, _echo_aside)
     except PipelineError as error:
-        retraining.publish(f"## Retraining `{preset}` was not possible\n\n{error}\n")
+        retraining.publish(f"## Retraining `{preset}` was not possible\n\n{error}\n", _say)
         raise
     except KeyboardInterrupt:
         _say("detached: what was submitted goes on. The same command attaches to it again.")
         raise SystemExit(130) from None
     text = retraining.summary(done)
-    retraining.publish(text)
     _echo(text)
+    retraining.publish(text, _say)
     raise SystemExit(done.exit_code)
 
 
@@ -191,10 +192,13 @@ def drain(
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
     """A worker's preStop hook: tell Ray that this node goes away, wait until it is free of work, keep its logs."""
+    end = time.time() + seconds  # before Ray is imported, which takes its time
     from deploy.drain import drain as drain_node
 
-    drain_node(seconds, _say)
-    _keep_logs()
+    try:
+        drain_node(end, _say)
+    finally:
+        _keep_logs()
 
 
 @app.command("keep-logs")

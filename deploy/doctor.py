@@ -16,7 +16,7 @@ from typing import Any
 import requests
 
 from deploy.errors import ConnectError, DeniedError
-from deploy.jobs import Dashboard, token
+from deploy.jobs import Dashboard, reason, token
 from deploy.kube import Kube, Object, stuck
 from deploy.rayjob import QUEUE, find_template
 from pipeline import registry
@@ -52,10 +52,14 @@ def look(checks: Iterator[Check]) -> Iterator[Finding]:
     for what, check in checks:
         try:
             yield Finding(what, True, check())
-        except Skipped as reason:
-            yield Finding(what, None, str(reason))
+        except Skipped as skipped:
+            yield Finding(what, None, str(skipped))
         except PipelineError as error:
             yield Finding(what, False, error.what, error.mend)
+        except Exception as error:  # the other checks are worth as much
+            yield Finding(
+                what, False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", "This is a bug."
+            )
 
 
 class Skipped(Exception):  # noqa: N818  # it is none
@@ -126,10 +130,11 @@ def _root(config: Config) -> str:
 def _s3_answer() -> requests.Response:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "https://s3.amazonaws.com"
     try:
-        return requests.get(endpoint, timeout=10)
-    except requests.RequestException as error:
+        return requests.get(endpoint, timeout=10, allow_redirects=False, verify=os.environ.get("AWS_CA_BUNDLE") or True)
+    except (requests.RequestException, OSError) as error:
         raise ConnectError(
-            f"no S3 server answers at {endpoint}", "Correct AWS_ENDPOINT_URL, or open the way."
+            f"no S3 server answers at {endpoint} ({reason(error)})",
+            "Correct AWS_ENDPOINT_URL, or AWS_CA_BUNDLE for TLS, or open the way.",
         ) from error
 
 

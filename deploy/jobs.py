@@ -4,6 +4,7 @@ Ray itself is not needed on this side. What is submitted, and when again, is `su
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import requests
 import websocket
 
 from deploy.errors import ConnectError, DeniedError, ProtocolError
+from pipeline.errors import ConfigError
 
 _SECONDS = 30.0  # for an answer
 _SILENCE_SECONDS = 20.0  # after which a silent log is asked whether its job still runs
@@ -38,34 +40,63 @@ class Job:
 def token() -> str | None:
     """The cluster's token, where Ray's own clients look: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
     if "RAY_AUTH_TOKEN" in os.environ:
-        return os.environ["RAY_AUTH_TOKEN"].strip() or None
+        return _checked(os.environ["RAY_AUTH_TOKEN"].strip(), "RAY_AUTH_TOKEN")
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     try:
-        return path.read_text().strip() or None
+        return _checked(path.read_text(errors="replace").strip(), str(path))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise DeniedError(f"{path}: the token cannot be read ({error.strerror})", "Check its permissions.") from error
 
 
+def _checked(secret: str, source: str) -> str | None:
+    """DeniedError, without a word of it, for what cannot be a token: it would be shown by an error further on."""
+    if secret and not re.fullmatch(r"[\x21-\x7e]+", secret):
+        raise DeniedError(f"{source} holds no token: one line of printable signs", "Take it from the cluster's Secret.")
+    return secret or None
+
+
+class _Bearer(requests.auth.AuthBase):
+    """The token, and not what a ~/.netrc has for that host."""
+
+    def __init__(self, secret: str | None) -> None:
+        self._secret = secret
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._secret:
+            request.headers["Authorization"] = f"Bearer {self._secret}"
+        return request
+
+
 class Dashboard:
     """A Ray cluster's dashboard. Each call raises ConnectError, DeniedError or ProtocolError."""
 
     def __init__(self, address: str, secret: str | None) -> None:
-        if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).netloc:
-            raise ConnectError(
+        try:
+            parts = urlsplit(address)
+        except ValueError:
+            parts = urlsplit("")
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ConfigError(
                 f"{address} is no dashboard's address", "Give --address http://HOST:8265, or https://HOST."
             )
+        if parts.username or parts.password:
+            raise ConfigError("--address holds a user or password", "Take it out; the token goes into RAY_AUTH_TOKEN.")
         self.address = address.rstrip("/")
+        self._auth = _Bearer(secret)
         self._headers = {"Authorization": f"Bearer {secret}"} if secret else {}
 
     def version(self) -> str:
         """Ray's version over there."""
-        return str(self._ask("GET", "/api/version").json()["ray_version"])
+        return str(self._told("/api/version", "ray_version"))
 
     def jobs(self) -> list[Job]:
         """Every job that was submitted and is still remembered."""
-        return [_job(told) for told in self._ask("GET", "/api/jobs/").json() if told.get("submission_id")]
+        told = self._told("/api/jobs/", None)
+        if not isinstance(told, list):
+            raise ProtocolError(f"what answers at {self.address} is no Ray dashboard", _NOT_RAY)
+        return [_job(one) for one in told if one.get("submission_id")]
 
     def job(self, name: str) -> Job | None:
         """None when the cluster does not know it (any more)."""
@@ -122,40 +153,59 @@ class Dashboard:
         finally:
             connection.close()
 
+    def _told(self, path: str, key: str | None) -> Any:
+        """What is answered in JSON, or one part of it. ProtocolError where it is of another form."""
+        try:
+            content = self._ask("GET", path).json()
+            return content if key is None else content[key]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ProtocolError(f"what answers at {self.address} is no Ray dashboard", _NOT_RAY) from error
+
     def _ask(self, method: str, path: str, missing: bool = False, **body: Any) -> requests.Response:
         """The answer, if it is a good one; with `missing` a 404 is one too."""
         try:
             answer = requests.request(
-                method, self.address + path, headers=self._headers, timeout=_SECONDS, allow_redirects=False, **body
+                method, self.address + path, auth=self._auth, timeout=_SECONDS, allow_redirects=False, **body
             )
         except requests.exceptions.SSLError as error:
             raise ProtocolError(
-                f"{self.address}: TLS failed ({_reason(error)})",
+                f"{self.address}: TLS failed ({reason(error)})",
                 "Is it https at all? Name its authority's certificate by REQUESTS_CA_BUNDLE.",
             ) from error
         except requests.RequestException as error:
             raise ConnectError(
-                f"no dashboard answers at {self.address} ({_reason(error)})",
+                f"no dashboard answers at {self.address} ({reason(error)})",
                 "Is the cluster up, and its port forwarded? Say --address or RAY_API_SERVER_ADDRESS.",
             ) from error
+        except OSError as error:  # requests' own for a bundle that is not there
+            raise ProtocolError(reason(error), "Correct REQUESTS_CA_BUNDLE.") from error
+        if answer.status_code == 404 and missing:
+            return answer
+        self._refuse(answer, method, path)
+        if "json" not in answer.headers.get("Content-Type", ""):
+            raise ProtocolError(f"what answers at {self.address} is no Ray dashboard", _NOT_RAY)
+        return answer
+
+    def _refuse(self, answer: requests.Response, method: str, path: str) -> None:
+        """Raise what a status other than 200 means."""
         status = answer.status_code
-        if status == 401:
+        if status == 401 and not self._headers:
             raise DeniedError(
                 f"{self.address} wants a token, and none was found",
                 "Set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with it.",
             )
-        if status == 403:
-            raise DeniedError(f"{self.address} refused the token", "Is it this cluster's? See RAY_AUTH_TOKEN.")
-        if status in (502, 503, 504):
+        if status in (401, 403):
+            raise DeniedError(
+                f"{self.address} refused the token ({status})",
+                "Is it this cluster's? See RAY_AUTH_TOKEN; or is it a proxy that refuses (HTTP_PROXY, NO_PROXY)?",
+            )
+        if status in (429, 502, 503, 504) or (status == 500 and method == "GET"):
             raise ConnectError(f"{self.address} answers {status}: the head is not there", "Wait, or look at its pod.")
-        if status == 404 and missing:
-            return answer
+        if status == 500 and "No available agent" in answer.text:  # a head that has only just come up
+            raise ConnectError(f"{self.address} takes no jobs yet", "Wait, then try again.")
         if status != 200:
             text = " ".join(answer.text.split())
             raise ProtocolError(f"{method} {self.address}{path} answered {status}: {text[-200:]}", _NOT_RAY)
-        if "json" not in answer.headers.get("Content-Type", ""):
-            raise ProtocolError(f"what answers at {self.address} is no Ray dashboard", _NOT_RAY)
-        return answer
 
 
 _NOT_RAY = "Is this the dashboard of a Ray of version 2.55 or newer?"
@@ -171,7 +221,7 @@ def _job(told: dict[str, Any]) -> Job:
     )
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The innermost word of a chain of wrapped errors."""
     inner: BaseException = error
     while inner.__cause__ or inner.__context__:

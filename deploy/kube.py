@@ -3,15 +3,20 @@
 What goes wrong is told apart here, one line each. What a RayJob's fields mean is `rayjob.py`'s.
 """
 
+import codecs
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from yaml import YAMLError
+
 from deploy.errors import ConnectError, DeniedError, ProtocolError
+from pipeline.errors import ConfigError
 
 Object = dict[str, Any]
 
@@ -33,20 +38,23 @@ class Kube:
     def __init__(self, namespace: str | None = None, context: str | None = None) -> None:
         from kubernetes import client, config
 
+        settings = client.Configuration()
+        settings.retries = False  # urllib3's, without a word
         try:
-            if _OWN_NAMESPACE.exists() and context is None and "KUBECONFIG" not in os.environ:
-                config.load_incluster_config()
+            if _is_inside(context):
+                config.load_incluster_config(settings)
             else:
-                config.load_kube_config(os.environ.get("KUBECONFIG"), context)
-        except (config.ConfigException, OSError) as error:
+                config.load_kube_config(os.environ.get("KUBECONFIG") or None, context, settings)
+            self.namespace = namespace or _namespace(context)
+        except (config.ConfigException, OSError, YAMLError, TypeError, ValueError) as error:
             raise ConnectError(
                 f"no Kubernetes is configured here ({' '.join(str(error).split())})",
                 "Name a kubeconfig by KUBECONFIG, and a context of it by --context.",
             ) from error
-        self.client = client.ApiClient()
-        self.client.configuration.retries = False  # urllib3's, without a word and without an end
-        self.address = str(self.client.configuration.host)
-        self.namespace = namespace or _namespace(context)
+        if not re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", self.namespace):
+            raise ConfigError(f"'{self.namespace}' is no namespace's name", "Correct --namespace.")
+        self.client = client.ApiClient(settings)
+        self.address = str(settings.host)
         self.core = client.CoreV1Api(self.client)
         self._objects = client.CustomObjectsApi(self.client)
 
@@ -142,8 +150,9 @@ class Kube:
         """What a pod prints, from its beginning, in pieces as it comes."""
         with self._said(f"log of {pod}"):
             answer = self.core.read_namespaced_pod_log(pod, self.namespace, follow=True, _preload_content=False)
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")
             for piece in answer.stream(decode_content=True):
-                yield piece.decode(errors="replace")
+                yield decoder.decode(piece)
 
     def _events(self, name: str, version: str) -> Iterator[Object]:
         from kubernetes import watch
@@ -214,15 +223,20 @@ class Kube:
         return ProtocolError(f"{self.address} answers {error.status}: {told}", "`deploy doctor` says what fits here.")
 
 
+def _is_inside(context: str | None) -> bool:
+    """Is this a pod that goes by its own account?"""
+    return _OWN_NAMESPACE.exists() and context is None and not os.environ.get("KUBECONFIG")
+
+
 def _namespace(context: str | None) -> str:
     """The namespace of the pod, or of the kubeconfig's context."""
     from kubernetes import config
 
-    if _OWN_NAMESPACE.exists() and context is None and "KUBECONFIG" not in os.environ:
+    if _is_inside(context):
         return _OWN_NAMESPACE.read_text().strip()
-    contexts, active = config.list_kube_config_contexts(os.environ.get("KUBECONFIG"))
+    contexts, active = config.list_kube_config_contexts(os.environ.get("KUBECONFIG") or None)
     chosen = next((one for one in contexts if one["name"] == context), active)
-    return str(chosen["context"].get("namespace", "default"))
+    return str(chosen["context"].get("namespace") or "default")
 
 
 def _message(error: Any) -> str:

@@ -6,6 +6,7 @@ lifecycle rule's to remove.
 
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 
 from deploy.errors import ConnectError
@@ -25,5 +26,6 @@ def keep_logs(storage: Storage) -> str:
     folder = f"{FOLDER}/{os.environ.get('RAY_CLUSTER_NAME', 'ray')}/{platform.node()}"
     for path in sorted(session.rglob("*")):
         if path.is_file() and not path.is_symlink() and path.stat().st_size:
-            storage.upload(path, f"{folder}/{path.relative_to(session).as_posix()}")
+            with suppress(FileNotFoundError):  # rotated away meanwhile
+                storage.upload(path, f"{folder}/{path.relative_to(session).as_posix()}")
     return storage.uri(folder)

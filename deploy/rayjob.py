@@ -11,8 +11,8 @@ import re
 import shlex
 import subprocess
 import threading
+import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +21,10 @@ import yaml
 
 from deploy.errors import ConnectError, DeniedError, LostError, ProtocolError
 from deploy.kube import Kube, Object, first_line, stuck
-from deploy.submit import Say, Work
+from deploy.submit import ROOT, Say, Work, attempt_of, check_root
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.graph import NAMES
 
 Delete = Literal["success", "always", "never"]
 WORK = "denoising-vae/work"  # label: what a RayJob is to do
@@ -31,6 +32,7 @@ POOLS = "denoising-vae/stage-pools"  # annotation of the template: JSON, stage t
 QUEUE = "kueue.x-k8s.io/queue-name"
 ELASTIC = "kueue.x-k8s.io/elastic-job"
 _TEMPLATE = "app.kubernetes.io/name=denoising-vae,app.kubernetes.io/component=rayjob"
+_POLL_SECONDS = 2.0
 _FINAL = ("Complete", "Failed", "ValidationFailed")
 
 
@@ -55,25 +57,36 @@ def parse_template(text: str, where: str) -> Object:
     """A RayJob from YAML, alone or inside of the chart's ConfigMap as Helm renders it. ConfigError when it is none."""
     try:
         made = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML ({' '.join(str(error).split())})", "Mend it.") from error
-    if isinstance(made, dict) and made.get("kind") == "ConfigMap":
-        made = yaml.safe_load(made.get("data", {}).get("rayjob.yaml", ""))
-    if (
-        not isinstance(made, dict)
-        or made.get("kind") != "RayJob"
-        or POOLS not in made["metadata"].get("annotations", {})
-    ):
+        if made["kind"] == "ConfigMap":
+            made = yaml.safe_load(made["data"]["rayjob.yaml"])
+        _check_template(made)
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"{where} is not the chart's RayJob",
+            f"{where} is not the chart's RayJob ({type(error).__name__}: {' '.join(str(error).split())[:150]})",
             "Make it by `helm template RELEASE helm/denoising-vae -f VALUES -s templates/rayjob.yaml`.",
-        )
-    return made
+        ) from error
+    job: Object = made
+    return job
+
+
+def _check_template(job: Object) -> None:
+    """KeyError, TypeError or ValueError where `render` would not find what it reads."""
+    if job["kind"] != "RayJob":
+        raise ValueError(f"it is of kind {job['kind']}")
+    cluster = job["spec"]["rayClusterSpec"]
+    groups = {group["groupName"] for group in cluster["workerGroupSpecs"]}
+    for group in cluster["workerGroupSpecs"]:
+        _ = group["maxReplicas"], group["template"]["spec"]["containers"][0]["resources"]["limits"].keys()
+    _ = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["env"][0], job["metadata"]["labels"].keys()
+    pools = json.loads(job["metadata"]["annotations"][POOLS])
+    for stage in NAMES:
+        if pools[stage] not in groups:
+            raise ValueError(f"stage {stage} has no group {pools[stage]}")
 
 
 def read_template(path: Path) -> Object:
     try:
-        return parse_template(path.read_text(), str(path))
+        return parse_template(path.read_text(errors="replace"), str(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})", "Check the path.") from error
 
@@ -96,9 +109,7 @@ def render(template: Object, work: Work, wish: Wish, attempt: int) -> Object:
     metadata["labels"][WORK] = work.name
     if wish.queue is not None:
         metadata["labels"][QUEUE] = wish.queue
-    metadata["annotations"].update(
-        {name.replace("dvae.", "denoising-vae/"): text for name, text in work.metadata.items()}
-    )
+    metadata["annotations"].update({_key(name): text for name, text in work.metadata.items()})
     # By the head's environment: KubeRay's submitter puts a runtime_env through a shell, which would read it.
     head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     head["env"] += [{"name": name, "value": text} for name, text in work.variables.items()]
@@ -112,6 +123,11 @@ def render(template: Object, work: Work, wish: Wish, attempt: int) -> Object:
     if QUEUE in metadata["labels"] and metadata["annotations"].get(ELASTIC) != "true":
         _fix_size(spec["rayClusterSpec"], pods)
     return job
+
+
+def _key(name: str) -> str:
+    """A job's metadata as an annotation."""
+    return name.replace("dvae.", "denoising-vae/")
 
 
 def _survives_shells(entrypoint: str) -> bool:
@@ -166,16 +182,15 @@ def run(kube: Kube, template: Object, work: Work, wish: Wish, delete: Delete, sa
     LostError when it did not come to its end, ProtocolError when KubeRay refuses it.
     """
     name = _attach_or_create(kube, template, work, wish, say)
-    try:
-        code = _follow(kube, name, say, echo)
-    except PipelineError:
-        if delete == "always":
+    status = _follow(kube, name, say, echo)
+    done = status["jobDeploymentStatus"] == "Complete" and status.get("jobStatus") == "SUCCEEDED"
+    if delete == "always" or (delete == "success" and done):
+        try:
             kube.delete_rayjob(name)
-        raise
-    if delete == "always" or (delete == "success" and code == 0):
-        kube.delete_rayjob(name)
-        say(f"{name} and its cluster are taken away")
-    return code
+            say(f"{name} and its cluster are taken away")
+        except PipelineError as error:  # what came of the work is worth more
+            say(f"{name} stays: {error}")
+    return _verdict(name, status)
 
 
 def _attach_or_create(kube: Kube, template: Object, work: Work, wish: Wish, say: Say) -> str:
@@ -183,34 +198,41 @@ def _attach_or_create(kube: Kube, template: Object, work: Work, wish: Wish, say:
         earlier: dict[str, Object] = {job["metadata"]["name"]: job for job in kube.rayjobs(f"{WORK}={work.name}")}
         for name, job in earlier.items():
             if _state(job) not in _FINAL and "deletionTimestamp" not in job["metadata"]:
+                check_root(name, job["metadata"].get("annotations", {}).get(_key(ROOT)), work)
                 say(f"attached to {name}, which is {_state(job) or 'new'} in {kube.namespace}")
                 return name
-        attempt = 1 + max((int(name.rpartition("-")[2]) for name in earlier), default=0)
+        attempt = 1 + max((attempt_of(name, work.name) or 0 for name in earlier), default=0)
         job = render(template, work, wish, attempt)
         if kube.create_rayjob(job):
             say(f"created {work.name}-{attempt} in {kube.namespace}")
             return f"{work.name}-{attempt}"
-        # somebody was faster with the same work: attach to theirs
+        time.sleep(_POLL_SECONDS)  # somebody was faster with the same work: attach to theirs
 
 
 def _state(job: Object) -> str:
     return str(job.get("status", {}).get("jobDeploymentStatus", ""))
 
 
-def _follow(kube: Kube, name: str, say: Say, echo: Say) -> int:
-    """Say what becomes of the RayJob until it has ended; the exit code of its work."""
+def _follow(kube: Kube, name: str, say: Say, echo: Say) -> Object:
+    """Say what becomes of the RayJob until it has ended; its last status. LostError when it is deleted before."""
     said, logs = Said(say), Logs(kube, name, say, echo)
     for job in kube.watch_rayjob(name, say):
-        status = job.get("status", {})
+        status: Object = job.get("status", {})
         said(f"{name}: {_words(status)}")
-        with suppress(ConnectError):  # the watch waits for the API server, then this is asked again
+        try:
             if _state(job) in ("", "Suspended", "Suspending", "Initializing"):
                 said(_obstacle(kube, job))
             if status.get("jobStatus") == "RUNNING":
                 logs.follow(status.get("jobId", ""))
+        except ConnectError:
+            continue  # the watch waits for the API server, then this is asked again
+        except PipelineError as error:  # looking is not the work
+            said(f"not to be seen: {error}")
         if _state(job) in _FINAL:
             logs.close()
-            return _verdict(name, status)
+            if not logs.any and status.get("message"):
+                echo(f"{status['message']}\n")  # with the last lines of its log
+            return status
     raise LostError(f"{name} was deleted before it had come to its end", "The same command goes on from what is there.")
 
 
@@ -295,6 +317,7 @@ class Logs:
     def __init__(self, kube: Kube, name: str, say: Say, echo: Callable[[str], Any]) -> None:
         self._kube, self._name, self._say, self._echo = kube, name, say, echo
         self._followed: set[str] = set()
+        self.any = False  # has anything been printed?
         self._thread: threading.Thread | None = None
 
     def follow(self, attempt: str) -> None:
@@ -314,6 +337,7 @@ class Logs:
     def _print(self, pod: str) -> None:
         try:
             for piece in self._kube.log(pod):
+                self.any = True
                 self._echo(piece)
         except DeniedError as error:
             self._say(f"its log cannot be shown: {error}")

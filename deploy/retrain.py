@@ -12,7 +12,7 @@ from typing import Literal
 
 from deploy.errors import BusyError
 from deploy.jobs import Dashboard
-from deploy.submit import MODEL, Say, Work, remote_config, run_work_of, submit
+from deploy.submit import MODEL, Say, Work, attempt_of, remote_config, run_work_of, submit
 from pipeline import registry
 from pipeline.artifacts import SHORT, Manifest, read_manifest
 from pipeline.config import Config
@@ -137,9 +137,9 @@ def _check_alone(dashboard: Dashboard, work: Work) -> None:
     """BusyError while somebody makes another candidate for the same model: the gate would compare with a moving one."""
     for job in dashboard.jobs():
         same_model = job.metadata.get(MODEL) == work.metadata[MODEL]
-        if job.running and same_model and job.id.rpartition("-")[0] != work.name:
+        if job.running and same_model and attempt_of(job.id, work.name) is None:
             raise BusyError(
-                f"{job.id} is {job.status.lower()}, which makes another candidate for {work.metadata[MODEL]}",
+                f"{job.id} is {job.status.lower()}, which is at work for the model {work.metadata[MODEL]} too",
                 f"Wait for it, or end it: `ray job stop {job.id} --address {dashboard.address}`.",
             )
 
@@ -188,9 +188,13 @@ def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]
     return [f"| {' | '.join(row)} |" for row in (heads, ("---",) * len(heads), *rows)]
 
 
-def publish(text: str) -> None:
-    """Append the summary to the page of a GitHub job, where this is one. StorageError when it cannot be written."""
+def publish(text: str, say: Say) -> None:
+    """Append the summary to the page of a GitHub job, where this is one."""
     page = os.environ.get("GITHUB_STEP_SUMMARY")
-    if page:
+    if not page:
+        return
+    try:
         with Path(page).open("a") as file:
             file.write(text)
+    except OSError as error:  # the outcome is worth more than its page
+        say(f"the summary cannot be written to {page} ({error.strerror})")

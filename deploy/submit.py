@@ -4,17 +4,20 @@ The resolved config travels with the job, and the pipeline over there refuses if
 job's name is its stage, its fingerprint and its attempt; so whoever submits the same work finds the job that does it.
 """
 
+import re
 import shlex
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from deploy.errors import ConnectError, LostError, ProtocolError
+from deploy.errors import BusyError, ConnectError, LostError, ProtocolError
 from deploy.jobs import Dashboard, Job
 from pipeline.artifacts import SHORT
 from pipeline.config import Config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.graph import STAGES, find_stage, fingerprints, stages_until
 from pipeline.loading import SENT, SENT_VARIABLE, load_config
 from pipeline.runner import check_source, resolved
@@ -24,9 +27,11 @@ _POLL_SECONDS = 2.0
 _PATIENCE_SECONDS = 600.0  # for a head that is being replaced
 _OLDEST = (2, 55)  # CVE-2026-41486
 
+ROOT = "dvae.root"
 MODEL = "dvae.model"  # in a job's metadata: the registered model that it may come to
 
 Say = Callable[[str], None]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ def _work(
             "dvae.preset": name,
             "dvae.stage": what,
             "dvae.fingerprint": fingerprint,
+            ROOT: open_storage(config.root).root,
             MODEL: config.register.name,
         },
     )
@@ -109,10 +115,10 @@ def submit(dashboard: Dashboard, work: Work, attempts: int, say: Say, echo: Say)
     by another, `attempts` in all; then LostError. A job that ended by itself is not tried again: it would end alike.
     """
     _check_version(dashboard)
-    job: Job | None = None
+    ask = Patience(dashboard.address, say)
     for left in reversed(range(attempts)):
-        name = _attach_or_start(dashboard, work, say)
-        job = _follow(dashboard, name, say, echo)
+        name = _attach_or_start(dashboard, work, say, ask)
+        job = _follow(dashboard, name, echo, ask)
         if job is not None and job.status == "SUCCEEDED":
             return 0
         if job is not None and job.status == "STOPPED":
@@ -137,23 +143,59 @@ def _check_version(dashboard: Dashboard) -> None:
         )
 
 
-def _attach_or_start(dashboard: Dashboard, work: Work, say: Say) -> str:
-    """The name of the job that does the work now."""
+class Patience:
+    """Asks, and waits for a dashboard that is away: a head is being replaced."""
+
+    def __init__(self, address: str, say: Say) -> None:
+        self._address, self._say = address, say
+
+    def __call__(self, question: Callable[[], Result]) -> Result:
+        """The answer. ConnectError when nobody has answered for long."""
+        begin, told = time.monotonic(), False
+        while True:
+            try:
+                return question()
+            except ConnectError:
+                if time.monotonic() - begin > _PATIENCE_SECONDS:
+                    raise
+                if not told:
+                    self._say(f"no answer from {self._address}: waiting up to {_PATIENCE_SECONDS:.0f} s for it")
+                    told = True
+                time.sleep(_POLL_SECONDS)
+
+
+def attempt_of(name: str, work: str) -> int | None:
+    """The number in the name of a job of this work; None for another's name."""
+    found = re.fullmatch(re.escape(work) + r"-(\d+)", name)
+    return int(found[1]) if found else None
+
+
+def _attach_or_start(dashboard: Dashboard, work: Work, say: Say, ask: Patience) -> str:
+    """The name of the job that does the work now. BusyError when it does so for another root."""
     while True:
-        earlier = [job for job in dashboard.jobs() if job.id.rpartition("-")[0] == work.name]
-        for job in earlier:
+        earlier = {job.id: job for job in ask(dashboard.jobs) if attempt_of(job.id, work.name) is not None}
+        for job in earlier.values():
             if job.running:
+                check_root(job.id, job.metadata.get(ROOT), work)
                 say(f"attached to {job.id}, which is {job.status.lower()} at {dashboard.address}")
                 return job.id
-        attempt = 1 + max((int(job.id.rpartition("-")[2]) for job in earlier), default=0)
+        attempt = 1 + max((attempt_of(name, work.name) or 0 for name in earlier), default=0)
         name = f"{work.name}-{attempt}"
-        if dashboard.submit(name, work.entrypoint, work.variables, work.metadata):
+        if ask(lambda name=name: dashboard.submit(name, work.entrypoint, work.variables, work.metadata)):  # type: ignore[misc]
             say(f"submitted {name} to {dashboard.address}")
             return name
-        # somebody was faster with the same work: attach to theirs
+        time.sleep(_POLL_SECONDS)  # somebody was faster with the same work: attach to theirs
 
 
-def _follow(dashboard: Dashboard, name: str, say: Say, echo: Say) -> Job | None:
+def check_root(name: str, root: str | None, work: Work) -> None:
+    """BusyError when the running job of the same fingerprint leaves its artifacts elsewhere."""
+    if root is not None and root != work.metadata[ROOT]:
+        raise BusyError(
+            f"{name} does this for the root {root}, not {work.metadata[ROOT]}", "Wait for it, or give that root."
+        )
+
+
+def _follow(dashboard: Dashboard, name: str, echo: Say, ask: Patience) -> Job | None:
     """Print what the job says until it ends; the job as it ended, None when the cluster does not know it any more."""
     printed = 0
     while True:
@@ -163,25 +205,15 @@ def _follow(dashboard: Dashboard, name: str, say: Say, echo: Say) -> Job | None:
             if fresh:
                 echo(fresh)
                 printed += len(fresh)
-        job = _looked_up(dashboard, name, say)
+            if not piece:  # it has been silent for a while: perhaps the connection is dead, and the job too
+                job = ask(lambda: dashboard.job(name))
+                if job is None or not job.running:
+                    break
+        job = ask(lambda: dashboard.job(name))
         if job is None:
             return None
         if not job.running:
-            echo(dashboard.log(name)[printed:])
+            with suppress(PipelineError):  # its node may be gone, and the log with it
+                echo(dashboard.log(name)[printed:])
             return job
         time.sleep(_POLL_SECONDS)
-
-
-def _looked_up(dashboard: Dashboard, name: str, say: Say) -> Job | None:
-    """The job, with patience for a dashboard that is away."""
-    begin, told = time.monotonic(), False
-    while True:
-        try:
-            return dashboard.job(name)
-        except ConnectError:
-            if time.monotonic() - begin > _PATIENCE_SECONDS:
-                raise
-            if not told:
-                say(f"no answer from {dashboard.address}: waiting up to {_PATIENCE_SECONDS:.0f} s for it")
-                told = True
-            time.sleep(_POLL_SECONDS)

@@ -22,6 +22,7 @@ from pipeline.errors import ContractError, PipelineError
 from pipeline.model_card import all_metrics, model_card
 from pipeline.registry import CANDIDATE, CHAMPION, FINGERPRINT_TAG
 from pipeline.tracking import Post, deliver, tracking_uri
+from pipeline.tracking_errors import TrackingError
 
 _METRIC_TAG = "dvae.metric."
 _FOLDER = "model"  # of the model in the run's artifacts
@@ -160,6 +161,8 @@ def _mlflow_needed(config: Config) -> Iterator[None]:
 
     try:
         yield
+    except TrackingError as error:
+        raise PipelineError(f"MLflow is needed for register, and {error.what}", error.mend) from error
     except (MlflowException, OSError) as error:
         raise PipelineError(
             f"MLflow is needed for register, and {tracking_uri(config)} said: {' '.join(str(error).split())[:300]}",

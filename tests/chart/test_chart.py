@@ -25,6 +25,7 @@ from pipeline.graph import NAMES
 CORE = ("v1", "apps/v1", "batch/v1", "networking.k8s.io/v1", "policy/v1", "rbac.authorization.k8s.io/v1")
 KUBERNETES = ("1.37", "1.31")  # the newest schemas that are packaged, and those of two years before
 METADATA = "169.254.169.254"
+GOOD = {"site": {"root": "s3://b/p"}, "auth": {"existingSecret": "t"}}
 
 
 @pytest.fixture(params=CASES)
@@ -349,6 +350,66 @@ def test_retrain_has_a_preset_of_its_own(tmp_path):
     assert {"name": "preset", "mountPath": "/etc/dvae-retrain", "readOnly": True} in container["volumeMounts"]
 
 
+def test_no_group_scales_by_itself_without_an_autoscaler():
+    """KubeRay refuses an idle timeout then, and Helm would not say so."""
+    values = {**values_of("spot"), "autoscaler": {"enabled": False}}
+    (cluster,) = kinds(render(values), "RayCluster")
+    assert not [group for group in cluster["spec"]["workerGroupSpecs"] if "idleTimeoutSeconds" in group]
+
+
+def test_rays_object_store_fits_into_dev_shm(ray_spec):
+    """Else Ray would put it on the disk, with a warning that nobody reads."""
+    for one in (ray_spec["headGroupSpec"], *ray_spec["workerGroupSpecs"]):
+        volumes = {volume["name"]: volume for volume in one["template"]["spec"]["volumes"]}
+        size = int(volumes["shm"]["emptyDir"]["sizeLimit"].removesuffix("Gi")) * 1024**3
+        assert 0.9 * size < int(one["rayStartParams"]["object-store-memory"]) < size
+        memory = one["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
+        assert size < int(memory.removesuffix("Gi")) * 1024**3
+
+
+def test_no_pod_is_evicted_for_its_own_mirror(objects):
+    """The kubelet counts an emptyDir on disk against a container's limit of ephemeral storage."""
+    (cluster,) = kinds(objects, "RayCluster")
+    for group in cluster["spec"]["workerGroupSpecs"]:
+        spec = group["template"]["spec"]
+        (mirror,) = [volume for volume in spec["volumes"] if volume["name"] == "mirror"]
+        assert "ephemeral" in mirror or "ephemeral-storage" not in spec["containers"][0]["resources"]["limits"]
+
+
+def test_metadata_is_left_out_of_both_families():
+    objects = render({**GOOD, "networkPolicy": {"s3Cidrs": ["0.0.0.0/0", "::/0"]}})
+    for labels in ray_pods(objects).values():
+        for address in (METADATA, "fd00:ec2::254"):
+            assert not allowed(objects, labels, "Egress", {"address": address}, 443)
+        assert allowed(objects, labels, "Egress", {"address": "2600:9000::1"}, 443)
+
+
+def test_dns_of_a_nodes_cache_and_of_other_ports():
+    objects = render({**GOOD, "networkPolicy": {"dns": {"cidrs": ["169.254.20.10/32"], "ports": [53, 5353]}}})
+    for labels in ray_pods(objects).values():
+        assert allowed(objects, labels, "Egress", {"address": "169.254.20.10"}, 53)
+        assert allowed(objects, labels, "Egress", {"address": "169.254.20.10"}, 5353)
+
+
+def test_another_mlflow_with_users():
+    objects = render({
+        **GOOD, "mlflow": {"enabled": False, "externalUri": "https://mlflow.example.com", "externalSecret": "users"},
+        "networkPolicy": {"externalMlflow": {"cidrs": ["10.0.0.0/8"]}},
+    })  # fmt: skip
+    assert not kinds(objects, "Deployment")
+    for where, (_, spec) in pod_specs(objects).items():
+        if where.startswith("RayCluster"):
+            names = {one["name"]: one for one in spec["containers"][0]["env"]}
+            assert names["MLFLOW_TRACKING_USERNAME"]["valueFrom"]["secretKeyRef"]["name"] == "users"
+
+
+def test_a_release_without_a_standing_cluster():
+    objects = render({**GOOD, "rayCluster": {"enabled": False}})
+    assert not kinds(objects, "RayCluster")
+    assert named(objects, "ConfigMap", "-rayjob")
+    assert all("ray-head" not in one["metadata"]["name"] for one in kinds(objects, "PodDisruptionBudget"))
+
+
 def test_what_a_submitter_may_do_is_little():
     (role,) = kinds(rendered("everything"), "Role")
     may = {resource: rule["verbs"] for rule in role["rules"] for resource in rule["resources"]}
@@ -430,9 +491,6 @@ def test_a_drain_ends_before_the_pod_does():
             assert 0 < int(command[-1]) < spec["terminationGracePeriodSeconds"]
 
 
-GOOD = {"site": {"root": "s3://b/p"}, "auth": {"existingSecret": "t"}}
-
-
 def with_value(path: str, value: Any) -> dict[str, Any]:
     values: dict[str, Any] = copy.deepcopy(GOOD)
     here = values
@@ -469,6 +527,12 @@ def with_value(path: str, value: Any) -> dict[str, Any]:
         ("rayjob.ttlSecondsAfterFinished", -1),
         ("rbac.submitters", [{"kind": "Robot", "name": "ci"}]),
         ("rbac.submitters", ["ci"]),
+        ("rbac.submitters", [{"kind": "ServiceAccount", "name": "ci"}]),
+        ("site.root", "file:///data"),
+        ("fullnameOverride", "1.st"),
+        ("groups.cpu.shm", "1.5Gi"),
+        ("networkPolicy.s3Cidrs", []),
+        ("networkPolicy.apiServerCidrs", []),
         ("unknown", 1),
     ],
 )
@@ -491,6 +555,22 @@ def test_values_out_of_schema_are_refused_with_their_path(path, value):
         (with_value("head.gcsFaultTolerance.enabled", True), "head.gcsFaultTolerance.redisAddress"),
         (with_value("mlflow.database.existingSecret", "db"), "networkPolicy.postgres"),
         (with_value("retrain.enabled", True), "retrain.preset"),
+        (with_value("groups.cpu.resources.ephemeral-storage", "1Gi"), "groups.cpu.resources.ephemeral-storage"),
+        (with_value("groups.cpu.spot.enabled", True), "groups.cpu.spot"),
+        (with_value("mlflow.enabled", False), "mlflow.externalUri"),
+        (with_value("networkPolicy.s3Cidrs", ["0.0.0.0/1", "128.0.0.0/1"]), "0.0.0.0/1 is too wide"),
+        (
+            {**GOOD, "autoscaler": {"enabled": False}, "retrain": {"enabled": True, "preset": "cifar10"}},
+            "nothing scales",
+        ),
+        (
+            {
+                **GOOD,
+                "kueue": {"enabled": True, "queueName": "q"},
+                "groups": {"head": {"resources": {"cpu": "1", "memory": "1Gi"}}},
+            },
+            "Kueue takes at most 7",
+        ),
     ],
 )
 def test_what_is_missing_is_named(values, word):

@@ -101,7 +101,7 @@ def test_the_trainer_moves_and_ends_with_the_same_bits(pods, s3_root, tmp_path):
         env={**os.environ, **head.environment, **place}, timeout=90,
     )  # fmt: skip
     assert drained.returncode == 0, drained.stderr
-    assert "drains for 12 s" in drained.stderr
+    assert re.search(r"drains for \d+ s", drained.stderr), drained.stderr
     (saved,) = checkpoints(there)
     assert 100 <= saved < 1499, "on the notice: by its own rhythm it would have been the last but one"
     groups[pod].end()  # the pod's end

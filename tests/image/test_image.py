@@ -144,7 +144,7 @@ def test_quickstart_without_network(image: Image) -> None:
     )  # fmt: skip
     report, manifest = json.loads(told)
     assert {stage["status"] for stage in report["stages"].values()} == {"cached"}
-    assert report["metrics"]["class_accuracy"] > 0.9
+    assert report["metrics"]["samples/class_accuracy"] > 0.9
     assert manifest["git_sha"] == inspected(image.name)["Config"]["Labels"]["org.opencontainers.image.revision"]
 
 

@@ -145,9 +145,11 @@ def test_mlflow_runs_as_the_chart_says(server: Server) -> None:
 
 
 def test_mlflow_with_basic_auth(image: Image, s3: int, tmp_path: Path) -> None:
-    kept = {"admin-username": "admin", "admin-password": secrets.token_hex(12), "flask-secret": secrets.token_hex(16)}
+    kept = {"admin-username": "admin", "admin-password": secrets.token_hex(12), "flask-secret": secrets.token_hex(16),
+            "username": "ray", "password": secrets.token_hex(12)}  # fmt: skip
     with played(tmp_path, image, s3, kept) as server:
         path = f"{_API}/experiments/search?max_results=1"
         assert server.ask("GET", path).status_code == 401
         assert server.ask("GET", path, auth=("admin", "password1234")).status_code == 401  # MLflow's default
         assert server.ask("GET", path, auth=("admin", kept["admin-password"])).status_code == 200
+        assert server.ask("GET", path, auth=("ray", kept["password"])).status_code == 200

@@ -117,11 +117,12 @@ imagePullSecrets:
 - {name: DVAE_IMAGE_DIGEST, value: {{ . | quote }}}
 {{- end }}
 {{ include "dvae.s3Env" . }}
-{{- if and .Values.mlflow.enabled .Values.mlflow.basicAuth.enabled }}
+{{- $users := ternary (ternary .Values.mlflow.basicAuth.existingSecret "" .Values.mlflow.basicAuth.enabled) .Values.mlflow.externalSecret .Values.mlflow.enabled }}
+{{- with $users }}
 - name: MLFLOW_TRACKING_USERNAME
-  valueFrom: {secretKeyRef: {name: {{ .Values.mlflow.basicAuth.existingSecret }}, key: username}}
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: username}}
 - name: MLFLOW_TRACKING_PASSWORD
-  valueFrom: {secretKeyRef: {name: {{ .Values.mlflow.basicAuth.existingSecret }}, key: password}}
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: password}}
 {{- end }}
 {{- end -}}
 

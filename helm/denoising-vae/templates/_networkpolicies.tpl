@@ -22,14 +22,19 @@ spec:
 {{- merge (dict "denoising-vae/ray-node" "head") (include "dvae.selector" (list . "ray") | fromYaml) | toJson -}}
 {{- end -}}
 
-{{/* Peers by address: (list cidrs excepted). An exception counts where it lies inside of the range: of 0.0.0.0/0. */}}
+{{/* Peers by address: (list cidrs excepted). An exception has to lie inside of the range: all of them do in the whole of
+their family, and a range nearly as large may not be named, since some would. */}}
 {{- define "dvae.blocks" -}}
 {{- $excepted := index . 1 -}}
-{{- range index . 0 }}
+{{- range $cidr := index . 0 }}
+{{- $bits := int (regexFind "[0-9]+$" $cidr) -}}
+{{- if and (gt $bits 0) (lt $bits 8) }}{{ fail (printf "networkPolicy: %s is too wide; name smaller ranges, or 0.0.0.0/0 or ::/0, of which networkPolicy.exceptCidrs are left out" $cidr) }}{{ end }}
 - ipBlock:
-    cidr: {{ . }}
-    {{- if and (eq . "0.0.0.0/0") $excepted }}
-    except: {{ toJson $excepted }}
+    cidr: {{ $cidr | quote }}
+    {{- if eq $bits 0 }}
+    {{- $inside := list }}
+    {{- range $excepted }}{{ if eq (contains ":" .) (contains ":" $cidr) }}{{ $inside = append $inside . }}{{ end }}{{ end }}
+    except: {{ toJson $inside }}
     {{- end }}
 {{- end }}
 {{- end -}}
@@ -40,13 +45,13 @@ spec:
 {{- toJson $ports -}}
 {{- end -}}
 
-{{/* Peers of a service that lies elsewhere: (list "path.of.the.value" value). */}}
+{{/* Peers of a service that lies elsewhere: (list "path.of.the.value" value excepted). */}}
 {{- define "dvae.elsewhere" -}}
 {{- $value := index . 1 -}}
 {{- if not (or $value.cidrs $value.podSelector $value.namespaceSelector) -}}
 {{- fail (printf "%s: say where it is, by cidrs, podSelector or namespaceSelector" (index . 0)) -}}
 {{- end -}}
-{{- include "dvae.blocks" (list $value.cidrs list) -}}
+{{- include "dvae.blocks" (list $value.cidrs (index . 2)) -}}
 {{- if or $value.podSelector $value.namespaceSelector }}
 - podSelector: {matchLabels: {{ toJson $value.podSelector }}}
   {{- with $value.namespaceSelector }}
@@ -61,7 +66,7 @@ spec:
 - to: [{podSelector: {matchLabels: {{ include "dvae.pods" (list . "mlflow") }}}}]
   ports: [{port: 5000, protocol: TCP}]
 {{- else }}
-- to: {{- include "dvae.elsewhere" (list "networkPolicy.externalMlflow" .Values.networkPolicy.externalMlflow) | nindent 4 }}
+- to: {{- include "dvae.elsewhere" (list "networkPolicy.externalMlflow" .Values.networkPolicy.externalMlflow .Values.networkPolicy.exceptCidrs) | nindent 4 }}
   ports: {{ include "dvae.ports" (list .Values.networkPolicy.externalMlflow.port) }}
 {{- end }}
 {{- end -}}

@@ -22,6 +22,10 @@ autoscalerOptions:
 {{- if .Values.head.gcsFaultTolerance.enabled }}
 gcsFaultToleranceOptions:
   redisAddress: {{ required "head.gcsFaultTolerance.redisAddress: say where Redis is" .Values.head.gcsFaultTolerance.redisAddress | quote }}
+  {{- if .Values.head.gcsFaultTolerance.usernameKey }}
+  redisUsername:
+    valueFrom: {secretKeyRef: {name: {{ required "head.gcsFaultTolerance.existingSecret: name the Secret with the user" .Values.head.gcsFaultTolerance.existingSecret }}, key: {{ .Values.head.gcsFaultTolerance.usernameKey }}}}
+  {{- end }}
   {{- with .Values.head.gcsFaultTolerance.existingSecret }}
   redisPassword:
     valueFrom: {secretKeyRef: {name: {{ . }}, key: {{ $.Values.head.gcsFaultTolerance.secretKey }}}}
@@ -31,6 +35,7 @@ headGroupSpec:
   rayStartParams:
     num-cpus: "0"
     dashboard-host: 0.0.0.0
+    object-store-memory: {{ include "dvae.objectStore" .Values.head.shm | quote }}
   template:
     metadata:
       labels: {{- include "dvae.selector" (list . "ray") | nindent 8 }}
@@ -70,7 +75,7 @@ headGroupSpec:
       volumes:
         - {name: tmp, emptyDir: {}}
         - name: shm
-          emptyDir: {medium: Memory, sizeLimit: 1Gi}
+          emptyDir: {medium: Memory, sizeLimit: {{ .Values.head.shm }}}
         - name: mirror
           emptyDir: {sizeLimit: 1Gi}
         {{- include "dvae.siteVolume" . | nindent 8 }}
@@ -79,6 +84,12 @@ workerGroupSpecs:
 {{- $group := include "dvae.group" (list $ $given) | fromJson }}
 {{- if $group.enabled }}
 {{- if gt (int $group.min) (int $group.max) }}{{ fail (printf "groups.%s: min %v is more than max %v" $name $group.min $group.max) }}{{ end }}
+{{- if and (hasKey $group.resources "ephemeral-storage") (not $group.mirror.storageClassName) }}
+{{- fail (printf "groups.%s.resources.ephemeral-storage: the mirror would count against it, and the pod be evicted; leave it out, or give the mirror a storageClassName" $name) }}
+{{- end }}
+{{- if and $group.spot.enabled (not $group.spot.nodeSelector) (not $group.spot.tolerations) }}
+{{- fail (printf "groups.%s.spot: say by nodeSelector or tolerations which nodes those are" $name) }}
+{{- end }}
 {{- $resources := deepCopy $group.resources }}
 {{- if $group.gpus }}{{ $_ := set $resources $group.gpuResource (int $group.gpus) }}{{ end }}
 {{- $seconds := int $group.terminationGracePeriodSeconds }}
@@ -86,10 +97,11 @@ workerGroupSpecs:
     replicas: {{ int $group.min }}
     minReplicas: {{ int $group.min }}
     maxReplicas: {{ int $group.max }}
-    {{- if not (kindIs "invalid" $group.idleTimeoutSeconds) }}
+    {{- if and $autoscaled (not (kindIs "invalid" $group.idleTimeoutSeconds)) }}
     idleTimeoutSeconds: {{ int $group.idleTimeoutSeconds }}
     {{- end }}
     rayStartParams:
+      object-store-memory: {{ include "dvae.objectStore" $group.shm | quote }}
       resources: {{ printf "'{%q: 1}'" (printf "pool-%s" $name) | quote }}
     labels:
       denoising-vae/pool: {{ $name }}
@@ -164,4 +176,11 @@ workerGroupSpecs:
 {{/* The same for a RayJob's: it takes no strategy of upgrading, and its state need not outlive its head. */}}
 {{- define "dvae.shortLivedSpec" -}}
 {{- omit (include "dvae.rayClusterSpec" . | fromYaml) "upgradeStrategy" "gcsFaultToleranceOptions" | toYaml -}}
+{{- end -}}
+
+{{/* Bytes of Ray's object store in a /dev/shm of so many Mi or Gi: nearly all. By itself Ray would take 30% of the memory,
+and the disk where /dev/shm is smaller than that. */}}
+{{- define "dvae.objectStore" -}}
+{{- $unit := ternary 1073741824 1048576 (hasSuffix "Gi" .) -}}
+{{- div (mul (int64 (regexFind "^[0-9]+" .)) $unit 95) 100 -}}
 {{- end -}}

@@ -1,0 +1,140 @@
+"""Dashboards, tokens and templates that are not as they should be: one line each, never a traceback, never a secret."""
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rendering import named, rendered
+
+from deploy import rayjob
+from deploy.errors import BusyError, ConnectError, DeniedError, ProtocolError
+from deploy.jobs import Dashboard, token
+from deploy.submit import check_root, stage_work
+from pipeline.errors import ConfigError
+
+PROJECT = Path(__file__).parents[2]
+
+
+class Stub(http.server.BaseHTTPRequestHandler):
+    """Answers every question with `status` and `body`, and remembers what came in its headers."""
+
+    status, body, seen = 200, b"[]", dict[str, str]()
+
+    def do_GET(self) -> None:
+        type(self).seen = dict(self.headers)
+        self.send_response(self.status)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.mark.parametrize("body", [b"no json", b'{"x": 1}', b"[]", b"3"])
+def test_json_that_is_no_dashboards(stub, monkeypatch, body):
+    monkeypatch.setattr(Stub, "body", body)
+    with pytest.raises(ProtocolError, match="is no Ray dashboard"):
+        Dashboard(stub, None).version()
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(500, ConnectError), (429, ConnectError), (503, ConnectError), (401, DeniedError)]
+)
+def test_statuses_are_told_apart(stub, monkeypatch, status, kind):
+    monkeypatch.setattr(Stub, "status", status)
+    with pytest.raises(kind):
+        Dashboard(stub, "t").jobs()
+
+
+def test_a_netrc_does_not_replace_the_token(stub, monkeypatch, tmp_path):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    Dashboard(stub, "the-token").jobs()
+    assert Stub.seen["Authorization"] == "Bearer the-token"
+
+
+@pytest.mark.parametrize("content", [b"a\nb", "tökén".encode(), b"\xff\xfe\x00"])
+def test_what_is_no_token_is_not_shown(monkeypatch, tmp_path, content):
+    (tmp_path / "token").write_bytes(content)
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    with pytest.raises(DeniedError, match="holds no token") as caught:
+        token()
+    assert str(tmp_path / "token") in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["", "auto", "localhost:8265", "http://[::1", "ftp://h", "http://u:geheim@h:1"])
+def test_addresses_that_are_none(address):
+    with pytest.raises(ConfigError) as caught:
+        Dashboard(address, None)
+    assert "geheim" not in str(caught.value)
+
+
+def test_the_same_work_for_another_root(tmp_path):
+    work = stage_work("prepare", "quickstart", None, str(tmp_path / "one"))
+    check_root("prepare-1", (tmp_path / "one").as_uri(), work)
+    with pytest.raises(BusyError, match="for the root"):
+        check_root("prepare-1", (tmp_path / "two").as_uri(), work)
+
+
+def template() -> dict[str, Any]:
+    made: dict[str, Any] = yaml.safe_load(named(rendered("trial"), "ConfigMap", "-rayjob")["data"]["rayjob.yaml"])
+    return made
+
+
+def without(*path: Any) -> str:
+    made = template()
+    here: Any = made
+    for key in path[:-1]:
+        here = here[key]
+    del here[path[-1]]
+    return yaml.safe_dump(made)
+
+
+HEAD = ("spec", "rayClusterSpec", "headGroupSpec", "template", "spec", "containers", 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "3", "[]", "kind: Pod", "a: [", "kind: ConfigMap\ndata:", "kind: ConfigMap\ndata: {rayjob.yaml: 3}",
+        "kind: ConfigMap\ndata: {rayjob.yaml: 'a: ['}", without("metadata"), without("metadata", "annotations"),
+        without("metadata", "labels"), without("spec"), without(*HEAD, "env"),
+        without("spec", "rayClusterSpec", "workerGroupSpecs"),
+        json.dumps({**template(), "metadata": {"labels": {}, "annotations": {rayjob.POOLS: "no json"}}}),
+        json.dumps({**template(), "metadata": {"labels": {}, "annotations": {rayjob.POOLS: "{}"}}}),
+    ],
+)  # fmt: skip
+def test_templates_that_are_none(text):
+    with pytest.raises(ConfigError, match="is not the chart's RayJob") as caught:
+        rayjob.parse_template(text, "file.yaml")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe", b"- 1", b"{}", b"kind: Config\ncontexts: 3"])
+def test_kubeconfigs_that_are_none(tmp_path, content):
+    (tmp_path / "config").write_bytes(content)
+    command = [sys.executable, "-m", "deploy", "rayjob", "stage", "prepare", "quickstart", "--root", "/r"]
+    done = subprocess.run(
+        command, cwd=PROJECT, env={**os.environ, "KUBECONFIG": str(tmp_path / "config")}, capture_output=True, text=True
+    )
+    assert done.returncode == 69, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "no Kubernetes is configured here" in done.stderr
