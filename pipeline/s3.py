@@ -20,6 +20,7 @@ from pipeline.storage import Entry, refused_at
 Result = TypeVar("Result")
 
 _ATTEMPTS = 8  # botocore's own, over within seconds: for a dropped packet, not for an outage
+_CONNECT_SECONDS = 5.0  # each; botocore's minute would make eight of an address that drops what comes
 _PATIENCE_SECONDS = 300.0  # for an outage
 _WORDLESS_SECONDS = 2.0  # for an answer without S3's words: cut short on its way, or not of an S3 server
 _LONGEST_PAUSE = 10.0
@@ -73,7 +74,7 @@ class S3Storage:
                 from botocore.config import Config
 
                 retries = {"mode": "standard", "total_max_attempts": _ATTEMPTS}
-                config = Config(retries=retries, max_pool_connections=32)
+                config = Config(retries=retries, max_pool_connections=32, connect_timeout=_CONNECT_SECONDS)
                 self._made = _session().client("s3", config=config)
             return self._made
 

@@ -200,7 +200,7 @@ def test_drain_comes_last(head, tmp_path):
     begin = time.monotonic()
     done = subprocess.run(command, cwd=PROJECT, env=there, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"drains for (19|20|18) s", done.stderr), done.stderr
+    assert re.search(r"drains for \d+ s", done.stderr), done.stderr
     assert time.monotonic() - begin < 19, "nothing runs here: there is nothing to wait for"
     (kept,) = (tmp_path / "root" / ".logs" / "dvae").iterdir()
     assert f"logs kept at file://{kept}" in done.stderr

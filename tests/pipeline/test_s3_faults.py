@@ -262,6 +262,14 @@ def test_an_outage_is_waited_for(proxy: FaultProxy, root: str, fault: str) -> No
     assert proxy.counts[fault] > s3._ATTEMPTS
 
 
+@pytest.mark.parametrize("proxy", ["moto"], indirect=True)
+def test_a_process_that_begins_in_an_outage(proxy: FaultProxy, root: str) -> None:
+    """The server's own word that it is busy is no wrong endpoint."""
+    proxy.outage(7, "500")
+    open_storage(root).write("a", b"1")
+    assert proxy.counts["500"] > s3._ATTEMPTS
+
+
 @pytest.fixture
 def impatient(hurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "_PATIENCE_SECONDS", 0.2)
@@ -482,6 +490,18 @@ def test_wrong_endpoints(s3_endpoint: str, alone: dict[str, str], monkeypatch: p
     act_as(monkeypatch, {**alone, **KEYS, "AWS_ENDPOINT_URL": endpoint})
     for name in ("read", "write_new", "list"):
         assert said in refusal(lambda o=OPERATIONS[name]: o(open_storage("s3://tests/x")))
+
+
+def test_an_address_that_drops_what_comes(alone: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here a server that takes no more connections."""
+    monkeypatch.setattr(s3, "_CONNECT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        endpoint = f"http://127.0.0.1:{full.getsockname()[1]}"
+        with socket.create_connection(full.getsockname()):
+            act_as(monkeypatch, {**alone, **KEYS, "AWS_ENDPOINT_URL": endpoint})
+            line = refusal(lambda: open_storage("s3://tests/x").read("a"))
+    assert f"{endpoint} does not answer, or breaks off (" in line
+    assert line.endswith(". Is it up and in reach? Then run again.")
 
 
 class Web:
