@@ -1,5 +1,6 @@
 """The way to MLflow by the outbox, on a real SQLite store and on real servers: nothing is lost, nothing comes twice."""
 
+import signal
 import subprocess
 import sys
 import threading
@@ -596,14 +597,18 @@ def synced(world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 @pytest.fixture
-def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Events in an outbox, and an environment without a login."""
     for name in ("DVAE_SITE", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR"):
         monkeypatch.setenv(name, "0")
     world = World(tmp_path)
     world.outbox().open("run", {})
-    return world
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield world
+    for number, handler in handlers.items():  # the command line has set its own
+        signal.signal(number, handler)
 
 
 def test_wrong_addresses(
