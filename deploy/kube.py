@@ -8,7 +8,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,13 @@ from typing import Any
 from yaml import YAMLError
 
 from deploy.errors import ConnectError, DeniedError, ProtocolError
+from deploy.patience import POLL_SECONDS, Patience, Say
 from pipeline.errors import ConfigError
 
 Object = dict[str, Any]
 
 _SECONDS = 20.0  # for an answer
 _WATCH_SECONDS = 20  # then the object is looked at anew: what keeps it waiting is told by other objects
-_PATIENCE_SECONDS = 600.0  # for an API server that is being replaced
-_POLL_SECONDS = 2.0
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _STUCK = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "CreateContainerConfigError", "CrashLoopBackOff")
 _RAY = {"group": "ray.io", "version": "v1"}
@@ -127,14 +126,15 @@ class Kube:
                 if error.status != 404:
                     raise
 
-    def watch_rayjob(self, name: str, say: Callable[[str], None]) -> Iterator[Object]:
+    def watch_rayjob(self, name: str, say: Say) -> Iterator[Object]:
         """The RayJob as it is and after every change, until it is deleted.
 
         Also now and then without a change. A watch that was cut, or whose version is too old (410), begins anew; an
         API server that is away is waited for.
         """
+        ask = Patience(self.address, say)
         while True:
-            job = self._patiently(lambda: self._rayjob(name), say)
+            job = ask(lambda: self._rayjob(name))
             if job is None:
                 return
             yield job
@@ -144,7 +144,7 @@ class Kube:
                         return
                     yield event["object"]
             except ConnectError:
-                time.sleep(_POLL_SECONDS)  # then it is looked at again, with patience
+                time.sleep(POLL_SECONDS)  # then it is looked at again, with patience
 
     def log(self, pod: str) -> Iterator[str]:
         """What a pod prints, from its beginning, in pieces as it comes."""
@@ -171,19 +171,6 @@ class Kube:
 
     def _rayjob(self, name: str) -> Object | None:
         return self.get(f"/apis/ray.io/v1/namespaces/{self.namespace}/rayjobs/{name}")
-
-    def _patiently(self, ask: Callable[[], Object | None], say: Callable[[str], None]) -> Object | None:
-        begin, told = time.monotonic(), False
-        while True:
-            try:
-                return ask()
-            except ConnectError:
-                if time.monotonic() - begin > _PATIENCE_SECONDS:
-                    raise
-                if not told:
-                    say(f"no answer from {self.address}: waiting up to {_PATIENCE_SECONDS:.0f} s for it")
-                    told = True
-                time.sleep(_POLL_SECONDS)
 
     @contextmanager
     def _said(self, what: str) -> Iterator[None]:

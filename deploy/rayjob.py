@@ -21,7 +21,8 @@ import yaml
 
 from deploy.errors import ConnectError, DeniedError, LostError, ProtocolError
 from deploy.kube import Kube, Object, first_line, stuck
-from deploy.submit import ROOT, Say, Work, attempt_of, check_root
+from deploy.patience import POLL_SECONDS, Say
+from deploy.submit import ROOT, Work, attempt_of, check_root
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.graph import NAMES
@@ -32,7 +33,6 @@ POOLS = "denoising-vae/stage-pools"  # annotation of the template: JSON, stage t
 QUEUE = "kueue.x-k8s.io/queue-name"
 ELASTIC = "kueue.x-k8s.io/elastic-job"
 _TEMPLATE = "app.kubernetes.io/name=denoising-vae,app.kubernetes.io/component=rayjob"
-_POLL_SECONDS = 2.0
 _FINAL = ("Complete", "Failed", "ValidationFailed")
 
 
@@ -206,7 +206,7 @@ def _attach_or_create(kube: Kube, template: Object, work: Work, wish: Wish, say:
         if kube.create_rayjob(job):
             say(f"created {work.name}-{attempt} in {kube.namespace}")
             return f"{work.name}-{attempt}"
-        time.sleep(_POLL_SECONDS)  # somebody was faster with the same work: attach to theirs
+        time.sleep(POLL_SECONDS)  # somebody was faster with the same work: attach to theirs
 
 
 def _state(job: Object) -> str:

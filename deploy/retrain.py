@@ -12,7 +12,8 @@ from typing import Literal
 
 from deploy.errors import BusyError
 from deploy.jobs import Dashboard
-from deploy.submit import MODEL, Say, Work, attempt_of, remote_config, run_work_of, submit
+from deploy.patience import Say
+from deploy.submit import MODEL, Work, attempt_of, remote_config, run_work_of, submit
 from pipeline import registry
 from pipeline.artifacts import SHORT, Manifest, read_manifest
 from pipeline.config import Config

@@ -7,14 +7,13 @@ job's name is its stage, its fingerprint and its attempt; so whoever submits the
 import re
 import shlex
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from deploy.errors import BusyError, ConnectError, LostError, ProtocolError
+from deploy.errors import BusyError, LostError, ProtocolError
 from deploy.jobs import Dashboard, Job
+from deploy.patience import POLL_SECONDS, Patience, Say
 from pipeline.artifacts import SHORT
 from pipeline.config import Config
 from pipeline.errors import ConfigError, PipelineError
@@ -23,15 +22,10 @@ from pipeline.loading import SENT, SENT_VARIABLE, load_config
 from pipeline.runner import check_source, resolved
 from pipeline.storage import open_storage
 
-_POLL_SECONDS = 2.0
-_PATIENCE_SECONDS = 600.0  # for a head that is being replaced
 _OLDEST = (2, 55)  # CVE-2026-41486
 
 ROOT = "dvae.root"
 MODEL = "dvae.model"  # in a job's metadata: the registered model that it may come to
-
-Say = Callable[[str], None]
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -143,27 +137,6 @@ def _check_version(dashboard: Dashboard) -> None:
         )
 
 
-class Patience:
-    """Asks, and waits for a dashboard that is away: a head is being replaced."""
-
-    def __init__(self, address: str, say: Say) -> None:
-        self._address, self._say = address, say
-
-    def __call__(self, question: Callable[[], Result]) -> Result:
-        """The answer. ConnectError when nobody has answered for long."""
-        begin, told = time.monotonic(), False
-        while True:
-            try:
-                return question()
-            except ConnectError:
-                if time.monotonic() - begin > _PATIENCE_SECONDS:
-                    raise
-                if not told:
-                    self._say(f"no answer from {self._address}: waiting up to {_PATIENCE_SECONDS:.0f} s for it")
-                    told = True
-                time.sleep(_POLL_SECONDS)
-
-
 def attempt_of(name: str, work: str) -> int | None:
     """The number in the name of a job of this work; None for another's name."""
     found = re.fullmatch(re.escape(work) + r"-(\d+)", name)
@@ -184,7 +157,7 @@ def _attach_or_start(dashboard: Dashboard, work: Work, say: Say, ask: Patience) 
         if ask(lambda name=name: dashboard.submit(name, work.entrypoint, work.variables, work.metadata)):  # type: ignore[misc]
             say(f"submitted {name} to {dashboard.address}")
             return name
-        time.sleep(_POLL_SECONDS)  # somebody was faster with the same work: attach to theirs
+        time.sleep(POLL_SECONDS)  # somebody was faster with the same work: attach to theirs
 
 
 def check_root(name: str, root: str | None, work: Work) -> None:
@@ -216,4 +189,4 @@ def _follow(dashboard: Dashboard, name: str, echo: Say, ask: Patience) -> Job | 
             with suppress(PipelineError):  # its node may be gone, and the log with it
                 echo(dashboard.log(name)[printed:])
             return job
-        time.sleep(_POLL_SECONDS)
+        time.sleep(POLL_SECONDS)

@@ -11,7 +11,7 @@ root=$(mktemp -d -p /var/tmp)
 trap 'rm -rf --one-file-system "${root}"' EXIT
 chmod 755 "${root}" # it becomes / of the image, where everybody must get in
 debootstrap --variant=minbase --include=ca-certificates,libpython3-dev,python3,python3-venv \
-  "${suite}" "${root}" "${mirror:-http://deb.debian.org/debian}"
+  "${suite}" "${root}" ${mirror:+"${mirror}"}
 rm -rf "${root}"/var/cache/apt/*.bin "${root}"/var/cache/apt/archives/*.deb "${root}"/var/lib/apt/lists/*
 # The Dockerfile calls apt in it: it shall reach from there what it reaches from here.
 apt-config dump | grep -E '^Acquire::(http|https|Check)' > "${root}/etc/apt/apt.conf.d/90host" || true
