@@ -1,4 +1,4 @@
-"""Keeping what Ray has logged on a machine that goes away: a copy at the root, below `.logs/CLUSTER/POD`.
+"""Keeping what Ray has logged on a machine that goes away: a copy at the root, `.logs/CLUSTER/POD/SESSION/FILE`.
 
 The chart's preStop hooks call it, so a short-lived cluster ends after its logs are there. Old ones are the bucket's
 lifecycle rule's to remove.
@@ -16,16 +16,20 @@ FOLDER = ".logs"
 
 
 def keep_logs(storage: Storage) -> str:
-    """Copy this machine's logs of its newest Ray session to the root; the folder's URI. ConnectError without a session.
+    """Copy this machine's logs of all its Ray sessions to the root; the folder's URI. ConnectError without a session.
 
-    A file that grows meanwhile is kept as far as it was.
+    A container that was restarted has several sessions, and the reason is in the one before. A file that grows
+    meanwhile is kept as far as it was.
     """
-    session = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "session_latest", "logs")  # noqa: S108  # Ray's own
-    if not session.is_dir():
-        raise ConnectError(f"no Ray has logged anything at {session}", "This is for the pods of a Ray cluster.")
+    ray = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray")  # noqa: S108  # Ray's own
+    sessions = sorted(logs.parent for logs in ray.glob("session_*/logs") if not logs.parent.is_symlink())
+    if not sessions:
+        raise ConnectError(f"no Ray has logged anything below {ray}", "This is for the pods of a Ray cluster.")
     folder = f"{FOLDER}/{os.environ.get('RAY_CLUSTER_NAME', 'ray')}/{platform.node()}"
-    for path in sorted(session.rglob("*")):
-        if path.is_file() and not path.is_symlink() and path.stat().st_size:
-            with suppress(FileNotFoundError):  # rotated away meanwhile
-                storage.upload(path, f"{folder}/{path.relative_to(session).as_posix()}")
+    for session in sessions:
+        logs = session / "logs"
+        for path in sorted(logs.rglob("*")):
+            if path.is_file() and not path.is_symlink() and path.stat().st_size:
+                with suppress(FileNotFoundError):  # rotated away meanwhile
+                    storage.upload(path, f"{folder}/{session.name}/{path.relative_to(logs).as_posix()}")
     return storage.uri(folder)

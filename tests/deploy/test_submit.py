@@ -204,9 +204,12 @@ def test_drain_comes_last(head, tmp_path):
     assert time.monotonic() - begin < 19, "nothing runs here: there is nothing to wait for"
     (kept,) = (tmp_path / "root" / ".logs" / "dvae").iterdir()
     assert f"logs kept at file://{kept}" in done.stderr
-    original = Path(head.scratch, "ray", "session_latest", "logs", "gcs_server.out")
-    assert original.read_bytes().startswith((kept / "gcs_server.out").read_bytes())
-    assert len(list(kept.rglob("job-driver-prepare-*.log"))) >= 2, "what the jobs have printed"
+    sessions = sorted(kept.iterdir())
+    assert len(sessions) == 2, "the head's, and that of the local run above, which is the latest"
+    for session in sessions:
+        original = Path(head.scratch, "ray", session.name, "logs", "gcs_server.out")
+        assert original.read_bytes().startswith((session / "gcs_server.out").read_bytes())
+    assert len(list(sessions[0].glob("job-driver-prepare-*.log"))) >= 2, "what the jobs have printed"
     nowhere = subprocess.run(
         [*command[:3], "keep-logs"], cwd=PROJECT, env={**there, "RAY_TMPDIR": str(tmp_path)},
         capture_output=True, text=True, timeout=60,
