@@ -220,38 +220,46 @@ class Meter:
 class Reporter:
     """Rank 0's way out: history lines and measurements to outbox and gauges, the position to the driver's bar."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, earlier: list[dict[str, float]]) -> None:
+        """`earlier` are the lines from before a resume, which are posted again: the attempt before may have died with
+        some in hand, and MLflow takes of them only the steps that it does not have.
+        """
         self.loop = loop
         self.outbox = Outbox(loop.storage, loop.outbox)
-        self._events: list[dict[str, Any]] = []
+        self._events = [self._event(line, {}) for line in earlier]
         self._last = 0.0
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="reporter")
+        self._unwritten: list[dict[str, Any]] = []  # of a write that has failed, in front of the next
 
     def line(self, line: dict[str, float], measured: dict[str, float]) -> None:
-        losses = {name: value for name, value in line.items() if name != "step" and math.isfinite(value)}
         publish(self.loop.stage, {**line, **measured})
-        values = {f"{self.loop.name}/{name}": value for name, value in {**losses, **measured}.items()}
-        self._events.append(metric_event(values, int(line["step"])))
+        self._events.append(self._event(line, measured))
         if time.monotonic() - self._last > _FLUSH_SECONDS:
             self.flush(line)
 
+    def _event(self, line: dict[str, float], measured: dict[str, float]) -> dict[str, Any]:
+        losses = {name: value for name, value in line.items() if name != "step" and math.isfinite(value)}
+        values = {f"{self.loop.name}/{name}": value for name, value in {**losses, **measured}.items()}
+        return metric_event(values, int(line["step"]))
+
     def flush(self, line: dict[str, float]) -> None:
+        """Write what there is, in the background; what fails goes with the next."""
         self._last = time.monotonic()
         events, self._events = self._events, []
-        self._writer.submit(self._write, events, line).add_done_callback(_raise)
+        self._writer.submit(self._write, events, line)
 
     def _write(self, events: list[dict[str, Any]], line: dict[str, float]) -> None:
-        if events:
-            self.outbox.post(*events)
+        self._unwritten += events
+        if self._unwritten:
+            self.outbox.post(*self._unwritten)
+            self._unwritten = []
         shown = {name: value for name, value in line.items() if math.isfinite(value)}
         self.loop.storage.write(f"{self.loop.work}/progress.json", json.dumps(shown).encode())
 
-    def close(self) -> None:
+    def close(self, line: dict[str, float]) -> None:
+        """Write all that is left; `line` is the last one. Raises what that fails with."""
         self._writer.shutdown(wait=True)
-
-
-def _raise(future: Any) -> None:
-    future.result()
+        self._write(self._events, line)
 
 
 def _whole_state(trainee: Trainee[Any], history: History, step: int) -> dict[str, Any]:
@@ -282,9 +290,11 @@ def train(trainee: Trainee[Any], loop: Loop, world: World, preempted: Callable[[
     checkpoints = Checkpoints(loop.storage, f"{loop.work}/checkpoints", loop.keep)
     history = History()
     start = _restore(trainee, history, checkpoints, world)
+    reporter = Reporter(loop, history.lines) if world.rank == 0 else None
     if start < loop.steps:
-        _run_steps(trainee, loop, world, history, checkpoints, start, preempted)
-    if world.rank == 0:
+        _run_steps(trainee, loop, world, history, checkpoints, reporter, start, preempted)
+    if reporter:
+        reporter.close(history.lines[-1])
         checkpoints.wait()
         _leave_result(trainee, loop, history)
     if world.size > 1:
@@ -297,13 +307,13 @@ def _run_steps(
     world: World,
     history: History,
     checkpoints: Checkpoints,
+    reporter: Reporter | None,
     start: int,
     preempted: Callable[[], bool],
 ) -> None:
     _settle_buckets(trainee, world, start)
     batches = trainee.batches(start, loop.steps)
     meter = Meter(loop, batches, trainee.flops_per_step)
-    reporter = Reporter(loop) if world.rank == 0 else None
     warned = False
     for step, batch in enumerate(batches, start + 1):
         losses = trainee.step(batch, step - 1)
@@ -316,16 +326,12 @@ def _run_steps(
             line, measured = history.close_line(step), meter.read()
             if reporter:
                 reporter.line(line, measured)
-                if step == loop.steps:
-                    reporter.flush(line)
             if not warned and preempted():
                 warned = due = True
         if due and world.rank == 0:
             check_lease(loop.storage, f"{loop.work}/lease.json", loop.lease)
             checkpoints.save(step, _whole_state(trainee, history, step))
     batches.close()
-    if reporter:
-        reporter.close()
 
 
 def _settle_buckets(trainee: Trainee[Any], world: World, start: int) -> None:

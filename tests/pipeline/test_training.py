@@ -22,9 +22,11 @@ from small import (
     trainer_inputs,
 )
 
+from pipeline import training
 from pipeline.checkpoint import Checkpoints, flatten_state, same_state, unflatten_state
-from pipeline.errors import LeaseError, PipelineError
+from pipeline.errors import LeaseError, PipelineError, StorageError
 from pipeline.storage import open_storage
+from pipeline.tracking import OUTBOX, Outbox
 from pipeline.training import MAX_SKIPPED_IN_A_ROW, History, World, generator, learning_rate, train
 
 STAGES = ["train-tokenizer", "train-sit"]
@@ -54,6 +56,41 @@ def test_resumed_equals_undisturbed(tmp_path: Path, stage: str, die_at: int) -> 
     assert result(again) == result(still)
     assert same_state(final_state(again), final_state(still))
     assert [row["step"] for row in history(again)] == list(range(1, 25))
+
+
+def posted(made: Job) -> list[int]:
+    """The steps in the outbox, in its order."""
+    storage = loop_of(made).storage
+    lines = [line for entry in storage.list(f"{OUTBOX}/test") for line in storage.read(entry.path).splitlines()]
+    return [json.loads(line)["step"] for line in lines]
+
+
+@pytest.mark.parametrize("die_at", [13, 23])
+def test_a_line_in_hand_at_a_death_is_posted_after_all(tmp_path: Path, die_at: int) -> None:
+    """The first line goes out at once, the others wait for company: all but one were lost with the process."""
+    cut = job(tmp_path, "train-sit", 1, die_at)
+    with pytest.raises(Dies):
+        run_ranks(cut)
+    assert len(posted(cut)) < die_at
+    again = Job(cut.config, "train-sit", cut.inputs, 1, None)
+    run_ranks(again)
+    assert set(posted(again)) == set(range(1, 25))
+
+
+def test_metrics_that_could_not_be_written_go_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, post, refused = job(tmp_path, "train-sit"), Outbox.post, list[int]()
+
+    def away(self: Outbox, *events: dict[str, Any]) -> None:
+        if len(refused) < 3:
+            refused.append(len(events))
+            raise StorageError("no answer", "Wait.")
+        post(self, *events)
+
+    monkeypatch.setattr(training, "_FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(Outbox, "post", away)
+    run_ranks(made)
+    assert refused == [1, 2, 3]
+    assert posted(made) == list(range(1, 25))
 
 
 @pytest.mark.parametrize("stage", STAGES)
