@@ -103,7 +103,11 @@ class Tail:
 
 
 def _check_tracking(config: Config) -> None:
-    """ConfigError where MLflow would be a file on this machine: there nothing seems registered, time and again."""
+    """ConfigError where MLflow would be a file on this machine: there nothing seems registered, time and again.
+
+    Or as `tracking_uri`.
+    """
+    tracking_uri(config)
     if config.root.startswith("s3://") and not (config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
         raise ConfigError(
             "where MLflow is has not been said",

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from pipeline.command_line import Debug, Preset, Root, Sets, run_app
 from pipeline.config import Config
-from pipeline.errors import ConfigError, ContractError, PipelineError
+from pipeline.errors import ConfigError, ContractError
 from pipeline.loading import load_config, preset_names
 
 app = typer.Typer(
@@ -297,10 +297,7 @@ def tracking_sync(
 
     config = _root_config(None, set_, root)
     storage = open_storage(config.root)
-    try:
-        files = tracking.deliver(storage, tracking.Post(tracking.tracking_uri(config), config), name)
-    except OSError as error:
-        raise PipelineError(f"MLflow does not answer: {error}", "Is it up? See MLFLOW_TRACKING_URI.") from error
+    files = tracking.deliver(storage, tracking.Post(tracking.tracking_uri(config), config), name)
     console.print(f"{files} files of events delivered, {len(tracking.undelivered(storage))} runs wait", highlight=False)
 
 

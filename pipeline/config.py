@@ -294,6 +294,14 @@ class TrackingConfig(Section):
     )
     experiment: str = Field("denoising-vae", min_length=1, description="MLflow experiment.")
 
+    @model_validator(mode="after")
+    def _no_login(self) -> "TrackingConfig":
+        if self.uri and "@" in self.uri.partition("://")[2].partition("/")[0]:
+            raise ValueError(  # the config is shown, sent and kept
+                "uri holds a user or password; MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are for them"
+            )
+        return self
+
 
 class Config(Section):
     root: str = Field("./runs", description="Where artifacts lie: a local path, file:// or s3://.")

@@ -20,7 +20,7 @@ from rich.markup import escape
 
 from pipeline.artifacts import Lease
 from pipeline.config import Config
-from pipeline.errors import LeaseError, PipelineError
+from pipeline.errors import ConfigError, LeaseError, PipelineError
 from pipeline.storage import LocalStorage, Storage, open_storage
 from pipeline.tracking_errors import RefusedError, TrackingError, mlflow_said
 
@@ -36,8 +36,16 @@ _delivering = threading.Lock()  # the courier and `register` deliver from one pr
 
 
 def tracking_uri(config: Config) -> str:
-    """Where MLflow is: the config, else MLFLOW_TRACKING_URI, else SQLite at the root (or ./runs for a remote root)."""
+    """Where MLflow is: the config, else MLFLOW_TRACKING_URI, else SQLite at the root (or ./runs for a remote root).
+
+    ConfigError for a MLFLOW_TRACKING_URI with a user or password, which every message would show.
+    """
     given = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if given and "@" in given.partition("://")[2].partition("/")[0]:
+        raise ConfigError(
+            "MLFLOW_TRACKING_URI holds a user or password",
+            "Take it out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
+        )
     return given or f"sqlite:///{_database_folder(config) / 'mlflow.db'}"
 
 

@@ -19,6 +19,7 @@ from postgres import postgres_is_installed, running_postgres
 
 from pipeline import tracking
 from pipeline.config import Config
+from pipeline.errors import ConfigError
 from pipeline.loading import load_config
 from pipeline.storage import open_storage
 from pipeline.tracking import Courier, Outbox, Post, deliver, metric_event, undelivered
@@ -348,6 +349,20 @@ def test_where_mlflow_is(world: World, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert tracking.tracking_uri(local) == "http://mlflow:5000"
     assert tracking.tracking_uri(world.config) == world.uri
+
+
+@pytest.mark.parametrize("login", ["me:pass@word", "token"])
+def test_where_mlflow_is_has_no_login_in_it(login: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be in every message, in the config that is sent, and in MLflow's own tags."""
+    uri = f"https://{login}@mlflow.example/x@y"
+    with pytest.raises(ConfigError, match=r"^tracking: uri holds a user or password; MLFLOW_TR") as refused:
+        load_config("quickstart", [f"tracking.uri={uri}"], str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ConfigError, match=r"^MLFLOW_TRACKING_URI holds a user or password") as known:
+        tracking.tracking_uri(load_config("quickstart", [], str(tmp_path)))
+    assert login not in f"{refused.value} {known.value}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example/x@y")
+    tracking.tracking_uri(load_config("quickstart", [], str(tmp_path)))
 
 
 # --- deliverers that die, and several at once ---
