@@ -9,13 +9,14 @@ token, a wrong one or no permission, 130 interrupted or stopped.
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, NoReturn
 
 import typer
 import yaml
 from rich.console import Console
 from rich.markup import escape
 
+from deploy.errors import Detached
 from deploy.jobs import Dashboard, token
 from deploy.rayjob import Delete, Wish
 from deploy.submit import Work, remote_config, run_work, stage_work, submit
@@ -145,9 +146,8 @@ def retrain(
     except PipelineError as error:
         retraining.publish(f"## Retraining `{preset}` was not possible\n\n{error}\n", _say)
         raise
-    except KeyboardInterrupt:
-        _say("detached: what was submitted goes on. The same command attaches to it again.")
-        raise SystemExit(130) from None
+    except Detached as left:
+        _leave(left, address, f"ray job stop {left.job} --address {address}")
     text = retraining.summary(done)
     _echo(text)
     retraining.publish(text, _say)
@@ -217,13 +217,14 @@ def _submit(work: Work, address: str, attempts: int) -> None:
     dashboard = Dashboard(address, token())
     try:
         code = submit(dashboard, work, attempts, _say, _echo)
-    except KeyboardInterrupt:
-        _say(
-            f"detached: {work.name}-* goes on at {dashboard.address}. The same command attaches to it again; "
-            f"`ray job stop {work.name}-N --address {dashboard.address}` ends it."
-        )
-        code = 130
+    except Detached as left:
+        _leave(left, dashboard.address, f"ray job stop {left.job} --address {dashboard.address}")
     raise SystemExit(code)
+
+
+def _leave(left: Detached, where: str, end: str) -> NoReturn:
+    _say(f"detached: {left.job} goes on at {where}. The same command attaches to it again; `{end}` ends it.")
+    raise SystemExit(130)
 
 
 class Place(NamedTuple):
@@ -250,12 +251,8 @@ def _rayjob(work: Work, wish: Wish, place: Place, delete: Delete, render: bool) 
         return
     try:
         code = rayjob.run(kube, template, work, wish, delete, _say, _echo)
-    except KeyboardInterrupt:
-        _say(
-            f"detached: {work.name}-* goes on in {kube.namespace}. The same command attaches to it again; "
-            f"`kubectl -n {kube.namespace} delete rayjob {work.name}-N` ends it."
-        )
-        code = 130
+    except Detached as left:
+        _leave(left, f"{kube.address} in {kube.namespace}", f"kubectl -n {kube.namespace} delete rayjob {left.job}")
     raise SystemExit(code)
 
 

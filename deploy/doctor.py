@@ -4,7 +4,6 @@ file that it writes to the root and takes away again.
 Each check stands alone: one that cannot be made is red and says why, and the others go on.
 """
 
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -17,12 +16,13 @@ import requests
 
 from deploy.errors import ConnectError, DeniedError
 from deploy.jobs import Dashboard, reason, token
-from deploy.kube import Kube, Object, stuck
+from deploy.kube import KUEUE_VERSIONS, Kube, Object, stuck
 from deploy.rayjob import QUEUE, find_template
 from pipeline import registry
 from pipeline.config import Config
 from pipeline.errors import PipelineError
-from pipeline.storage import LocalStorage, open_storage
+from pipeline.s3 import S3Storage
+from pipeline.storage import open_storage
 from pipeline.tracking import tracking_uri
 
 _KUBERAY = (1, 6)  # brings authOptions.secretName
@@ -113,8 +113,8 @@ def _place_checks(config: Config) -> Iterator[Check]:
 def _root(config: Config) -> str:
     """Write, write if absent, read, list and delete."""
     storage, folder = open_storage(config.root), f".doctor/{secrets.token_hex(6)}"
-    if not isinstance(storage, LocalStorage):
-        _s3_answer()  # at once: S3's own client would try for a minute
+    if isinstance(storage, S3Storage):
+        _answer(storage)  # at once: S3's own client would try for a minute
     path, data = f"{folder}/probe", secrets.token_bytes(64)
     if not storage.write_new(path, data) or storage.write_new(path, b"another"):
         raise UnfitError(
@@ -127,10 +127,11 @@ def _root(config: Config) -> str:
     return f"{storage.root}: written, read, listed, deleted"
 
 
-def _s3_answer() -> requests.Response:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "https://s3.amazonaws.com"
+def _answer(storage: S3Storage) -> requests.Response:
+    """What the server says to somebody without a signature."""
+    endpoint = storage.endpoint
     try:
-        return requests.get(endpoint, timeout=10, allow_redirects=False, verify=os.environ.get("AWS_CA_BUNDLE") or True)
+        return requests.get(endpoint, timeout=10, allow_redirects=False, verify=storage.authority or True)
     except (requests.RequestException, OSError) as error:
         raise ConnectError(
             f"no S3 server answers at {endpoint} ({reason(error)})",
@@ -140,9 +141,10 @@ def _s3_answer() -> requests.Response:
 
 def _clock(config: Config) -> str:
     """This machine's clock against that of the S3 server."""
-    if isinstance(open_storage(config.root), LocalStorage):
+    storage = open_storage(config.root)
+    if not isinstance(storage, S3Storage):
         raise Skipped("the root is a folder")
-    answer = _s3_answer()
+    answer = _answer(storage)
     if "Date" not in answer.headers:
         raise Skipped(f"{answer.url} does not tell its time")
     skew = time.time() - parsedate_to_datetime(answer.headers["Date"]).timestamp()
@@ -358,7 +360,8 @@ def _queue(kube: Kube, template: Object) -> str:
     name = template["metadata"]["labels"].get(QUEUE)
     if name is None:
         raise Skipped("Kueue is not used")
-    found = kube.get(f"/apis/kueue.x-k8s.io/v1beta1/namespaces/{kube.namespace}/localqueues/{name}")
+    paths = (f"/apis/kueue.x-k8s.io/{one}/namespaces/{kube.namespace}/localqueues/{name}" for one in KUEUE_VERSIONS)
+    found = next((queue for queue in map(kube.get, paths) if queue is not None), None)
     if found is None:
         raise UnfitError(f"there is no LocalQueue {name} in {kube.namespace}", "Make one, or set kueue.queueName.")
     active = [one for one in found.get("status", {}).get("conditions", []) if one["type"] == "Active"]

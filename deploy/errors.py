@@ -3,6 +3,9 @@
 A job's own failure is none of these: its exit code is handed on as it is.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from pipeline.errors import PipelineError
 
 
@@ -34,3 +37,20 @@ class DeniedError(PipelineError):
     """No token, a wrong one, or no permission."""
 
     exit_code = 77  # EX_NOPERM
+
+
+class Detached(KeyboardInterrupt):  # no error
+    """Interrupted while a job was followed, which goes on."""
+
+    def __init__(self, job: str) -> None:
+        super().__init__(job)
+        self.job = job
+
+
+@contextmanager
+def followed(job: str) -> Iterator[None]:
+    """An interrupt in here leaves the job alone: Detached."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Detached(job) from None

@@ -5,6 +5,7 @@ Ray itself is not needed on this side. What is submitted, and when again, is `su
 
 import os
 import re
+import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,15 +128,22 @@ class Dashboard:
     def follow(self, name: str) -> Iterator[str]:
         """What the job prints, from its beginning, in pieces as it comes; an empty piece after a while of silence.
 
-        Ends with the job, or with the connection: ask `job` which it was.
+        Ends with the job, or with the connection: ask `job` which it was. ProtocolError when no websocket gets through.
         """
         scheme, rest = self.address.split("://", 1)
         url = f"{'wss' if scheme == 'https' else 'ws'}://{rest}/api/jobs/{name}/logs/tail"
         options: dict[str, Any] = {"header": self._headers, "timeout": _SILENCE_SECONDS}
-        if scheme == "https" and "REQUESTS_CA_BUNDLE" in os.environ:  # one variable for both of our clients
-            options["sslopt"] = {"ca_certs": os.environ["REQUESTS_CA_BUNDLE"]}
+        bundle = os.environ.get("REQUESTS_CA_BUNDLE")  # one variable for both of our clients
+        if scheme == "https" and bundle:
+            options["sslopt"] = {"ca_cert_path" if Path(bundle).is_dir() else "ca_certs": bundle}
         try:
             connection = websocket.create_connection(url, **options)
+        except websocket.WebSocketBadStatusException as error:
+            if error.status_code >= 500 or error.status_code == 404:  # the head is being replaced, or forgets the job
+                return
+            raise self._no_websocket(str(error.status_code)) from error
+        except ssl.SSLError as error:
+            raise self._no_websocket(reason(error)) from error
         except (websocket.WebSocketException, OSError):
             return
         try:
@@ -152,6 +160,9 @@ class Dashboard:
             return
         finally:
             connection.close()
+
+    def _no_websocket(self, why: str) -> ProtocolError:
+        return ProtocolError(f"{self.address} lets no websocket through ({why})", "Is there a proxy that refuses it?")
 
     def _told(self, path: str, key: str | None) -> Any:
         """What is answered in JSON, or one part of it. ProtocolError where it is of another form."""

@@ -5,6 +5,7 @@ What goes wrong is told apart here, one line each. What a RayJob's fields mean i
 
 import codecs
 import json
+import logging
 import os
 import re
 import time
@@ -26,6 +27,7 @@ _WATCH_SECONDS = 20  # then the object is looked at anew: what keeps it waiting 
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _STUCK = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "CreateContainerConfigError", "CrashLoopBackOff")
 _RAY = {"group": "ray.io", "version": "v1"}
+KUEUE_VERSIONS = ("v1beta2", "v1beta1")  # the first that a cluster has
 
 
 class Kube:
@@ -43,15 +45,15 @@ class Kube:
             if _is_inside(context):
                 config.load_incluster_config(settings)
             else:
-                config.load_kube_config(os.environ.get("KUBECONFIG") or None, context, settings)
+                with _login_failures():
+                    config.load_kube_config(os.environ.get("KUBECONFIG") or None, context, settings)
             self.namespace = namespace or _namespace(context)
         except (config.ConfigException, OSError, YAMLError, TypeError, ValueError) as error:
             raise ConnectError(
                 f"no Kubernetes is configured here ({' '.join(str(error).split())})",
                 "Name a kubeconfig by KUBECONFIG, and a context of it by --context.",
             ) from error
-        if not re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", self.namespace):
-            raise ConfigError(f"'{self.namespace}' is no namespace's name", "Correct --namespace.")
+        check_name("--namespace", self.namespace)
         self.client = client.ApiClient(settings)
         self.address = str(settings.host)
         self.core = client.CoreV1Api(self.client)
@@ -154,6 +156,11 @@ class Kube:
             for piece in answer.stream(decode_content=True):
                 yield decoder.decode(piece)
 
+    def is_running(self, pod: str) -> bool:
+        """False when it has ended, or is not there."""
+        found = self.objects(f"/api/v1/namespaces/{self.namespace}/pods", fieldSelector=f"metadata.name={pod}")
+        return any(one.get("status", {}).get("phase") == "Running" for one in found)
+
     def _events(self, name: str, version: str) -> Iterator[Object]:
         from kubernetes import watch
         from kubernetes.client import ApiException
@@ -195,7 +202,7 @@ class Kube:
 
     def _refusal(self, error: Any, what: str) -> Exception:
         told = _message(error)
-        if error.status == 401:
+        if error.status == 401 or "system:anonymous" in told:  # so it is where the kubeconfig's plugin has failed
             return DeniedError(f"{self.address} does not know these credentials", "Log in again, or mend KUBECONFIG.")
         if "admission webhook" in told:
             return ProtocolError(f"this cluster refuses it: {told}", "`deploy doctor` says what fits here.")
@@ -208,6 +215,34 @@ class Kube:
         if error.status in (429, 500, 502, 503, 504):
             return ConnectError(f"{self.address} answers {error.status}: {told}", "Wait, then try again.")
         return ProtocolError(f"{self.address} answers {error.status}: {told}", "`deploy doctor` says what fits here.")
+
+
+@contextmanager
+def _login_failures() -> Iterator[None]:
+    """DeniedError for what the client only logs: that the kubeconfig's plugin, which fetches a token, has failed."""
+    root, told = logging.getLogger(), _Kept()
+    root.addHandler(told)
+    try:
+        yield
+    finally:
+        root.removeHandler(told)
+    if told.lines:
+        raise DeniedError(f"the kubeconfig's login has failed ({told.lines[0]})", "Log in again, or mend KUBECONFIG.")
+
+
+class _Kept(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(_one_line(record.getMessage()))
+
+
+def check_name(option: str, name: str) -> None:
+    """ConfigError for what Kubernetes takes for nobody's name."""
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name):
+        raise ConfigError(f"{option}: '{name}' is no name in Kubernetes", "Small letters, digits and - make one.")
 
 
 def _is_inside(context: str | None) -> bool:

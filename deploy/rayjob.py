@@ -19,9 +19,10 @@ from typing import Any, Literal
 
 import yaml
 
-from deploy.errors import ConnectError, DeniedError, LostError, ProtocolError
-from deploy.kube import Kube, Object, first_line, stuck
+from deploy.errors import ConnectError, DeniedError, LostError, ProtocolError, followed
+from deploy.kube import KUEUE_VERSIONS, Kube, Object, check_name, first_line, stuck
 from deploy.patience import POLL_SECONDS, Say
+from deploy.printing import Printed
 from deploy.submit import ROOT, Work, attempt_of, check_root
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, PipelineError
@@ -108,6 +109,7 @@ def render(template: Object, work: Work, wish: Wish, attempt: int) -> Object:
     metadata["name"] = f"{work.name}-{attempt}"
     metadata["labels"][WORK] = work.name
     if wish.queue is not None:
+        check_name("--queue", wish.queue)
         metadata["labels"][QUEUE] = wish.queue
     metadata["annotations"].update({_key(name): text for name, text in work.metadata.items()})
     # By the head's environment: KubeRay's submitter puts a runtime_env through a shell, which would read it.
@@ -179,10 +181,13 @@ def _fix_size(cluster: Object, pods: dict[str, int]) -> None:
 def run(kube: Kube, template: Object, work: Work, wish: Wish, delete: Delete, say: Say, echo: Say) -> int:
     """Have the work done on a cluster of its own: attach to the RayJob that does it, else create one; its exit code.
 
-    LostError when it did not come to its end, ProtocolError when KubeRay refuses it.
+    LostError when it did not come to its end, ProtocolError when KubeRay refuses it, Detached when this is interrupted
+    and the RayJob goes on.
     """
-    name = _attach_or_create(kube, template, work, wish, say)
-    status = _follow(kube, name, say, echo)
+    name, how = _attach_or_create(kube, template, work, wish)
+    with followed(name):
+        say(how)
+        status = _follow(kube, name, say, echo)
     done = status["jobDeploymentStatus"] == "Complete" and status.get("jobStatus") == "SUCCEEDED"
     if delete == "always" or (delete == "success" and done):
         try:
@@ -193,19 +198,18 @@ def run(kube: Kube, template: Object, work: Work, wish: Wish, delete: Delete, sa
     return _verdict(name, status)
 
 
-def _attach_or_create(kube: Kube, template: Object, work: Work, wish: Wish, say: Say) -> str:
+def _attach_or_create(kube: Kube, template: Object, work: Work, wish: Wish) -> tuple[str, str]:
+    """The name of the RayJob that does the work now, and how it came to. BusyError when it is for another root."""
     while True:
         earlier: dict[str, Object] = {job["metadata"]["name"]: job for job in kube.rayjobs(f"{WORK}={work.name}")}
         for name, job in earlier.items():
             if _state(job) not in _FINAL and "deletionTimestamp" not in job["metadata"]:
                 check_root(name, job["metadata"].get("annotations", {}).get(_key(ROOT)), work)
-                say(f"attached to {name}, which is {_state(job) or 'new'} in {kube.namespace}")
-                return name
+                return name, f"attached to {name}, which is {_state(job) or 'new'} in {kube.namespace}"
         attempt = 1 + max((attempt_of(name, work.name) or 0 for name in earlier), default=0)
         job = render(template, work, wish, attempt)
         if kube.create_rayjob(job):
-            say(f"created {work.name}-{attempt} in {kube.namespace}")
-            return f"{work.name}-{attempt}"
+            return f"{work.name}-{attempt}", f"created {work.name}-{attempt} in {kube.namespace}"
         time.sleep(POLL_SECONDS)  # somebody was faster with the same work: attach to theirs
 
 
@@ -273,7 +277,7 @@ def _obstacle(kube: Kube, job: Object) -> str:
 def _queue_word(kube: Kube, job: Object) -> str:
     """Why Kueue has not admitted it yet, in Kueue's own words."""
     queue, uid = job["metadata"]["labels"][QUEUE], job["metadata"]["uid"]
-    for version in ("v1beta2", "v1beta1"):
+    for version in KUEUE_VERSIONS:
         try:
             found = kube.objects(
                 f"/apis/kueue.x-k8s.io/{version}/namespaces/{kube.namespace}/workloads",
@@ -317,6 +321,7 @@ class Logs:
     def __init__(self, kube: Kube, name: str, say: Say, echo: Callable[[str], Any]) -> None:
         self._kube, self._name, self._say, self._echo = kube, name, say, echo
         self._followed: set[str] = set()
+        self._closing = threading.Event()
         self.any = False  # has anything been printed?
         self._thread: threading.Thread | None = None
 
@@ -335,16 +340,31 @@ class Logs:
             self._thread.start()
 
     def _print(self, pod: str) -> None:
-        try:
-            for piece in self._kube.log(pod):
-                self.any = True
-                self._echo(piece)
-        except DeniedError as error:
-            self._say(f"its log cannot be shown: {error}")
-        except PipelineError as error:
-            self._say(f"its log was cut: {error}")
+        """Until the pod has ended; a log that was cut is taken up where it was."""
+        printed = Printed(self._print_some)
+        while True:
+            printed.again()
+            try:
+                for piece in self._kube.log(pod):
+                    printed(piece)
+                if self._closing.is_set() or not self._kube.is_running(pod):
+                    return
+            except ConnectError:
+                pass  # who follows the RayJob says so
+            except DeniedError as error:
+                self._say(f"its log cannot be shown: {error}")
+                return
+            except PipelineError as error:
+                self._say(f"its log was cut: {error}")
+                return
+            self._closing.wait(POLL_SECONDS)
+
+    def _print_some(self, text: str) -> None:
+        self.any = True
+        self._echo(text)
 
     def close(self) -> None:
-        """Wait for the rest of what was printed."""
+        """Wait for the rest of what was printed: the work has ended."""
+        self._closing.set()
         if self._thread is not None:
             self._thread.join(timeout=30)

@@ -11,9 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.errors import BusyError, LostError, ProtocolError
+from deploy.errors import BusyError, LostError, ProtocolError, followed
 from deploy.jobs import Dashboard, Job
 from deploy.patience import POLL_SECONDS, Patience, Say
+from deploy.printing import Printed
 from pipeline.artifacts import SHORT
 from pipeline.config import Config
 from pipeline.errors import ConfigError, PipelineError
@@ -23,6 +24,8 @@ from pipeline.runner import check_source, resolved
 from pipeline.storage import open_storage
 
 _OLDEST = (2, 55)  # CVE-2026-41486
+
+_PART_SECONDS = 15.0  # between two looks at a log that cannot be followed; each takes it whole
 
 ROOT = "dvae.root"
 MODEL = "dvae.model"  # in a job's metadata: the registered model that it may come to
@@ -107,12 +110,15 @@ def submit(dashboard: Dashboard, work: Work, attempts: int, say: Say, echo: Say)
 
     `echo` gets what the job prints, `say` what there is to say beside it. A job whose driver or head died is followed
     by another, `attempts` in all; then LostError. A job that ended by itself is not tried again: it would end alike.
+    Detached when this is interrupted and the job goes on.
     """
     _check_version(dashboard)
     ask = Patience(dashboard.address, say)
     for left in reversed(range(attempts)):
-        name = _attach_or_start(dashboard, work, say, ask)
-        job = _follow(dashboard, name, echo, ask)
+        name, how = _attach_or_start(dashboard, work, ask)
+        with followed(name):
+            say(how)
+            job = _follow(dashboard, name, say, echo, ask)
         if job is not None and job.status == "SUCCEEDED":
             return 0
         if job is not None and job.status == "STOPPED":
@@ -143,20 +149,18 @@ def attempt_of(name: str, work: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _attach_or_start(dashboard: Dashboard, work: Work, say: Say, ask: Patience) -> str:
-    """The name of the job that does the work now. BusyError when it does so for another root."""
+def _attach_or_start(dashboard: Dashboard, work: Work, ask: Patience) -> tuple[str, str]:
+    """The name of the job that does the work now, and how it came to do so. BusyError when it is for another root."""
     while True:
         earlier = {job.id: job for job in ask(dashboard.jobs) if attempt_of(job.id, work.name) is not None}
         for job in earlier.values():
             if job.running:
                 check_root(job.id, job.metadata.get(ROOT), work)
-                say(f"attached to {job.id}, which is {job.status.lower()} at {dashboard.address}")
-                return job.id
+                return job.id, f"attached to {job.id}, which is {job.status.lower()} at {dashboard.address}"
         attempt = 1 + max((attempt_of(name, work.name) or 0 for name in earlier), default=0)
         name = f"{work.name}-{attempt}"
         if ask(lambda name=name: dashboard.submit(name, work.entrypoint, work.variables, work.metadata)):  # type: ignore[misc]
-            say(f"submitted {name} to {dashboard.address}")
-            return name
+            return name, f"submitted {name} to {dashboard.address}"
         time.sleep(POLL_SECONDS)  # somebody was faster with the same work: attach to theirs
 
 
@@ -168,25 +172,32 @@ def check_root(name: str, root: str | None, work: Work) -> None:
         )
 
 
-def _follow(dashboard: Dashboard, name: str, echo: Say, ask: Patience) -> Job | None:
+def _follow(dashboard: Dashboard, name: str, say: Say, echo: Say, ask: Patience) -> Job | None:
     """Print what the job says until it ends; the job as it ended, None when the cluster does not know it any more."""
-    printed = 0
+    printed, live = Printed(echo), True
     while True:
-        seen = 0  # a new connection tells everything again
-        for piece in dashboard.follow(name):
-            fresh, seen = piece[max(0, printed - seen) :], seen + len(piece)
-            if fresh:
-                echo(fresh)
-                printed += len(fresh)
-            if not piece:  # it has been silent for a while: perhaps the connection is dead, and the job too
-                job = ask(lambda: dashboard.job(name))
-                if job is None or not job.running:
-                    break
+        try:
+            _print_live(dashboard, name, printed, ask)
+        except ProtocolError as error:  # what is in between lets no websocket through
+            if live:
+                say(f"{error.what}: the log comes in parts, every {_PART_SECONDS:.0f} s")
+            live = False
         job = ask(lambda: dashboard.job(name))
-        if job is None:
-            return None
-        if not job.running:
+        if job is not None and not (job.running and live):
             with suppress(PipelineError):  # its node may be gone, and the log with it
-                echo(dashboard.log(name)[printed:])
+                printed.again()
+                printed(dashboard.log(name))
+        if job is None or not job.running:
             return job
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS if live else _PART_SECONDS)
+
+
+def _print_live(dashboard: Dashboard, name: str, printed: Printed, ask: Patience) -> None:
+    """Print the log as it grows, until the job ends or the connection does. ProtocolError as `Dashboard.follow`."""
+    printed.again()
+    for piece in dashboard.follow(name):
+        printed(piece)
+        if not piece:  # it has been silent for a while: perhaps the connection is dead, and the job too
+            job = ask(lambda: dashboard.job(name))
+            if job is None or not job.running:
+                return

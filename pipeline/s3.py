@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -99,11 +100,33 @@ class S3Storage:
                 if not is_s3_error(error):
                     raise
                 if time.monotonic() - begin >= _patience(error):
-                    made = self._made
-                    endpoint = made.meta.endpoint_url if made else ""
-                    raise s3_refusal(error, self.uri(path), self.bucket, endpoint) from error
+                    raise self._refusal(error, path) from error
             time.sleep(random.uniform(pause / 2, pause))
             pause = min(_LONGEST_PAUSE, 2 * pause)
+
+    def _refusal(self, error: Exception, path: str) -> Exception:
+        endpoint = self._made.meta.endpoint_url if self._made else ""
+        return s3_refusal(error, self.uri(path), self.bucket, endpoint)
+
+    @contextmanager
+    def _set_up(self) -> Iterator[None]:
+        """What botocore makes of its settings, before anything is asked of S3: its errors as one line."""
+        try:
+            yield
+        except Exception as error:
+            raise (self._refusal(error, "") if is_s3_error(error) else error) from error
+
+    @property
+    def endpoint(self) -> str:
+        """The server's URL."""
+        with self._set_up():
+            return str(self.client.meta.endpoint_url)
+
+    @property
+    def authority(self) -> str | None:
+        """The file or folder of the certificate authority that the server is to be known by; None: the usual ones."""
+        found: str | None = _settings().get_config_variable("ca_bundle")
+        return found
 
     def _arguments(self, path: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self.key(path)}
@@ -243,14 +266,15 @@ class S3Storage:
         import pyarrow.fs
         from botocore.credentials import RefreshableCredentials
 
-        client = self.call("", lambda: self.client)
-        with _making:
-            keys = self.call("", _settings().get_credentials)
+        with self._set_up():
+            client = self.client
+            with _making:
+                keys = _settings().get_credentials()
         given: dict[str, Any] = {
             "region": client.meta.region_name,
             "endpoint_override": client.meta.endpoint_url,
             "force_virtual_addressing": (client.meta.config.s3 or {}).get("addressing_style") == "virtual",
-            "tls_ca_file_path": _settings().get_config_variable("ca_bundle"),
+            "tls_ca_file_path": self.authority,
             "retry_strategy": pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=2 * _ATTEMPTS),
         }
         if keys is not None and not (lasting and isinstance(keys, RefreshableCredentials)):

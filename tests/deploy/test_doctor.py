@@ -19,6 +19,7 @@ from deploy import doctor
 from deploy.errors import ConnectError
 from deploy.kube import Kube
 from pipeline.loading import load_config
+from pipeline.s3 import _session, _settings
 
 PROJECT = Path(__file__).parents[2]
 VALUES = values_of("gpu-production") | {
@@ -253,6 +254,27 @@ def test_an_endpoint_where_nobody_is(s3_root, monkeypatch):
     assert found["root"].good is False
     assert "AWS_ENDPOINT_URL" in found["root"].mend
     assert found["clock"].good is False
+
+
+def test_an_endpoint_that_a_file_names(s3_endpoint, monkeypatch, tmp_path):
+    """~/.aws/config is as good as the environment."""
+    (tmp_path / "config").write_text("[profile there]\nregion = us-east-1\nendpoint_url = http://127.0.0.1:9\n")
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "there")
+    _settings.cache_clear()
+    _session.cache_clear()
+    try:
+        assert "no S3 server answers at http://127.0.0.1:9" in place("s3://tests/x")["root"].text
+        monkeypatch.setenv("AWS_PROFILE", "nobody")
+        _settings.cache_clear()
+        _session.cache_clear()
+        assert "nobody" in place("s3://tests/x")["root"].text
+        assert "bug" not in place("s3://tests/x")["root"].mend
+    finally:
+        _settings.cache_clear()
+        _session.cache_clear()
 
 
 class Late(http.server.BaseHTTPRequestHandler):

@@ -14,9 +14,11 @@ import pytest
 import yaml
 from rendering import named, rendered
 
+import deploy.submit
 from deploy import rayjob
 from deploy.errors import BusyError, ConnectError, DeniedError, ProtocolError
 from deploy.jobs import Dashboard, token
+from deploy.patience import Patience
 from deploy.submit import check_root, stage_work
 from pipeline.errors import ConfigError
 
@@ -61,6 +63,38 @@ def test_statuses_are_told_apart(stub, monkeypatch, status, kind):
     monkeypatch.setattr(Stub, "status", status)
     with pytest.raises(kind):
         Dashboard(stub, "t").jobs()
+
+
+class NoWebsocket(Stub):
+    """A dashboard behind a proxy that knows no websocket: each look at the job finds more in its log."""
+
+    looks = 0
+
+    def do_GET(self) -> None:
+        if self.path.endswith("/logs/tail"):
+            return self.send_error(403)
+        if self.path.endswith("/logs"):
+            self.body = json.dumps({"logs": "".join(f"line {n}\n" for n in range(self.looks))}).encode()
+        else:
+            type(self).looks += 1
+            state = "RUNNING" if self.looks < 4 else "SUCCEEDED"
+            self.body = json.dumps({"submission_id": "a-1", "status": state, "driver_exit_code": 0}).encode()
+        return super().do_GET()
+
+
+def test_a_log_comes_in_parts_where_no_websocket_gets_through(monkeypatch):
+    monkeypatch.setattr(deploy.submit, "_PART_SECONDS", 0.1)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), NoWebsocket)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    said, printed = list[str](), list[str]()
+    dashboard = Dashboard(f"http://127.0.0.1:{server.server_port}", None)
+    job = deploy.submit._follow(dashboard, "a-1", said.append, printed.append, Patience(dashboard.address, said.append))
+    server.shutdown()
+    assert job
+    assert job.status == "SUCCEEDED"
+    assert printed == [f"line {n}\n" for n in range(4)], "each once, while it grows"
+    assert len(said) == 1
+    assert "lets no websocket through (403" in said[0]
 
 
 def test_a_netrc_does_not_replace_the_token(stub, monkeypatch, tmp_path):

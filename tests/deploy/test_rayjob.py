@@ -220,7 +220,8 @@ def test_detached_and_attached(place):
     first.send_signal(signal.SIGINT)
     code, _, error = ended(first)
     assert code == 130
-    assert f"detached: {job['metadata']['name'][:-2]}-* goes on in {place.name}" in error
+    assert f"detached: {job['metadata']['name']} goes on at {place.server.url} in {place.name}" in error
+    assert f"`kubectl -n {place.name} delete rayjob {job['metadata']['name']}` ends it" in error
     second = place.start()
     line_with(second, f"attached to {job['metadata']['name']}")
     place.tell(job, "Complete", "SUCCEEDED")
@@ -377,13 +378,23 @@ def test_the_charts_role_is_enough_and_no_more(place):
 
 
 class Kubelet(http.server.BaseHTTPRequestHandler):
-    """Gives a pod's log, as the API server asks a node's kubelet for it."""
+    """Gives a pod's log, as the API server asks a node's kubelet for it: each time more, then cut; in the end whole."""
+
+    protocol_version = "HTTP/1.1"
+    texts = ("✓ prep", "✓ prepare   0", "✓ prepare   0.1 s\n")
+    asked = 0
 
     def do_GET(self) -> None:
         self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         if self.path.startswith("/containerLogs/"):
-            self.wfile.write("✓ prepare   0.1 s\n".encode())
+            text = self.texts[min(self.asked, 2)].encode()
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(text), text))
+            if self.asked != 1:  # without it, the stream is broken off
+                self.wfile.write(b"0\r\n\r\n")
+            type(self).asked += 1
+        self.close_connection = True
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -397,6 +408,7 @@ def node(api_server: ApiServer) -> Iterator[str]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificates = api_server._certificates
     context.load_cert_chain(certificates / "apiserver.crt", certificates / "apiserver.key")
+    Kubelet.asked = 0
     server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     core = kubernetes.client.CoreV1Api(api_server.client())
@@ -409,16 +421,21 @@ def node(api_server: ApiServer) -> Iterator[str]:
     server.shutdown()
 
 
-def test_what_the_job_prints_is_printed(place, node):
+def test_what_the_job_prints_is_printed_once(place, node):
+    """Though the log is cut in its middle, as by a kubelet or an API server that is replaced."""
     process = place.start()
     job = place.wait_for()
     labels = {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
     put_pod(place, "submitter", labels, {"phase": "Running"}, node)
     place.tell(job, "Running", "RUNNING")
     line_with(process, "running running")
+    deadline = time.monotonic() + 60
+    while Kubelet.asked < 3 and time.monotonic() < deadline:
+        time.sleep(0.2)
     place.tell(job, "Complete", "SUCCEEDED")
     code, out, error = ended(process)
     assert code == 0, error
+    assert Kubelet.asked >= 3
     assert out == "✓ prepare   0.1 s\n"
 
 
@@ -458,6 +475,11 @@ def altered(given: ApiServer, path: Path, **cluster: str) -> Path:
     return path
 
 
+def chart_file(folder: Path) -> Path:
+    (folder / "template.yaml").write_text(yaml.safe_dump(named(chart(), "ConfigMap", "-rayjob")))
+    return folder / "template.yaml"
+
+
 def test_refusals_are_told_apart(api_server, tmp_path):
     code, error = refused(tmp_path / "nowhere")
     assert (code, "no Kubernetes is configured here" in error) == (69, True)
@@ -474,6 +496,15 @@ def test_refusals_are_told_apart(api_server, tmp_path):
     (tmp_path / "wrong").write_text(yaml.safe_dump(wrong))
     code, error = refused(tmp_path / "wrong")
     assert (code, "does not know these credentials" in error) == (77, True)
+    wrong["users"][0]["user"] = {"exec": {
+        "apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "interactiveMode": "Never",
+        "args": ["-c", "echo token has expired >&2; echo see the manual >&2; exit 1"],
+    }}  # fmt: skip
+    (tmp_path / "plugin").write_text(yaml.safe_dump(wrong))
+    code, error = refused(tmp_path / "plugin")
+    assert (code, "login has failed (exec: process returned 1. token has expired" in error) == (77, True), error
+    code, error = refused(api_server.kubeconfig(), "--template", str(chart_file(tmp_path)), "--queue", "")
+    assert (code, "--queue: '' is no name" in error) == (2, True), error
     code, error = refused(api_server.kubeconfig(), "--namespace", api_server.namespace())
     assert (code, "has no releases of the chart" in error) == (2, True)
     (tmp_path / "other.yaml").write_text("kind: Pod\n")
@@ -489,9 +520,7 @@ def test_no_kuberay(tmp_path):
     server._start_etcd()
     server.start()
     try:
-        given = tmp_path / "template.yaml"
-        given.write_text(yaml.safe_dump(named(chart(), "ConfigMap", "-rayjob")))
-        code, error = refused(server.kubeconfig(), "--template", str(given))
+        code, error = refused(server.kubeconfig(), "--template", str(chart_file(tmp_path)))
         assert (code, "has no RayJobs. Install KubeRay 1.6" in error) == (76, True), error
     finally:
         for process in (server._server, server._etcd):
