@@ -301,15 +301,21 @@ def mlflow_labels(objects: list[Object]) -> dict[str, str]:
     return labels
 
 
+def s3_of(objects: list[Object]) -> tuple[dict[str, Any], int]:
+    """Where this case has its S3: a pod of another namespace, or AWS's."""
+    if "http://minio.storage:9000" in json.dumps(objects):
+        return pod({"app": "minio"}, {"kubernetes.io/metadata.name": "storage"}), 9000
+    return {"address": "52.3.4.5"}, 443
+
+
 def test_every_ray_pod_reaches_what_it_needs(objects):
     mlflow, pods = mlflow_labels(objects), ray_pods(objects)
-    s3_port = 9000 if "minio" in json.dumps(objects) else 443
-    s3 = {"address": "10.3.4.5"}
+    s3 = s3_of(objects)
     dns = pod({"k8s-app": "kube-dns"}, {"kubernetes.io/metadata.name": "kube-system"})
     for where, labels in pods.items():
         assert allowed(objects, labels, "Egress", pod(mlflow), 5000), where
         assert allowed(objects, mlflow, "Ingress", pod(labels), 5000), where
-        assert allowed(objects, labels, "Egress", s3, s3_port), where
+        assert allowed(objects, labels, "Egress", *s3), where
         assert allowed(objects, labels, "Egress", dns, 53)
         for other in pods.values():
             for port in (6379, 8265, 12345, 61000):
@@ -324,8 +330,8 @@ def test_retrain_reaches_what_it_needs_and_nothing_else():
         (where,) = [where for where in pod_specs(objects) if where.startswith("CronJob")]
         labels, spec = pod_specs(objects)[where]
         head = next(labels for where, labels in ray_pods(objects).items() if where.endswith(" head"))
-        mlflow, s3_port = mlflow_labels(objects), 9000 if case == "trial" else 443
-        for peer, port in ((pod(head), 8265), (pod(mlflow), 5000), ({"address": "10.3.4.5"}, s3_port)):
+        mlflow = mlflow_labels(objects)
+        for peer, port in ((pod(head), 8265), (pod(mlflow), 5000), s3_of(objects)):
             assert allowed(objects, labels, "Egress", peer, port)
         for target in (head, mlflow):
             assert allowed(objects, target, "Ingress", pod(labels), 8265 if target is head else 5000)
@@ -377,11 +383,42 @@ def test_no_pod_is_evicted_for_its_own_mirror(objects):
 
 
 def test_metadata_is_left_out_of_both_families():
-    objects = render({**GOOD, "networkPolicy": {"s3Cidrs": ["0.0.0.0/0", "::/0"]}})
+    objects = render({**GOOD, "networkPolicy": {"s3": {"cidrs": ["0.0.0.0/0", "::/0"]}}})
     for labels in ray_pods(objects).values():
         for address in (METADATA, "fd00:ec2::254"):
             assert not allowed(objects, labels, "Egress", {"address": address}, 443)
         assert allowed(objects, labels, "Egress", {"address": "2600:9000::1"}, 443)
+
+
+def test_s3_inside_of_the_cluster_is_named_by_its_labels():
+    """Some networks take no address for a pod's."""
+    there = {"kubernetes.io/metadata.name": "storage"}
+    s3 = {"cidrs": [], "namespaceSelector": there, "podSelector": {"app": "rgw"}, "ports": [8000]}
+    objects = render({**GOOD, "networkPolicy": {"s3": s3}})
+    for labels in ray_pods(objects).values():
+        assert allowed(objects, labels, "Egress", {"labels": {"app": "rgw"}, "namespace": there}, 8000)
+        assert not allowed(objects, labels, "Egress", {"labels": {"app": "other"}, "namespace": there}, 8000)
+        assert not allowed(objects, labels, "Egress", {"address": "52.0.0.1"}, 8000)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_authority_of_ones_own_reaches_every_pod_that_needs_it(case):
+    authority = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+    objects = render({**values_of(case), "caBundle": authority})
+    assert named(objects, "ConfigMap", "-site")["data"]["ca.crt"] == authority
+    with_s3 = 0
+    for where, (_, spec) in pod_specs(objects).items():
+        for container in containers(spec):
+            variables = {one["name"]: one.get("value") for one in container.get("env", [])}
+            if "AWS_REGION" not in variables:
+                continue
+            with_s3 += 1
+            for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
+                assert variables[name] == "/etc/dvae/ca.crt", where
+            (mount,) = [one for one in container["volumeMounts"] if one["mountPath"] == "/etc/dvae"]
+            (volume,) = [one for one in spec["volumes"] if one["name"] == mount["name"]]
+            assert volume["configMap"]["name"].endswith("-site"), where
+    assert with_s3 >= 3
 
 
 def test_dns_of_a_nodes_cache_and_of_other_ports():
@@ -518,8 +555,8 @@ def with_value(path: str, value: Any) -> dict[str, Any]:
         ("groups.cpu.terminationGracePeriodSeconds", 3),
         ("stagePools.train", "cpu"),
         ("mlflow.artifactRoot", "/mlflow"),
-        ("networkPolicy.s3Cidrs", ["everywhere"]),
-        ("networkPolicy.s3Ports", []),
+        ("networkPolicy.s3.cidrs", ["everywhere"]),
+        ("networkPolicy.s3.ports", []),
         ("kueue.on", True),
         ("retrain.schedule", "tomorrow"),
         ("retrain.set", ["sit.steps"]),
@@ -531,7 +568,7 @@ def with_value(path: str, value: Any) -> dict[str, Any]:
         ("site.root", "file:///data"),
         ("fullnameOverride", "1.st"),
         ("groups.cpu.shm", "1.5Gi"),
-        ("networkPolicy.s3Cidrs", []),
+        ("caBundle", "/etc/ca.pem"),
         ("networkPolicy.apiServerCidrs", []),
         ("unknown", 1),
     ],
@@ -558,7 +595,8 @@ def test_values_out_of_schema_are_refused_with_their_path(path, value):
         (with_value("groups.cpu.resources.ephemeral-storage", "1Gi"), "groups.cpu.resources.ephemeral-storage"),
         (with_value("groups.cpu.spot.enabled", True), "groups.cpu.spot"),
         (with_value("mlflow.enabled", False), "mlflow.externalUri"),
-        (with_value("networkPolicy.s3Cidrs", ["0.0.0.0/1", "128.0.0.0/1"]), "0.0.0.0/1 is too wide"),
+        (with_value("networkPolicy.s3.cidrs", ["0.0.0.0/1", "128.0.0.0/1"]), "0.0.0.0/1 is too wide"),
+        (with_value("networkPolicy.s3.cidrs", []), "networkPolicy.s3: say where it is"),
         (
             {**GOOD, "autoscaler": {"enabled": False}, "retrain": {"enabled": True, "preset": "cifar10"}},
             "nothing scales",

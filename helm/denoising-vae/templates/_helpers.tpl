@@ -106,6 +106,11 @@ imagePullSecrets:
 {{- range $name, $value := .Values.s3.env }}
 - {name: {{ $name }}, value: {{ $value | quote }}}
 {{- end }}
+{{- if .Values.caBundle }}
+{{- range list "AWS_CA_BUNDLE" "REQUESTS_CA_BUNDLE" "SSL_CERT_FILE" }}
+- {name: {{ . }}, value: /etc/dvae/ca.crt}
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* What the pipeline reads wherever it runs. */}}

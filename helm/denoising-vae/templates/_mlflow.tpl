@@ -28,6 +28,9 @@
 {{- if not .Values.mlflow.database.existingSecret }}
 - {name: data, mountPath: /data}
 {{- end }}
+{{- if .Values.caBundle }}
+- {name: site, mountPath: /etc/dvae, readOnly: true}
+{{- end }}
 {{- end -}}
 
 {{/* Hosts that requests may name: the service in its short and long forms, this pod for its probes, and what is given. */}}
