@@ -23,6 +23,7 @@ class Head:
     environment: dict[str, str]  # what a client needs to reach it
     scratch: str  # as RAY_TMPDIR, where Ray notes that this head is on this machine
     gcs: str  # where workers find it
+    metrics: str  # what Prometheus would ask
 
 
 @contextmanager
@@ -31,6 +32,7 @@ def running_head(folder: Path, cpus: int = 2, **environment: str) -> Iterator[He
     token, dashboard, port = secrets.token_hex(32), free_port(), free_port()
     settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    metrics = free_port()
     scratch = tempfile.mkdtemp(prefix="dvae-")  # short: Ray's sockets lie below it
     pods = {**os.environ, **settings, **environment, "PATH": path, "RAY_TMPDIR": scratch}
     pods.pop("RAY_ADDRESS", None)
@@ -38,11 +40,12 @@ def running_head(folder: Path, cpus: int = 2, **environment: str) -> Iterator[He
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--port", str(port),
         "--ray-client-server-port", str(free_port()), "--dashboard-host", "127.0.0.1", "--dashboard-port",
         str(dashboard), "--dashboard-agent-listen-port", str(free_port()), "--num-cpus", str(cpus),
-        "--object-store-memory", str(200 * 1024**2), "--resources", json.dumps({"pool-cpu": 1} if cpus else {}),
+        "--metrics-export-port", str(metrics), "--object-store-memory", str(200 * 1024**2),
+        "--resources", json.dumps({"pool-cpu": 1} if cpus else {}),
     ]  # fmt: skip
     head = Head(
         f"http://127.0.0.1:{dashboard}", token, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}, scratch,
-        f"127.0.0.1:{port}",
+        f"127.0.0.1:{port}", f"http://127.0.0.1:{metrics}/metrics",
     )  # fmt: skip
     with running(command, folder / "head.log", pods) as group:
         _wait(head, group)

@@ -1,5 +1,6 @@
 """The stages of a run, one job each, on a Ray head that wants a token, with Ceph's S3 and MLflow on PostgreSQL."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+import requests
 from mlflow import MlflowClient
 from small import SETS
 from test_submit import driver_of, ended, jobs
@@ -90,6 +92,27 @@ def test_nobody_submits_without_the_token(platform, names, monkeypatch):
         code, _, error = ended(submit(platform, names, "stage", "prepare", "quickstart"))
         assert (code, error.count("\n")) == (77, 1), error
         assert len(Dashboard(platform.head.address, platform.head.token).jobs()) == before
+
+
+def test_a_gauge_set_once_is_there_as_long_as_its_process(platform, tmp_path):
+    """Ray's exporter forgets what was not set for a while: a stage that logs every minute must not flicker."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import time, ray\nfrom pipeline.gauges import publish\n"
+        "ray.init()\npublish('train-sit', {'loss': 0.5})\ntime.sleep(70)\n"
+    )
+    dashboard = Dashboard(platform.head.address, platform.head.token)
+    assert dashboard.submit("gauge", f"python {script}", {}, {})
+    seen: list[bool] = []
+    while (job := dashboard.job("gauge")) and job.running:
+        text = requests.get(platform.head.metrics, timeout=10).text
+        seen.append(bool(re.search(r'^ray_dvae_loss\{.*stage="train-sit".*\} 0.5$', text, re.MULTILINE)))
+        time.sleep(2)
+    assert job
+    assert job.status == "SUCCEEDED", dashboard.log("gauge")
+    first = seen.index(True)
+    assert len(seen) - first > 20, "more than 40 s"
+    assert all(seen[first:-1])
 
 
 def test_ctrl_c_at_once(platform, names):
