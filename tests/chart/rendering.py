@@ -11,6 +11,7 @@ import yaml
 
 CHART = Path(__file__).parents[2] / "helm" / "denoising-vae"
 CASES = sorted(path.name.removesuffix("-values.yaml") for path in (CHART / "ci").glob("*-values.yaml"))
+GOOD = {"site": {"root": "s3://b/p"}, "auth": {"existingSecret": "t"}}  # the least that the chart takes
 Object = dict[str, Any]
 
 
