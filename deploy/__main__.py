@@ -144,7 +144,9 @@ def retrain(
     try:
         done = retraining.retrain(Dashboard(address, token()), preset, set_, root, attempts, _say, _echo_aside)
     except PipelineError as error:
-        retraining.publish(f"## Retraining `{preset}` was not possible\n\n{error}\n", _say)
+        text = f"## Retraining `{preset}` was not possible\n\n{error}\n"
+        _echo(text)
+        retraining.publish(text, _say)
         raise
     except Detached as left:
         _leave(left, address, f"ray job stop {left.job} --address {address}")

@@ -4,6 +4,7 @@ file that it writes to the root and takes away again.
 Each check stands alone: one that cannot be made is red and says why, and the others go on.
 """
 
+import itertools
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from deploy.errors import ConnectError, DeniedError
 from deploy.jobs import Dashboard, reason, token
 from deploy.kube import KUEUE_VERSIONS, Kube, Object, stuck
 from deploy.rayjob import QUEUE, find_template
+from deploy.submit import check_remote, check_tracking
 from pipeline import registry
 from pipeline.config import Config
 from pipeline.errors import PipelineError
@@ -112,6 +114,7 @@ def _place_checks(config: Config) -> Iterator[Check]:
 
 def _root(config: Config) -> str:
     """Write, write if absent, read, list and delete."""
+    check_remote(config)
     storage, folder = open_storage(config.root), f".doctor/{secrets.token_hex(6)}"
     if isinstance(storage, S3Storage):
         _answer(storage)  # at once: S3's own client would try for a minute
@@ -157,6 +160,7 @@ def _clock(config: Config) -> str:
 
 
 def _mlflow(config: Config) -> str:
+    check_tracking(config)
     uri = tracking_uri(config)
     champion = registry.champion(uri, config.register.name)
     named = f"version {champion}" if champion else "none yet"
@@ -225,9 +229,11 @@ def _operator(kube: Kube) -> str:
         raise UnfitError(
             f"{where} has no pod that is ready", f"kubectl -n {deployment['metadata']['namespace']} get pods"
         )
-    if not _watches(deployment, kube.namespace):
+    watched = _watched(deployment)
+    if watched and kube.namespace not in watched:
         raise UnfitError(f"{where} does not watch the namespace {kube.namespace}", "Add it to its --watch-namespace.")
-    return f"{told or 'of unknown version'}, {where}"
+    unsaid = "" if watched is not None else "; its --config says which namespaces it watches"
+    return f"{told or 'of unknown version'}, {where}{unsaid}"
 
 
 def _operator_version(deployment: Object) -> str:
@@ -239,10 +245,16 @@ def _operator_version(deployment: Object) -> str:
     return chart.removeprefix("kuberay-operator-")
 
 
-def _watches(deployment: Object, namespace: str) -> bool:
-    words = deployment["spec"]["template"]["spec"]["containers"][0].get("args", [])
-    named = [word.partition("=")[2] for word in words if word.lstrip("-").startswith("watch-namespace=")]
-    return not named or not named[0] or namespace in named[0].split(",")
+def _watched(deployment: Object) -> list[str] | None:
+    """The namespaces that it watches, none for all; None where a file of its own says so."""
+    words = [str(word) for word in deployment["spec"]["template"]["spec"]["containers"][0].get("args", [])]
+    for word, following in itertools.pairwise([*words, ""]):
+        name, equals, value = word.lstrip("-").partition("=")
+        if name == "config":
+            return None
+        if name == "watch-namespace":
+            return [one for one in (value if equals else following).split(",") if one]
+    return []
 
 
 def _secrets(kube: Kube, instance: str, spec: Object) -> str:

@@ -76,6 +76,7 @@ class Dashboard:
     def __init__(self, address: str, secret: str | None) -> None:
         try:
             parts = urlsplit(address)
+            _ = parts.port
         except ValueError:
             parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.netloc:

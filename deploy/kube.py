@@ -27,6 +27,7 @@ _WATCH_SECONDS = 20  # then the object is looked at anew: what keeps it waiting 
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _STUCK = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "CreateContainerConfigError", "CrashLoopBackOff")
 _RAY = {"group": "ray.io", "version": "v1"}
+_GRANTED = ("RayJobs", "configmaps", "pods", "workloads")  # by the chart's role for submitters
 KUEUE_VERSIONS = ("v1beta2", "v1beta1")  # the first that a cluster has
 
 
@@ -49,11 +50,12 @@ class Kube:
                     config.load_kube_config(os.environ.get("KUBECONFIG") or None, context, settings)
             self.namespace = namespace or _namespace(context)
         except (config.ConfigException, OSError, YAMLError, TypeError, ValueError) as error:
-            raise ConnectError(
-                f"no Kubernetes is configured here ({' '.join(str(error).split())})",
+            raise ConfigError(
+                f"no Kubernetes is configured here ({_one_line(f'{type(error).__name__}: {error}')})",
                 "Name a kubeconfig by KUBECONFIG, and a context of it by --context.",
             ) from error
         check_name("--namespace", self.namespace)
+        _strip_tokens(settings)
         self.client = client.ApiClient(settings)
         self.address = str(settings.host)
         self.core = client.CoreV1Api(self.client)
@@ -183,31 +185,46 @@ class Kube:
     def _said(self, what: str) -> Iterator[None]:
         """Turn what the client raises into one line."""
         from kubernetes.client import ApiException
-        from urllib3.exceptions import HTTPError, SSLError
+        from urllib3.exceptions import HTTPError, LocationParseError, SSLError
 
         try:
             yield
         except ApiException as error:
             raise self._refusal(error, what) from error
+        except LocationParseError as error:
+            raise ConfigError(f"'{self.address}' is no server's address", "Correct the kubeconfig.") from error
         except HTTPError as error:
             inner = getattr(error, "reason", None) or error
             if isinstance(inner, SSLError):
-                raise ProtocolError(
-                    f"{self.address}: TLS failed ({_one_line(str(inner))})",
-                    "Does the kubeconfig have this cluster's certificate authority?",
-                ) from error
+                raise self._no_tls(str(inner)) from error
             raise ConnectError(
                 f"no Kubernetes answers at {self.address} ({_one_line(str(inner))})", "Is the context the right one?"
             ) from error
+        except ValueError as error:
+            if "header" not in str(error):
+                raise
+            raise DeniedError(
+                "the kubeconfig's token holds what no request can carry", "Write it anew, as one line."
+            ) from None  # whose text has the token
+
+    def _no_tls(self, why: str) -> ProtocolError:
+        return ProtocolError(
+            f"{self.address}: TLS failed ({_one_line(why)})",
+            "Does the kubeconfig have this cluster's certificate authority, and the right certificate of yours?",
+        )
 
     def _refusal(self, error: Any, what: str) -> Exception:
         told = _message(error)
+        if error.status == 0:  # the client's own, for what happens before an answer
+            return self._no_tls(told)
         if error.status == 401 or "system:anonymous" in told:  # so it is where the kubeconfig's plugin has failed
             return DeniedError(f"{self.address} does not know these credentials", "Log in again, or mend KUBECONFIG.")
         if "admission webhook" in told:
             return ProtocolError(f"this cluster refuses it: {told}", "`deploy doctor` says what fits here.")
         if error.status == 403:
-            return DeniedError(told, "Have the chart's rbac.submitters name you, or use another context.")
+            granted = what in _GRANTED or what.startswith("log of")
+            mend = "Have the chart's rbac.submitters name you" if granted else "Ask an administrator of the cluster"
+            return DeniedError(told, f"{mend}, or use another context.")
         if error.status == 404:
             return ProtocolError(
                 f"{self.address} has no {what}", "Install KubeRay 1.6 or newer; `deploy doctor` says what is missing."
@@ -237,6 +254,18 @@ class _Kept(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(_one_line(record.getMessage()))
+
+
+def _strip_tokens(settings: Any) -> None:
+    """A file's last line end is no part of the token in it; nor of one that is fetched later."""
+    fetch = settings.refresh_api_key_hook
+
+    def fetch_and_strip(given: Any) -> None:
+        if fetch is not None:
+            fetch(given)
+        given.api_key = {name: secret.strip() for name, secret in given.api_key.items()}
+
+    settings.refresh_api_key_hook = fetch_and_strip
 
 
 def check_name(option: str, name: str) -> None:

@@ -137,7 +137,7 @@ def _survives_shells(entrypoint: str) -> bool:
     words = shlex.split(entrypoint)
     again = shlex.shlex(subprocess.list2cmdline(words), posix=True, punctuation_chars=True)
     again.whitespace_split = True
-    return not re.search(r"[$`\\*?]", entrypoint) and list(again) == words
+    return not re.search(r"[$`\\*?~{}]", entrypoint) and list(again) == words
 
 
 def _pods(pools: dict[str, str], cluster: Object, wish: Wish) -> dict[str, int]:

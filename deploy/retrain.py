@@ -13,14 +13,14 @@ from typing import Literal
 from deploy.errors import BusyError
 from deploy.jobs import Dashboard
 from deploy.patience import Say
-from deploy.submit import MODEL, Work, attempt_of, remote_config, run_work_of, submit
+from deploy.submit import MODEL, Work, attempt_of, check_tracking, remote_config, run_work_of, submit
 from pipeline import registry
 from pipeline.artifacts import SHORT, Manifest, read_manifest
 from pipeline.config import Config
 from pipeline.console import duration
 from pipeline.data.index import write_index
 from pipeline.data.listing import list_source
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.graph import Node, fingerprints
 from pipeline.report import meaning, value_text
 from pipeline.runner import check_source, resolved, survey
@@ -60,7 +60,7 @@ def retrain(
     same model is being made, and what `submit` raises. A run that fails is an outcome.
     """
     config = remote_config(preset, sets, root)
-    _check_tracking(config)
+    check_tracking(config)
     _index(config, say)
     config = resolved(config, fresh=False)
     check_source(config, preset)
@@ -100,19 +100,6 @@ class Tail:
     def line(self) -> str:
         lines = [line.strip() for line in self._text.splitlines() if line.strip()]
         return lines[-1] if lines else "it printed nothing"
-
-
-def _check_tracking(config: Config) -> None:
-    """ConfigError where MLflow would be a file on this machine: there nothing seems registered, time and again.
-
-    Or as `tracking_uri`.
-    """
-    tracking_uri(config)
-    if config.root.startswith("s3://") and not (config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
-        raise ConfigError(
-            "where MLflow is has not been said",
-            "Set MLFLOW_TRACKING_URI, or tracking.uri in the site file (DVAE_SITE).",
-        )
 
 
 def _index(config: Config, say: Say) -> None:

@@ -4,6 +4,7 @@ The resolved config travels with the job, and the pipeline over there refuses if
 job's name is its stage, its fingerprint and its attempt; so whoever submits the same work finds the job that does it.
 """
 
+import os
 import re
 import shlex
 import time
@@ -22,6 +23,7 @@ from pipeline.graph import STAGES, find_stage, fingerprints, stages_until
 from pipeline.loading import SENT, SENT_VARIABLE, load_config
 from pipeline.runner import check_source, resolved
 from pipeline.storage import open_storage
+from pipeline.tracking import tracking_uri
 
 _OLDEST = (2, 55)  # CVE-2026-41486
 
@@ -90,12 +92,30 @@ def _work(
 def remote_config(preset: str, sets: list[str] | None, root: str | None) -> Config:
     """The config of a preset whose root a cluster can reach. ConfigError as `load_config`, or for another root."""
     config = load_config(preset, sets, root)
+    check_remote(config)
+    return config
+
+
+def check_remote(config: Config) -> None:
+    """ConfigError for a root that only this machine has."""
     if not config.root.startswith(("s3://", "file:///", "/")):
         raise ConfigError(
             f"root {config.root} is a folder of this machine, which the cluster does not have",
             "Give --root s3://BUCKET/PREFIX, or a site file (DVAE_SITE) that has it.",
         )
-    return config
+
+
+def check_tracking(config: Config) -> None:
+    """ConfigError where MLflow would be a file on this machine: there nothing seems registered, time and again.
+
+    Or as `tracking_uri`.
+    """
+    tracking_uri(config)
+    if config.root.startswith("s3://") and not (config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
+        raise ConfigError(
+            "where MLflow is has not been said",
+            "Set MLFLOW_TRACKING_URI, or tracking.uri in the site file (DVAE_SITE).",
+        )
 
 
 def known_config(preset: str, sets: list[str] | None, root: str | None) -> Config:

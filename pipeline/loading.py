@@ -83,7 +83,7 @@ class _UniqueKeys(yaml.SafeLoader):
     """YAML in which a key that is there twice is an error, not the last one's win."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if not key.tag.endswith(":merge")]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.MarkedYAMLError(problem=f"the key '{key}' is there twice", problem_mark=node.start_mark)
@@ -101,7 +101,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
         tree = yaml.load(text, _UniqueKeys) or {}  # noqa: S506  # a SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the latter for a date that there is not
         raise ConfigError(f"{source}: not valid YAML ({' '.join(str(error).split())})", "Mend the file.") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: not a mapping of sections", "See `python -m pipeline config show quickstart`.")
@@ -115,7 +115,7 @@ def _parse_override(text: str) -> dict[str, Any]:
         raise ConfigError(f"--set {text}: not of the form a.b=c", "Write for example --set sit.steps=1000.")
     try:
         leaf = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # the latter for a date that there is not
         leaf = value
     for part in reversed(key.split(".")):
         leaf = {part: leaf}

@@ -4,17 +4,15 @@ A server is asked by its REST interface; a local SQLite database by one query on
 registry is the `register` stage's, through MLflow's own client.
 """
 
-import json
 import os
 import sqlite3
-import urllib.error
 import urllib.parse
-import urllib.request
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
+from pipeline.tracking_errors import TrackingError, tracking_error
 
 FINGERPRINT_TAG = "dvae.fingerprint"
 CANDIDATE, CHAMPION = "candidate", "champion"  # aliases
@@ -47,7 +45,12 @@ def champion(uri: str, name: str) -> str | None:
         found = _ask_sqlite(uri, _ALIASED, name, CHAMPION)
         return str(found[0]) if found else None
     answer = _ask_server(uri, "registered-models/alias", name=name, alias=CHAMPION)
-    return str(answer["model_version"]["version"]) if answer else None
+    if answer is None:
+        return None
+    try:
+        return str(answer["model_version"]["version"])
+    except (KeyError, TypeError) as error:
+        raise tracking_error(OSError("no valid JSON of MLflow's"), uri) from error
 
 
 def _ask_sqlite(uri: str, query: str, *values: str) -> tuple[Any, ...] | None:
@@ -68,50 +71,44 @@ def _ask_sqlite(uri: str, query: str, *values: str) -> tuple[Any, ...] | None:
 
 
 def _ask_server(uri: str, path: str, **query: str) -> dict[str, Any] | None:
-    """The answer; None where the server says that there is no such thing."""
+    """The answer; None where the server says that there is no such thing. TrackingError as MLflow's own client."""
     if not uri.startswith(("http://", "https://")):
-        raise PipelineError(f"the registry at {uri} cannot be asked", "Use an http(s):// server or sqlite:///PATH.")
-    address = f"{uri.rstrip('/')}/api/2.0/mlflow/{path}?{urllib.parse.urlencode(query)}"
-    request = urllib.request.Request(address)  # noqa: S310
+        raise TrackingError(f"the registry at {uri} cannot be asked", "Use an http(s):// server or sqlite:///PATH.")
+    import requests  # a local run needs it not
+
+    verify: str | bool = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
+        verify = False
+    address = f"{uri.rstrip('/')}/api/2.0/mlflow/{path}"
+    try:
+        answer = requests.get(address, params=query, auth=_login, timeout=_TIMEOUT_SECONDS, verify=verify)
+        told = answer.json()
+        if _is_absence(told):
+            return None
+        if answer.status_code != 200:
+            raise OSError(f"failed with error code {answer.status_code} ({told.get('message', '')})")
+        return dict(told)
+    except requests.JSONDecodeError as error:  # as a proxy, and a server that does not know its name, answer
+        said = f"failed with error code {answer.status_code} ({answer.text[:100]})"
+        raise tracking_error(OSError("no valid JSON" if answer.ok else said), uri) from error
+    except (AttributeError, TypeError) as error:  # JSON of another form
+        raise tracking_error(OSError("no valid JSON of MLflow's"), uri) from error
+    except (OSError, ValueError) as error:  # requests' own are OSErrors; of an address that is none, ValueErrors
+        raise tracking_error(error, uri) from error
+
+
+def _login(request: Any) -> Any:
+    """What MLflow's own client sends."""
     token, user = os.environ.get("MLFLOW_TRACKING_TOKEN"), os.environ.get("MLFLOW_TRACKING_USERNAME")
     if token:
-        request.add_header("Authorization", f"Bearer {token}")
+        request.headers["Authorization"] = f"Bearer {token}"
     elif user:
         password = os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
-        request.add_header("Authorization", "Basic " + b64encode(f"{user}:{password}".encode()).decode())
-    try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310
-            told: dict[str, Any] = json.load(answer)
-            return told
-    except urllib.error.HTTPError as error:
-        if _is_absence(error):
-            return None
-        raise _refusal(uri, error) from error
-    except (OSError, ValueError) as error:
-        raise PipelineError(
-            f"MLflow at {uri} does not answer ({error})", "Is it up? See MLFLOW_TRACKING_URI."
-        ) from error
+        request.headers["Authorization"] = "Basic " + b64encode(f"{user}:{password}".encode()).decode()
+    return request
 
 
-def _is_absence(error: urllib.error.HTTPError) -> bool:
+def _is_absence(told: dict[str, Any]) -> bool:
     """MLflow answers for an alias that is not there with a wrong parameter, for a model with a missing resource."""
-    try:
-        told = json.load(error)
-    except ValueError:
-        return False
     missing = told.get("error_code") == "RESOURCE_DOES_NOT_EXIST"
     return missing or (told.get("error_code") == "INVALID_PARAMETER_VALUE" and "alias" in told.get("message", ""))
-
-
-def _refusal(uri: str, error: urllib.error.HTTPError) -> PipelineError:
-    if error.code == 401:
-        return PipelineError(
-            f"MLflow at {uri} wants a user and a password, or refused these",
-            "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
-        )
-    if error.code == 403:
-        return PipelineError(
-            f"MLflow at {uri} refuses (403)",
-            "Has the user a permission there, and is this host name among the server's --allowed-hosts?",
-        )
-    return PipelineError(f"MLflow at {uri} answers {error.code}", "Look at its log.")

@@ -137,12 +137,15 @@ class S3Storage:
         return self.read_tagged(path)[0]
 
     def read_tagged(self, path: str) -> tuple[bytes, str]:
-        while True:
+        for left in reversed(range(_ATTEMPTS)):
             try:
                 with _Body(self, path) as body:
                     return body.readall(), body.tag
-            except _BrokenOffError:
-                continue  # another version lies there now: begin again with that
+            except _BrokenOffError:  # another version lies there now, or it came damaged: begin again
+                if not left:
+                    raise
+                time.sleep(random.uniform(0, 1 / (1 + left)))
+        raise AssertionError  # the last attempt returns or raises
 
     def open(self, path: str) -> BinaryIO:
         return cast(BinaryIO, io.BufferedReader(_Body(self, path), _BLOCK))

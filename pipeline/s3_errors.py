@@ -95,6 +95,8 @@ def is_passing(error: BaseException) -> bool:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         return status in _PASSING_STATUS or code_of(error) in _PASSING
     cut = (core.HTTPClientError, core.ConnectionError, core.IncompleteReadError, core.FlexibleChecksumError, HTTPError)
+    if "Invalid header value" in str(error):  # before anything was sent
+        return False
     # The last: a body has broken off again and again.
     return isinstance(error, (*cut, RetriesExceededError)) and not isinstance(error, core.SSLError)
 
@@ -180,6 +182,12 @@ def _client_words() -> list[tuple[tuple[type[BaseException], ...], str, str, str
             "refused",
             "nothing listens at {endpoint}",
             "Check AWS_ENDPOINT_URL; is the server up?",
+        ),
+        (
+            cut,
+            "Invalid header value",
+            "the credentials hold a line end or the like, which no request can carry",
+            "Write AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN without it (`printf %s`, no `echo`).",
         ),
         (profile, "", "{detail}", "Check AWS_PROFILE and ~/.aws/config."),
         (login, "", "{detail}", _LOGIN),

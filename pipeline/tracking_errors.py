@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlparse
 
 from pipeline.errors import PipelineError
 
@@ -20,6 +19,14 @@ class RefusedError(TrackingError):
 _WHERE = "See tracking.uri and MLFLOW_TRACKING_URI."
 # What is said -> what is wrong, how to mend it. The first that fits counts.
 _WORDS = {
+    "Invalid header": (
+        "the login for MLflow at {uri} holds a line end or the like",
+        "Write it without: see MLFLOW_TRACKING_TOKEN, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
+    ),
+    "Invalid leading whitespace": (
+        "the login for MLflow at {uri} holds a line end or the like",
+        "Write it without: see MLFLOW_TRACKING_TOKEN, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
+    ),
     "Invalid Host header": (
         "MLflow at {uri} does not serve under that name (Invalid Host header)",
         "Start it with --allowed-hosts {host} (in the chart: mlflow.allowedHosts), or use a name that it knows.",
@@ -40,6 +47,9 @@ _WORDS = {
     ),
     "WRONG_VERSION_NUMBER": ("{uri} does not speak TLS", f"Write http:// there, or correct the port. {_WHERE}"),
     "record layer failure": ("{uri} does not speak TLS", f"Write http:// there, or correct the port. {_WHERE}"),
+    "Invalid URL": ("{uri} is no URL", _WHERE),
+    "Failed to parse": ("{uri} is no URL", _WHERE),
+    "BadStatusLine": ("what answers at {uri} is no MLflow", _WHERE),
     "SSLError": ("TLS fails at {uri} ({detail})", "Name the file of its CA in MLFLOW_TRACKING_SERVER_CERT_PATH."),
     "Failed to resolve": ("the host of {uri} is not known", _WHERE),
     "Connection refused": ("nothing listens at {uri}", f"Is MLflow up? {_WHERE}"),
@@ -70,7 +80,7 @@ def mlflow_said(uri: str) -> Iterator[None]:
 def tracking_error(error: BaseException, uri: str) -> TrackingError:
     """The error of MLflow's client for the user."""
     text, code = " ".join(str(error).split()), getattr(error, "error_code", "")
-    facts = {"uri": uri, "host": urlparse(uri).netloc, "detail": _detail(text), **_login()}
+    facts = {"uri": uri, "host": uri.partition("://")[2].partition("/")[0], "detail": _detail(text), **_login()}
     for said, (what, mend) in _WORDS.items():
         if said in f"{code} {text}":
             return TrackingError(what.format(**facts), mend.format(**facts))

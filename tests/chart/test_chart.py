@@ -309,6 +309,26 @@ def test_an_authority_of_ones_own_reaches_every_pod_that_needs_it(case):
     assert with_s3 >= 3
 
 
+def test_large_numbers_stay_what_they_are():
+    large = {"NCCL_BUFFSIZE": 8388608, "SHARE": 0.5, "ON": True, "NAME": "8388608"}
+    values = {
+        **GOOD,
+        "s3": {"env": large},
+        "groups": {"cpu": {"env": large}},
+        "rayjob": {"ttlSecondsAfterFinished": 1209600},
+        "autoscaler": {"idleTimeoutSeconds": 1209600},
+    }
+    objects = render(values)
+    (cluster,) = kinds(objects, "RayCluster")
+    (pod,) = [one for one in cluster["spec"]["workerGroupSpecs"] if one["groupName"] == "cpu"]
+    variables = {one["name"]: one.get("value") for one in pod["template"]["spec"]["containers"][0]["env"]}
+    expected = {"NCCL_BUFFSIZE": "8388608", "SHARE": "0.5", "ON": "true", "NAME": "8388608"}
+    assert {name: variables[name] for name in large} == expected
+    text = named(objects, "ConfigMap", "-rayjob")["data"]["rayjob.yaml"]
+    assert "ttlSecondsAfterFinished: 1209600\n" in text
+    assert "idleTimeoutSeconds: 1209600\n" in text
+
+
 def test_another_mlflow_with_users():
     objects = render({
         **GOOD, "mlflow": {"enabled": False, "externalUri": "https://mlflow.example.com", "externalSecret": "users"},

@@ -111,8 +111,9 @@ def tell_operator(apps: Any, available: int) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _kubeconfig(monkeypatch: pytest.MonkeyPatch) -> None:
+def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KUBECONFIG", "")  # what `look` sets is put back
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
 
 def red(found: dict[str, doctor.Finding]) -> dict[str, doctor.Finding]:
@@ -166,7 +167,8 @@ def test_an_operator_that_is_too_old_away_or_watches_elsewhere(world, s3_root):
         return finding  # type: ignore[return-value]
 
     assert "is v1.5.1, which is too old" in with_container(image="quay.io/kuberay/operator:v1.5.1").text
-    assert "does not watch the namespace" in with_container(args=["--watch-namespace=a,b"]).text
+    for words in (["--watch-namespace=a,b"], ["--enable-leader-election", "-watch-namespace", "a,b"]):
+        assert "does not watch the namespace" in with_container(args=words).text
     tell_operator(world.apps, 0)
     assert "has no pod that is ready" in with_container().text
     tell_operator(world.apps, 1)
@@ -248,6 +250,18 @@ def test_buckets(s3_root, bucket, what):
         assert "Create the bucket" in finding.mend
 
 
+def test_a_place_that_only_this_machine_has(s3_root, monkeypatch):
+    """As `submit` and `retrain` refuse it."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    found = place("./runs")
+    assert found["root"].good is False
+    assert "is a folder of this machine" in found["root"].text
+    assert not Path("runs/.doctor").exists()
+    finding = place(s3_root)["MLflow"]
+    assert finding.good is False
+    assert finding.text == "where MLflow is has not been said"
+
+
 def test_an_endpoint_where_nobody_is(s3_root, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     found = place(s3_root)
@@ -310,4 +324,4 @@ def test_mlflow_away(s3_root, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     finding = place(s3_root)["MLflow"]
     assert finding.good is False
-    assert "does not answer" in finding.text
+    assert "nothing listens at http://127.0.0.1:9" in finding.text

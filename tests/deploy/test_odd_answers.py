@@ -114,7 +114,10 @@ def test_what_is_no_token_is_not_shown(monkeypatch, tmp_path, content):
     assert str(tmp_path / "token") in str(caught.value)
 
 
-@pytest.mark.parametrize("address", ["", "auto", "localhost:8265", "http://[::1", "ftp://h", "http://u:geheim@h:1"])
+@pytest.mark.parametrize(
+    "address",
+    ["", "auto", "localhost:8265", "http://[::1", "ftp://h", "http://h:abc", "http://h:99999", "http://u:geheim@h:1"],
+)
 def test_addresses_that_are_none(address):
     with pytest.raises(ConfigError) as caught:
         Dashboard(address, None)
@@ -169,6 +172,6 @@ def test_kubeconfigs_that_are_none(tmp_path, content):
     done = subprocess.run(
         command, cwd=PROJECT, env={**os.environ, "KUBECONFIG": str(tmp_path / "config")}, capture_output=True, text=True
     )
-    assert done.returncode == 69, done.stderr
+    assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert "no Kubernetes is configured here" in done.stderr

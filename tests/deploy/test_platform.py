@@ -117,9 +117,13 @@ def test_a_gauge_set_once_is_there_as_long_as_its_process(platform, tmp_path):
 
 def test_ctrl_c_at_once(platform, names):
     """Before anything was submitted: nothing is left behind."""
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background ignores it, for children too
     process = submit(platform, names, "run", "quickstart")
     while "pydantic" not in Path(f"/proc/{process.pid}/maps").read_text():  # the interpreter itself is up
         time.sleep(0.01)
+    signal.signal(signal.SIGINT, before)
     process.send_signal(signal.SIGINT)
     code, _, error = ended(process)
     assert code in (130, -signal.SIGINT), error

@@ -19,6 +19,7 @@ import yaml
 from api_server import ApiServer, binaries
 from groups import free_port
 from rendering import Object, kinds, named, render, values_of
+from tls import certificate
 
 from deploy import rayjob
 from deploy.rayjob import Wish
@@ -89,7 +90,7 @@ def test_more_pods_than_the_group_may_have_are_refused(tmp_path):
         rayjob.render(template("gpu-production"), work, wish("train-sit", workers=9), 1)
 
 
-@pytest.mark.parametrize("value", ["$HOME", "a;b", "a|b", "a>b", "`id`", "a\\b", "*", "(a)"])
+@pytest.mark.parametrize("value", ["$HOME", "a;b", "a|b", "a>b", "`id`", "a\\b", "*", "(a)", "x{a,b}", "~/x"])
 def test_what_a_shell_would_read_is_refused(tmp_path, value):
     work = stage_work("train-sit", "quickstart", [f"tracking.experiment={value}"], str(tmp_path))
     with pytest.raises(ConfigError, match="shells would read"):
@@ -482,15 +483,30 @@ def chart_file(folder: Path) -> Path:
 
 def test_refusals_are_told_apart(api_server, tmp_path):
     code, error = refused(tmp_path / "nowhere")
-    assert (code, "no Kubernetes is configured here" in error) == (69, True)
+    assert (code, "no Kubernetes is configured here" in error) == (2, True)
     code, error = refused(api_server.kubeconfig(), "--context", "other")
-    assert (code, "other" in error) == (69, True)
+    assert (code, "other" in error) == (2, True)
+    code, error = refused(altered(api_server, tmp_path / "port", server="https://127.0.0.1:abc"))
+    assert (code, "is no server's address" in error) == (2, True), error
     away = altered(api_server, tmp_path / "away", server="https://127.0.0.1:9")
     code, error = refused(away)
     assert (code, "no Kubernetes answers at https://127.0.0.1:9" in error) == (69, True)
-    strange = base64.b64encode((api_server._certificates / "apiserver.crt").read_bytes().replace(b"A", b"B")).decode()
-    code, error = refused(altered(api_server, tmp_path / "strange", **{"certificate-authority-data": strange}))
-    assert code in (69, 76), error
+    for authority in (certificate(tmp_path).read_bytes(), b"no certificate"):
+        strange = {"certificate-authority-data": base64.b64encode(authority).decode()}
+        code, error = refused(altered(api_server, tmp_path / "strange", **strange))
+        assert (code, f"{api_server.url}: TLS failed (" in error) == (76, True), error
+    right = yaml.safe_load(api_server.kubeconfig().read_text())
+    token = right["users"][0]["user"]["token"]
+    for text, expected, said in (
+        (f"{token}\n", 2, "has no releases"),
+        (f"{token}\ngeheim", 77, "no request can carry"),
+    ):
+        right["users"][0]["user"]["token"] = text
+        (tmp_path / "line-end").write_text(yaml.safe_dump(right))
+        code, error = refused(tmp_path / "line-end", "--namespace", api_server.namespace())
+        assert (code, said in error) == (expected, True), error
+        assert "geheim" not in error
+        assert token not in error
     wrong = yaml.safe_load(api_server.kubeconfig().read_text())
     wrong["users"][0]["user"]["token"] = "0" * 32
     (tmp_path / "wrong").write_text(yaml.safe_dump(wrong))

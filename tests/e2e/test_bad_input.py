@@ -181,7 +181,12 @@ def test_site_file(refused: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     site = tmp_path / "site.yaml"
     monkeypatch.setenv("DVAE_SITE", str(site))
     refused("plan", "quickstart", said=("site.yaml", "cannot be read"))
-    for text, said in {"a: [": "not valid YAML", "[1, 2]": "not a mapping", "clutser: {}": "cluster"}.items():
+    for text, said in {
+        "a: [": "not valid YAML",
+        "a: 2024-02-30": "not valid YAML",
+        "[1, 2]": "not a mapping",
+        "clutser: {}": "cluster",
+    }.items():
         site.write_text(text)
         refused("plan", "quickstart", said=(said,))
 
@@ -194,6 +199,7 @@ def test_site_file(refused: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("sit: 3", "sit"),
         ("extends: nothing", "'nothing'"),
         ("extends: [quickstart]", "extends: ['quickstart'] is no preset"),
+        ("tracking: {experiment: 2024-02-30}", "not valid YAML (day is out of range"),
         ("sit: {steps: 1}\nsit: {steps: 2}", "the key 'sit' is there twice"),
         ("tokenizer: {lpips: {uri: a, foo: 1}}", "tokenizer.lpips"),
     ],

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 from small import SETS
+
+from pipeline.graph import NAMES
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -123,7 +126,10 @@ def test_verify_and_repair(undisturbed: Path) -> None:
     assert subprocess.run([*base, "verify", *sets], cwd=PROJECT).returncode == 0
 
 
-def start(root: Path) -> subprocess.Popen[bytes]:
+def start(root: Path, undisturbed: Path, moment: str) -> subprocess.Popen[bytes]:
+    """A run whose stages before that of the moment are there already, as another run has made them."""
+    for stage in NAMES[: NAMES.index(MOMENTS[moment][0])]:
+        shutil.copytree(undisturbed / stage, root / stage)
     command = arguments("run", root, "--until", "train-sit")
     return subprocess.Popen(
         command, cwd=PROJECT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
@@ -143,11 +149,11 @@ def family(process: subprocess.Popen[bytes]) -> Iterator[psutil.Process]:
     yield from psutil.Process(process.pid).children(recursive=True)
 
 
-MOMENTS = {
-    "prepare": "prepare/*/shards",
-    "tokenizer": ".work/train-tokenizer/*/checkpoints/*020/state.json",
-    "encode": ".work/encode/*/lease.json",
-    "sit": ".work/train-sit/*/checkpoints/*040/state.json",
+MOMENTS = {  # the stage, and what shows that it is at work
+    "prepare": ("prepare", "prepare/*/shards"),
+    "tokenizer": ("train-tokenizer", ".work/train-tokenizer/*/checkpoints/*020/state.json"),
+    "encode": ("encode", ".work/encode/*/lease.json"),
+    "sit": ("train-sit", ".work/train-sit/*/checkpoints/*040/state.json"),
 }
 
 
@@ -155,8 +161,8 @@ MOMENTS = {
 def test_killed_driver(undisturbed: Path, tmp_path: Path, moment: str) -> None:
     """Nothing stays behind for two minutes, and the same command comes to the same bits."""
     root = tmp_path / "runs"
-    process = start(root)
-    when(root, MOMENTS[moment], process)
+    process = start(root, undisturbed, moment)
+    when(root, MOMENTS[moment][1], process)
     below = list(family(process))
     process.kill()
     process.wait()
@@ -170,8 +176,8 @@ def test_killed_driver(undisturbed: Path, tmp_path: Path, moment: str) -> None:
 def test_killed_worker(undisturbed: Path, tmp_path: Path, moment: str) -> None:
     """The command outlives any of its workers, and comes to the same bits."""
     root = tmp_path / "runs"
-    process = start(root)
-    when(root, MOMENTS[moment], process)
+    process = start(root, undisturbed, moment)
+    when(root, MOMENTS[moment][1], process)
     names = ("RayTrainWorker", "MapWorker", "decode_chunks", "draw_losses")
     victims: list[psutil.Process] = []
     while not victims and process.poll() is None:
@@ -184,8 +190,8 @@ def test_killed_worker(undisturbed: Path, tmp_path: Path, moment: str) -> None:
 
 def test_killed_train_controller(undisturbed: Path, tmp_path: Path) -> None:
     root = tmp_path / "runs"
-    process = start(root)
-    when(root, MOMENTS["sit"], process)
+    process = start(root, undisturbed, "sit")
+    when(root, MOMENTS["sit"][1], process)
     (controller,) = [p for p in family(process) if "TrainController" in " ".join(p.cmdline())]
     controller.kill()
     assert process.wait(timeout=500) == 0

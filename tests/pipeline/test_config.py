@@ -127,6 +127,17 @@ REFUSED = [
 ]
 
 
+def test_a_date_that_there_is_not_is_text():
+    """YAML would read 2024-02-28 as a date, and 2024-02-30 as an error."""
+    assert load_config("quickstart", ["tracking.experiment=2024-02-30"]).tracking.experiment == "2024-02-30"
+
+
+def test_a_preset_may_merge_a_part_of_itself(tmp_path):
+    (tmp_path / "p.yaml").write_text("extends: quickstart\nsit: &x {steps: 7}\ntokenizer: {<<: *x, batch_size: 8}\n")
+    config = load_config(str(tmp_path / "p.yaml"))
+    assert (config.sit.steps, config.tokenizer.steps, config.tokenizer.batch_size) == (7, 7, 8)
+
+
 @pytest.mark.parametrize(("override", "said"), REFUSED)
 def test_what_is_refused_is_said_in_one_line(override, said):
     with pytest.raises(ConfigError) as caught:

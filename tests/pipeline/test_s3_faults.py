@@ -15,6 +15,7 @@ import pytest
 from ceph import Ceph, act_as, running_ceph
 from fault_proxy import FAULTS, FaultProxy, Seen, fault_proxy
 from groups import free_port
+from tls import certificate
 
 from pipeline import s3
 from pipeline.artifacts import Lease
@@ -484,6 +485,33 @@ def endpoints(s3_endpoint: str) -> dict[str, tuple[str, str]]:
     }
 
 
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN"])
+def test_a_key_with_a_line_end_is_not_shown(
+    s3_endpoint: str, alone: dict[str, str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As from a Secret that was made of a file."""
+    act_as(monkeypatch, {**alone, **KEYS, "AWS_ENDPOINT_URL": s3_endpoint, name: "geheim\n"})
+    line = refusal(lambda: open_storage("s3://tests/x").read("a"))
+    assert "the credentials hold a line end or the like" in line
+    assert "geheim" not in line
+
+
+@pytest.mark.parametrize("proxy", ["moto"], indirect=True)
+def test_what_comes_damaged_every_time_is_given_up(
+    proxy: FaultProxy, root: str, hurried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_storage(root).write("a", b"a")
+    tries = list[str]()
+
+    def damaged(body: Any) -> bytes:
+        tries.append("one")
+        raise body._broken("came damaged")
+
+    monkeypatch.setattr(s3._Body, "readall", damaged)
+    assert refusal(lambda: open_storage(root).read("a")) == f"{root}/a came damaged. Run again."
+    assert len(tries) == 8
+
+
 @pytest.mark.parametrize("wrong", ["nothing there", "host", "no URL", "no TLS"])
 def test_wrong_endpoints(s3_endpoint: str, alone: dict[str, str], monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
     endpoint, said = endpoints(s3_endpoint)[wrong]
@@ -542,33 +570,6 @@ def test_a_server_that_is_not_s3(alone: dict[str, str], monkeypatch: pytest.Monk
         assert f"what answers at http://127.0.0.1:{web.port} is no S3 server (" in line
         assert line.endswith(". Check AWS_ENDPOINT_URL: the address, the port, and http or https.")
     web.socket.close()
-
-
-def certificate(folder: Path) -> Path:
-    """A key and a certificate for 127.0.0.1 that nobody has signed but itself, in one file."""
-    import ipaddress
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "s3")])
-    now = datetime.datetime.now(datetime.UTC)
-    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-    signed = (
-        builder.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(address, critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    path = folder / "s3.pem"
-    path.write_bytes(private + signed.public_bytes(serialization.Encoding.PEM))
-    return path
 
 
 def test_a_certificate_of_an_unknown_authority(

@@ -65,6 +65,11 @@ requests: {{ toJson . }}
 limits: {{ toJson . }}
 {{- end -}}
 
+{{/* A value as text. YAML's whole numbers reach a template as floats, which would print as 8.388608e+06. */}}
+{{- define "dvae.text" -}}
+{{- if and (kindIs "float64" .) (eq . (floor .)) }}{{ printf "%.0f" . }}{{ else }}{{ . }}{{ end -}}
+{{- end -}}
+
 {{- define "dvae.scheduling" -}}
 {{- with .nodeSelector }}
 nodeSelector: {{ toJson . }}
@@ -104,7 +109,7 @@ imagePullSecrets:
   valueFrom: {secretKeyRef: {name: {{ . }}, key: AWS_SECRET_ACCESS_KEY}}
 {{- end }}
 {{- range $name, $value := .Values.s3.env }}
-- {name: {{ $name }}, value: {{ $value | quote }}}
+- {name: {{ $name | quote }}, value: {{ include "dvae.text" $value | quote }}}
 {{- end }}
 {{- if .Values.caBundle }}
 {{- range list "AWS_CA_BUNDLE" "REQUESTS_CA_BUNDLE" "SSL_CERT_FILE" }}

@@ -1,5 +1,6 @@
 {{/* The spec of a RayCluster. */}}
 {{- define "dvae.rayClusterSpec" -}}
+{{- include "dvae.checkShm" (list "head" .Values.head) -}}
 {{- $autoscaled := include "dvae.autoscaled" . -}}
 rayVersion: {{ .Values.image.rayVersion | quote }}
 upgradeStrategy: {type: Recreate} # else a new image would wait for pods that never go
@@ -10,7 +11,7 @@ authOptions:
 enableInTreeAutoscaling: true
 autoscalerOptions:
   version: v2
-  idleTimeoutSeconds: {{ .Values.autoscaler.idleTimeoutSeconds }}
+  idleTimeoutSeconds: {{ int .Values.autoscaler.idleTimeoutSeconds }}
   imagePullPolicy: {{ .Values.image.pullPolicy }}
   resources: {{- include "dvae.resources" .Values.autoscaler.resources | nindent 4 }}
   securityContext: {{- include "dvae.containerSecurity" . | nindent 4 }}
@@ -84,6 +85,7 @@ workerGroupSpecs:
 {{- $group := include "dvae.group" (list $ $given) | fromJson }}
 {{- if $group.enabled }}
 {{- if gt (int $group.min) (int $group.max) }}{{ fail (printf "groups.%s: min %v is more than max %v" $name $group.min $group.max) }}{{ end }}
+{{- include "dvae.checkShm" (list (printf "groups.%s" $name) $group) }}
 {{- if and (hasKey $group.resources "ephemeral-storage") (not $group.mirror.storageClassName) }}
 {{- fail (printf "groups.%s.resources.ephemeral-storage: the mirror would count against it, and the pod be evicted; leave it out, or give the mirror a storageClassName" $name) }}
 {{- end }}
@@ -139,7 +141,7 @@ workerGroupSpecs:
               - {name: metrics, containerPort: 8080}
             env: {{- include "dvae.pipelineEnv" $ | nindent 14 }}
               {{- range $key, $value := $group.env }}
-              - {name: {{ $key }}, value: {{ $value | quote }}}
+              - {name: {{ $key | quote }}, value: {{ include "dvae.text" $value | quote }}}
               {{- end }}
             lifecycle:
               preStop:
@@ -176,6 +178,19 @@ workerGroupSpecs:
 {{/* The same for a RayJob's: it takes no strategy of upgrading, and its state need not outlive its head. */}}
 {{- define "dvae.shortLivedSpec" -}}
 {{- omit (include "dvae.rayClusterSpec" . | fromYaml) "upgradeStrategy" "gcsFaultToleranceOptions" | toYaml -}}
+{{- end -}}
+
+{{/* What lies in /dev/shm counts as the pod's memory: (list "path.of.the.value" value). */}}
+{{- define "dvae.checkShm" -}}
+{{- $shm := int64 (include "dvae.bytes" (index . 1).shm) -}}
+{{- $memory := int64 (include "dvae.bytes" (index . 1).resources.memory) -}}
+{{- if ge $shm $memory }}{{ fail (printf "%s.shm: %s is not less than the memory (%v), of which it is a part" (index . 0) (index . 1).shm (index . 1).resources.memory) }}{{ end -}}
+{{- end -}}
+
+{{- define "dvae.bytes" -}}
+{{- $text := include "dvae.text" . -}}
+{{- $units := dict "" 1 "k" 1000 "K" 1000 "M" 1000000 "G" 1000000000 "T" 1000000000000 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{- mulf (float64 (regexFind "^[0-9.]+" $text)) (index $units (regexFind "[kKMGT]?i?$" $text)) | int64 -}}
 {{- end -}}
 
 {{/* Bytes of Ray's object store in a /dev/shm of so many Mi or Gi: nearly all. By itself Ray would take 30% of the memory,
