@@ -117,9 +117,8 @@ def test_a_gauge_set_once_is_there_as_long_as_its_process(platform, tmp_path):
 
 def test_ctrl_c_at_once(platform, names):
     """Before anything was submitted: nothing is left behind."""
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell's background ignores it, for children too
+    # Ignored here, as in a shell's background, it would be ignored there as well.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = submit(platform, names, "run", "quickstart")
     while "pydantic" not in Path(f"/proc/{process.pid}/maps").read_text():  # the interpreter itself is up
         time.sleep(0.01)
