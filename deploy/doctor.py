@@ -300,7 +300,8 @@ def _volumes(kube: Kube, instance: str, spec: Object) -> str:
     claims = kube.objects(
         f"/api/v1/namespaces/{kube.namespace}/persistentvolumeclaims", labelSelector=_release(instance)
     )
-    wanted = {one["spec"].get("storageClassName") for one in claims}
+    unbound = [one for one in claims if one.get("status", {}).get("phase") != "Bound"]
+    wanted = {one["spec"].get("storageClassName") for one in unbound}  # a bound one has its volume, class or not
     wanted |= {one["spec"].get("storageClassName") for one in _references(spec, "volumeClaimTemplate")}
     there = {one["metadata"]["name"] for one in kube.objects("/apis/storage.k8s.io/v1/storageclasses")}
     for name in sorted(one for one in wanted if one):
@@ -308,14 +309,15 @@ def _volumes(kube: Kube, instance: str, spec: Object) -> str:
             raise UnfitError(
                 f"there is no storage class {name}", f"Use one of {', '.join(sorted(there)) or 'none: make one'}."
             )
-    waiting = [one["metadata"]["name"] for one in claims if one.get("status", {}).get("phase") == "Pending"]
+    waiting = [one["metadata"]["name"] for one in unbound]
     if waiting:
         raise UnfitError(
             f"no volume yet for {', '.join(waiting)}", f"kubectl -n {kube.namespace} describe pvc {waiting[0]}"
         )
-    if not wanted:
+    if not (claims or wanted):
         raise Skipped("none is used")
-    return f"{len(claims)} bound; classes {', '.join(sorted(str(one) for one in wanted))}"
+    classes = ", ".join(sorted(one for one in wanted if one))
+    return f"{len(claims)} bound" + (f"; class {classes} for more" if classes else "")
 
 
 def _nodes(kube: Kube, group: Object, on_demand: bool) -> str:

@@ -196,6 +196,22 @@ def test_a_storage_class_that_is_not_there(world, s3_root):
     world.storage.create_storage_class({"metadata": {"name": "fast"}, "provisioner": "example.com/none"})
 
 
+def test_a_claim_that_is_bound_needs_no_class(world, s3_root):
+    """A volume made by hand has the name of a class that there need not be."""
+    labels = {"app.kubernetes.io/name": "denoising-vae", "app.kubernetes.io/instance": "r"}
+    spec = {"storageClassName": "by-hand", "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": "1Gi"}}}  # fmt: skip
+    world.core.create_namespaced_persistent_volume_claim(
+        world.name, {"metadata": {"name": "mlflow", "labels": labels}, "spec": spec}
+    )
+    assert "there is no storage class by-hand" in red(world.look(s3_root))["volumes"].text
+    world.core.patch_namespaced_persistent_volume_claim_status("mlflow", world.name, {"status": {"phase": "Bound"}})
+    found = world.look(s3_root)
+    assert red(found) == {}
+    assert found["volumes"].text.startswith("1 bound; class fast")
+    world.core.delete_namespaced_persistent_volume_claim("mlflow", world.name)
+
+
 def test_a_head_that_is_not_ready_and_why(world, s3_root):
     world.tell_cluster("False", "containers with unready status: [ray-head]")
     labels = {"app.kubernetes.io/name": "denoising-vae", "app.kubernetes.io/instance": "r"}
