@@ -16,7 +16,7 @@ from api_server import ApiServer
 from rendering import Object, kinds, named, render, values_of
 
 from deploy import doctor
-from deploy.errors import ConnectError
+from deploy.errors import ConnectError, DeniedError
 from deploy.kube import Kube
 from pipeline.loading import load_config
 from pipeline.s3 import _session, _settings
@@ -210,6 +210,14 @@ def test_a_claim_that_is_bound_needs_no_class(world, s3_root):
     assert red(found) == {}
     assert found["volumes"].text.startswith("1 bound; class fast")
     world.core.delete_namespaced_persistent_volume_claim("mlflow", world.name)
+
+
+def test_what_the_submitters_role_does_not_grant_is_an_administrators(world):
+    os.environ["KUBECONFIG"] = str(world.server.kubeconfig("alice"))
+    with pytest.raises(DeniedError, match="Ask an administrator of the cluster"):
+        Kube(world.name).objects("/api/v1/nodes")
+    with pytest.raises(DeniedError, match=r"Have the chart's rbac\.submitters name you"):
+        Kube(world.name).objects(f"/api/v1/namespaces/{world.name}/pods")
 
 
 def test_a_head_that_is_not_ready_and_why(world, s3_root):

@@ -640,6 +640,16 @@ def test_wrong_addresses(
         assert line == text.format(uri) + "See tracking.uri and MLFLOW_TRACKING_URI."
 
 
+def test_a_login_with_a_line_end_is_not_shown(
+    waiting: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], s3_endpoint: str
+) -> None:
+    """By MLflow's own client, which says it with the login."""
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "geheim\n")
+    line = synced(waiting, monkeypatch, capsys, s3_endpoint)
+    assert line.startswith(f"the login for MLflow at {s3_endpoint} holds a line end or the like. Write it without")
+    assert "geheim" not in line
+
+
 @pytest.mark.slow
 def test_a_host_that_the_server_does_not_allow(
     waiting: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
