@@ -19,11 +19,7 @@ class RefusedError(TrackingError):
 _WHERE = "See tracking.uri and MLFLOW_TRACKING_URI."
 # What is said -> what is wrong, how to mend it. The first that fits counts.
 _WORDS = {
-    "Invalid header": (
-        "the login for MLflow at {uri} holds a line end or the like",
-        "Write it without: see MLFLOW_TRACKING_TOKEN, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
-    ),
-    "Invalid leading whitespace": (
+    "header value": (  # of http.client and of requests alike, which quote it
         "the login for MLflow at {uri} holds a line end or the like",
         "Write it without: see MLFLOW_TRACKING_TOKEN, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
     ),
