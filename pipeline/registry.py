@@ -44,12 +44,14 @@ def champion(uri: str, name: str) -> str | None:
     if uri.startswith("sqlite:///"):
         found = _ask_sqlite(uri, _ALIASED, name, CHAMPION)
         return str(found[0]) if found else None
-    answer = _ask_server(uri, "registered-models/alias", name=name, alias=CHAMPION)
+    # Not by `registered-models/alias`: a server with users denies that one for a model that is not there yet.
+    answer = _ask_server(uri, "registered-models/get", name=name)
     if answer is None:
         return None
     try:
-        return str(answer["model_version"]["version"])
-    except (KeyError, TypeError) as error:
+        aliases = answer["registered_model"].get("aliases", [])
+        return next((str(one["version"]) for one in aliases if one["alias"] == CHAMPION), None)
+    except (AttributeError, KeyError, TypeError) as error:
         raise tracking_error(OSError("no valid JSON of MLflow's"), uri) from error
 
 
@@ -109,6 +111,4 @@ def _login(request: Any) -> Any:
 
 
 def _is_absence(told: dict[str, Any]) -> bool:
-    """MLflow answers for an alias that is not there with a wrong parameter, for a model with a missing resource."""
-    missing = told.get("error_code") == "RESOURCE_DOES_NOT_EXIST"
-    return missing or (told.get("error_code") == "INVALID_PARAMETER_VALUE" and "alias" in told.get("message", ""))
+    return told.get("error_code") == "RESOURCE_DOES_NOT_EXIST"

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import requests
+from mlflow import MlflowClient
 from mlflow_server import MlflowServer
 from rendering import named, render, values_of
+
+from pipeline.registry import champion
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +44,7 @@ def status(server: MlflowServer, user: str, password: str) -> int:
     return requests.post(f"{server.uri}/api/2.0/mlflow/experiments/search", **question).status_code
 
 
-def test_users_of_the_secret_may_and_others_may_not(tmp_path):
+def test_users_of_the_secret_may_and_others_may_not(tmp_path, monkeypatch):
     given = containers()
     environment = {
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path}/mlflow.db",
@@ -63,6 +66,15 @@ def test_users_of_the_secret_may_and_others_may_not(tmp_path):
             ("ray", "another-password"), ("admin", "administers it"), ("ray", "wrong-password"), ("mallory", "x" * 12)
         )}  # fmt: skip
         assert list(told.values()) == [200, 200, 401, 401]
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ray")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "another-password")
+        assert champion(server.uri, "no-such-model") is None, "an absence, not a denial"
+        client = MlflowClient(server.uri)
+        client.create_registered_model("some-model")
+        assert champion(server.uri, "some-model") is None
+        client.create_model_version("some-model", "s3://elsewhere/model")
+        client.set_registered_model_alias("some-model", "champion", "1")
+        assert champion(server.uri, "some-model") == "1"
         anonymous = requests.post(f"{server.uri}/api/2.0/mlflow/experiments/search", json={}, timeout=30)
         assert anonymous.status_code == 401
     finally:
