@@ -11,11 +11,11 @@ quickstart: $(INSTALLED)
 
 test: $(INSTALLED) lint types
 	@echo "tests"
-	@$(BIN)/python -m pytest -m "not slow and not image" --cov --cov-report=term:skip-covered
+	@$(BIN)/python -m pytest -m "not slow and not image and not cluster" --cov --cov-report=term:skip-covered
 
 test-all: $(INSTALLED) lint types
 	@echo "tests, the slow ones too"
-	@$(BIN)/python -m pytest -m "not image" --cov --cov-report=term:skip-covered
+	@$(BIN)/python -m pytest -m "not image and not cluster" --cov --cov-report=term:skip-covered
 
 test-image: $(INSTALLED)
 	@echo "the container image"

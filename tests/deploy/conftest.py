@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from api_server import ApiServer, binaries, running_api_server
-from ceph import act_as, running_ceph
+from ceph import act_as, make_bucket, running_ceph
 from head import Head, running_head
 from mlflow_server import running_mlflow
 from postgres import running_postgres
@@ -51,14 +51,3 @@ def platform(platform_servers: Platform, monkeypatch: pytest.MonkeyPatch) -> Pla
     """With this process as a submitter there."""
     act_as(monkeypatch, platform_servers.environment)
     return platform_servers
-
-
-def make_bucket(keys: dict[str, str], name: str) -> None:
-    import boto3
-    from botocore.config import Config
-
-    boto3.client(
-        "s3", endpoint_url=keys["AWS_ENDPOINT_URL"], aws_access_key_id=keys["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"], region_name="us-east-1",
-        config=Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required"),
-    ).create_bucket(Bucket=name)  # fmt: skip

@@ -21,47 +21,14 @@ import yaml
 from api_server import ApiServer, binaries
 from command_lines import parsed
 from helm_python import Config, HelmError
+from operations import TEXT, blocks, starting
 from rendering import CASES, CHART, Object, pod_specs, render, rendered, values_of
 
 from deploy import errors
 from deploy.retrain import REJECTED
 
 PROJECT = Path(__file__).parents[2]
-TEXT = (PROJECT / "docs" / "operations.md").read_text()
-NOT_RUN = "# not run here"
 NAMESPACE, RELEASE = "dvae", "denoising-vae"
-
-
-@dataclass(frozen=True)
-class Block:
-    section: str
-    language: str
-    code: str
-
-    @property
-    def run_here(self) -> bool:
-        return self.language == "bash" and not self.code.startswith(NOT_RUN)
-
-
-def blocks() -> list[Block]:
-    found, section = [], ""
-    for part in re.finditer(r"^#{2,3} ([^\n]+)$|^( *)```(\w+)\n(.*?)\n\2```$", TEXT, re.MULTILINE | re.DOTALL):
-        if part[1]:
-            section = part[1]
-        else:
-            code = "\n".join(line.removeprefix(part[2]) for line in part[4].splitlines())
-            found.append(Block(section, part[3], code))
-    return found
-
-
-def commands() -> list[list[str]]:
-    """The words of every line of shell, its comments and continuations resolved."""
-    lines = "\n".join(block.code for block in blocks() if block.language == "bash").replace("\\\n", " ")
-    return [words for line in lines.splitlines() if (words := shlex.split(line, comments=True))]
-
-
-def starting(*begin: str) -> list[list[str]]:
-    return [words for words in commands() if words[: len(begin)] == list(begin)]
 
 
 # --- what is written ---

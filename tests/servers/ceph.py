@@ -38,6 +38,17 @@ def act_as(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None
         cached.cache_clear()
 
 
+def make_bucket(keys: dict[str, str], name: str) -> None:
+    import boto3
+    from botocore.config import Config
+
+    boto3.client(
+        "s3", endpoint_url=keys["AWS_ENDPOINT_URL"], aws_access_key_id=keys["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"], region_name="us-east-1",
+        config=Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required"),
+    ).create_bucket(Bucket=name)  # fmt: skip
+
+
 def ceph_is_installed() -> bool:
     return all(shutil.which(program) for program in _PROGRAMS)
 
@@ -73,27 +84,27 @@ class Ceph:
 
 
 @contextmanager
-def running_ceph() -> Iterator[Ceph]:
-    """Up within seconds. Skips, saying what to install, where Ceph is not there."""
+def running_ceph(host: str = "127.0.0.1") -> Iterator[Ceph]:
+    """Up within seconds, its gateway at this address. Skips, saying what to install, where Ceph is not there."""
     if not ceph_is_installed():
         pytest.skip("Ceph is not installed: apt-get install --no-install-recommends radosgw ceph-mon ceph-osd")
     folder = Path(tempfile.mkdtemp(prefix="dvae-ceph-"))  # short: sockets lie in it
     port = free_port()
-    ceph = Ceph(f"http://127.0.0.1:{port}", folder)
+    ceph = Ceph(f"http://{host}:{port}", folder)
     try:
         with ExitStack() as stack:
-            _start(ceph, port, stack)
+            _start(ceph, host, port, stack)
             yield ceph
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(ceph: Ceph, port: int, stack: ExitStack) -> None:
+def _start(ceph: Ceph, host: str, port: int, stack: ExitStack) -> None:
     folder, environment, identity = ceph.folder, ceph.environment, str(uuid.uuid4())
     monitor = f"v2:127.0.0.1:{free_port()}"
     (folder / "mon").mkdir()
     (folder / "osd").mkdir()
-    (folder / "ceph.conf").write_text(_configuration(folder, identity, monitor, port))
+    (folder / "ceph.conf").write_text(_configuration(folder, identity, monitor, f"{host}:{port}"))
     keyring = str(folder / "keyring")
     for name, caps in _KEYS.items():
         words = [word for kind, allowed in caps.items() for word in ("--cap", kind, allowed)]
@@ -109,10 +120,10 @@ def _start(ceph: Ceph, port: int, stack: ExitStack) -> None:
     osd = stack.enter_context(running(["ceph-osd", "-i", "0", "-f"], folder / "osd.out", environment))
     osd.wait_until(lambda: " 1 up" in ceph._run("ceph", "osd", "stat"))
     gateway = ["radosgw", "-f", "-n", "client.admin"]
-    stack.enter_context(running(gateway, folder / "gateway.out", environment)).wait_until(lambda: listens(port))
+    stack.enter_context(running(gateway, folder / "gateway.out", environment)).wait_until(lambda: listens(port, host))
 
 
-def _configuration(folder: Path, identity: str, monitor: str, port: int) -> str:
+def _configuration(folder: Path, identity: str, monitor: str, gateway: str) -> str:
     """One of everything, on this host only. Short rounds of the monitor make the start one of seconds."""
     return f"""
 [global]
@@ -145,5 +156,5 @@ osd pool default min size = 1
 osd pool default pg num = 4
 osd pool default pg autoscale mode = off
 rgw data = {folder}
-rgw frontends = beast endpoint=127.0.0.1:{port}
+rgw frontends = beast endpoint={gateway}
 """

@@ -24,8 +24,11 @@ def postgres_is_installed() -> bool:
 
 
 @contextmanager
-def running_postgres() -> Iterator[str]:
-    """The URI of an empty database `mlflow`. Skips, saying what to install, where PostgreSQL is not there."""
+def running_postgres(host: str = "127.0.0.1", password: str | None = None) -> Iterator[str]:
+    """The URI of an empty database `mlflow`, at this address; with a password whoever has it may come from elsewhere.
+
+    Skips, saying what to install, where PostgreSQL is not there.
+    """
     programs = _programs()
     if programs is None:
         pytest.skip("PostgreSQL is not installed: apt-get install --no-install-recommends postgresql")
@@ -37,15 +40,29 @@ def running_postgres() -> Iterator[str]:
             for path in (folder, data):
                 shutil.chown(path, user)
         _run(user, programs / "initdb", "-D", data, "-U", "dvae", "-A", "trust", "-N")
+        with open(data / "pg_hba.conf", "a") as rules:
+            rules.write(f"host all dvae {host}/32 trust\nhost all all all scram-sha-256\n")
         command = [
             *_as(user), programs / "postgres", "-D", data, "-p", port, "-k", folder,
-            "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off",
+            "-c", f"listen_addresses={host}", "-c", "fsync=off",
         ]  # fmt: skip
         with running([str(word) for word in command], folder / "log") as server:
-            address = ("-h", "127.0.0.1", "-p", port, "-U", "dvae")
+            address = ("-h", host, "-p", port, "-U", "dvae")
             server.wait_until(lambda: _succeeds(programs / "pg_isready", *address))
-            _run(user, programs / "createdb", *address, "mlflow")
-            yield f"postgresql+psycopg2://dvae@127.0.0.1:{port}/mlflow"
+            owner = "dvae"
+            if password is not None:
+                owner = "mlflow"
+                _run(
+                    user,
+                    programs / "psql",
+                    *address,
+                    "-c",
+                    f"CREATE ROLE mlflow LOGIN PASSWORD '{password}'",
+                    "postgres",
+                )
+            _run(user, programs / "createdb", *address, "-O", owner, "mlflow")
+            login = owner if password is None else f"{owner}:{password}"
+            yield f"postgresql+psycopg2://{login}@{host}:{port}/mlflow"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-// The etcd below the API server of the tests: apart from ../go.mod, since the two want different versions of the same
+// The etcd below the API server of the tests: apart from ../kubernetes, since the two want different versions of the same
 // modules.
 module etcd-binary
 

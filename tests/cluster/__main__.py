@@ -1,0 +1,31 @@
+"""`make cluster`: the cluster alone, kept until Ctrl-C, to look around in or to run the same tests against again."""
+
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("servers", "image")]
+
+from own import running_cluster  # noqa: E402  the path comes first
+from programs import missing  # noqa: E402
+
+
+def main() -> None:
+    if reason := missing():
+        sys.exit(f"error: no cluster can be run here: {reason}.")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    with running_cluster(Path(tempfile.mkdtemp(prefix="dvae-cluster-", dir="/var/tmp"))) as cluster:
+        for name in ("KUBECONFIG", "PATH"):
+            print(f"export {name}={cluster.environment[name]}")
+        print(f"export DVAE_CLUSTER_HOST={cluster.host} DVAE_CLUSTER_IMAGE={cluster.image}")
+        print(f"export DVAE_CLUSTER_NEXT_IMAGE={cluster.next_image}")
+        print("ready; Ctrl-C ends it", flush=True)
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            print("ending it")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What a cluster has in pods before our chart comes: DNS, policies that hold, KubeRay's operator, Kueue.
+
+Their objects are those of their own Go modules, with the image exchanged for the one that was built here."""
+
+import functools
+import http.server
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from images import PROGRAMS
+from network import QUEUE, run
+from programs import HERE, source
+
+OPERATOR = "kuberay-operator"
+Object = dict[str, Any]
+Kubectl = Callable[..., str]
+
+
+def start_dns(kubectl: Kubectl) -> None:
+    kubectl("apply", "--filename", str(HERE / "manifests" / "dns.yaml"))
+    kubectl("--namespace", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s")
+
+
+def enforce_policies(kubectl: Kubectl) -> None:
+    """From here on a NetworkPolicy is more than an object."""
+    module = source("network-policies", "sigs.k8s.io/kube-network-policies")
+    objects = [made for made in yaml.safe_load_all((module / "install.yaml").read_text()) if made]
+    arguments = ["--hostname-override=$(MY_NODE_NAME)", "--v=1", f"--nfqueue-id={QUEUE}", "--disable-nri"]
+    for made in objects:
+        if made["kind"] == "DaemonSet":
+            pod = made["spec"]["template"]["spec"]
+            del pod["volumes"]  # for NRI, which this containerd does not have
+            (container,) = pod["containers"]
+            del container["volumeMounts"]
+            _take_over(container, ["/kube-network-policies"], arguments)
+            container["securityContext"]["runAsUser"] = 0
+    _apply(kubectl, objects)
+    kubectl("--namespace", "kube-system", "rollout", "status", "daemonset/kube-network-policies", "--timeout=120s")
+
+
+def start_kueue(kubectl: Kubectl) -> None:
+    """As its own manifests have it, with webhooks and the certificates that it makes for them."""
+    config = source("kueue", "sigs.k8s.io/kueue") / "config" / "default"
+    objects = [made for made in yaml.safe_load_all(kubectl("kustomize", str(config))) if made]
+    for made in objects:
+        if made["kind"] == "Deployment":
+            (container,) = made["spec"]["template"]["spec"]["containers"]
+            _take_over(container, ["/kueue"], container["args"])
+            container["resources"] = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
+    _apply(kubectl, objects)
+    kubectl("--namespace", "kueue-system", "rollout", "status", "deployment/kueue-controller-manager", "--timeout=180s")
+
+
+@contextmanager
+def operator_repository(kubectl: Kubectl, helm: str, folder: Path) -> Iterator[str]:
+    """The address of a Helm repository with a chart of KubeRay's operator.
+
+    The projects's own charts are on the web alone. This one has the CRDs, roles and the Deployment of its module, so that
+    the commands that install it can be run as they are written.
+    """
+    chart = folder / OPERATOR
+    version = _write_operator_chart(kubectl, chart)
+    run(helm, "package", chart, "--destination", folder)
+    shutil.rmtree(chart)
+    run(helm, "repo", "index", folder)
+    handler = functools.partial(_Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert (folder / f"{OPERATOR}-{version}.tgz").exists()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def _write_operator_chart(kubectl: Kubectl, chart: Path) -> str:
+    module = source("kuberay", "github.com/ray-project/kuberay/ray-operator")
+    version = module.name.rpartition("@v")[2]
+    (chart / "templates").mkdir(parents=True)
+    (chart / "Chart.yaml").write_text(yaml.safe_dump({"apiVersion": "v2", "name": OPERATOR, "version": version}))
+    shutil.copytree(module / "config" / "crd" / "bases", chart / "crds")
+    objects = [made for made in yaml.safe_load_all(kubectl("kustomize", str(module / "config" / "default"))) if made]
+    for i, made in enumerate(one for one in objects if one["kind"] not in ("CustomResourceDefinition", "Namespace")):
+        for place in (made["metadata"], *made.get("subjects", [])):
+            if "namespace" in place:
+                place["namespace"] = "{{ .Release.Namespace }}"
+        if made["kind"] == "Deployment":
+            (container,) = made["spec"]["template"]["spec"]["containers"]
+            _take_over(container, ["/kuberay-operator"], container["args"])
+            container["readinessProbe"]["initialDelaySeconds"] = 1
+        (chart / "templates" / f"{i}.yaml").write_text(yaml.safe_dump(made))
+    return version
+
+
+def _take_over(container: Object, command: list[str], arguments: list[str]) -> None:
+    container.update(image=PROGRAMS, imagePullPolicy="Never", command=command, args=arguments)
+
+
+def _apply(kubectl: Kubectl, objects: list[Object]) -> None:
+    kubectl("apply", "--server-side", "--filename", "-", given=yaml.safe_dump_all(objects))
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Nothing: a request is no news."""

@@ -1,0 +1,64 @@
+"""A cluster for the tests here: of this machine's own, or the one of KUBECONFIG where DVAE_CLUSTER_HOST says so."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from installation import Beside, Installation, forwarded, installed, servers_beside
+from own import Cluster, running_cluster
+from programs import missing
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.cluster)
+            item.add_marker(pytest.mark.timeout(1800))
+
+
+@pytest.fixture(scope="session")
+def folder() -> Path:
+    """For logs, which stay there; not pytest's, whose long names do not fit into a socket's."""
+    return Path(tempfile.mkdtemp(prefix="dvae-cluster-", dir="/var/tmp"))
+
+
+@pytest.fixture(scope="session")
+def cluster(folder: Path) -> Iterator[Cluster]:
+    """With DVAE_CLUSTER_HOST, this machine's address as pods reach it, the cluster of KUBECONFIG, which then has the
+    image DVAE_CLUSTER_IMAGE, and DVAE_CLUSTER_NEXT_IMAGE of the same code. Else one is started here."""
+    if host := os.environ.get("DVAE_CLUSTER_HOST"):
+        yield Cluster(
+            dict(os.environ), host, os.environ["DVAE_CLUSTER_IMAGE"], os.environ.get("DVAE_CLUSTER_NEXT_IMAGE"), None
+        )
+        return
+    if reason := missing():
+        pytest.skip(f"no cluster can be run here: {reason}")
+    with running_cluster(folder) as own:
+        yield own
+
+
+@pytest.fixture(scope="session")
+def beside(cluster: Cluster, folder: Path) -> Iterator[Beside]:
+    with servers_beside(cluster.host, folder) as there:
+        yield there
+
+
+@pytest.fixture(scope="session")
+def place(cluster: Cluster, beside: Beside, folder: Path) -> Iterator[Installation]:
+    """The chart, installed and ready; this process is somebody outside who reaches it by the document's forwards."""
+    with installed(cluster, beside, folder) as there, forwarded(there) as client:
+        there.environment.update(client)
+        there.wait(_answers, "the forwards lead nowhere", 60)
+        yield there
+
+
+def _answers() -> bool:
+    try:
+        return all(
+            requests.get(url, timeout=5).status_code < 500 for url in ("http://localhost:8265", "http://localhost:5000")
+        )
+    except requests.RequestException:
+        return False

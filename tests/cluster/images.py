@@ -1,0 +1,68 @@
+"""Images for the node: the product's, built from this checkout's Dockerfile, and one with the programs that run in pods."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+from engine import build, podman
+from node import PAUSE, Node
+from programs import CACHE, IN_PODS, PROJECT
+
+APP = "localhost/denoising-vae:test"
+NEXT = "localhost/denoising-vae:next"  # the same code, as of another commit: what an upgrade brings
+PROGRAMS = "localhost/cluster-programs:test"
+
+
+def make(programs: Path, scratch: Path) -> list[str]:
+    """Build them all with podman, which does again only what has changed; the names."""
+    scratch.mkdir()
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=True)
+    commit = asked.stdout.strip()
+    build(APP, PROJECT, commit, scratch)
+    build(NEXT, PROJECT, commit[::-1], scratch)
+    _make_programs(programs, scratch / "programs")
+    _make_pause(scratch / "pause")
+    return [APP, NEXT, PROGRAMS, PAUSE]
+
+
+def load(node: Node, names: list[str]) -> None:
+    """Bring them into containerd, those that it does not have yet."""
+    record = CACHE / "images.json"
+    there: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
+    held = set(node.ctr("images", "list", "--quiet").split())
+    wanted = {name: podman("image", "inspect", name, "--format", "{{.Id}}").stdout.strip() for name in names}
+    missing = [name for name in names if name not in held or there.get(name) != wanted[name]]
+    if not missing:
+        return
+    # Several images in one stream share their layers, of which one has 7 GB; what containerd has of an older image under
+    # the same name is read again, but neither written nor unpacked.
+    save = ["podman", "save", "--quiet", "--format", "docker-archive", "--multi-image-archive", *missing]
+    with subprocess.Popen(save, stdout=subprocess.PIPE) as archive:
+        subprocess.run(
+            ["ctr", "--address", node.containerd, "--namespace", "k8s.io", "images", "import", "-"],
+            stdin=archive.stdout, capture_output=True, check=True,
+        )  # fmt: skip
+    assert archive.returncode == 0, save
+    record.write_text(json.dumps({**there, **{name: wanted[name] for name in missing}}))
+
+
+def _make_programs(programs: Path, folder: Path) -> None:
+    """Nothing but the programs, which need nothing else."""
+    folder.mkdir()
+    for name in IN_PODS:
+        shutil.copy(programs / name, folder / name)
+    (folder / "tmp").mkdir(mode=0o777)
+    lines = ["FROM scratch", *(f"COPY {name} /{name}" for name in IN_PODS), "COPY tmp /tmp", "USER 65532:65532"]
+    (folder / "Dockerfile").write_text("\n".join([*lines, ""]))
+    podman("build", "--layers", "--tag", PROGRAMS, str(folder))
+    shutil.rmtree(folder)
+
+
+def _make_pause(folder: Path) -> None:
+    folder.mkdir()
+    program = shutil.which("catatonit")
+    assert program is not None
+    shutil.copy(program, folder / "catatonit")
+    (folder / "Dockerfile").write_text('FROM scratch\nCOPY catatonit /catatonit\nENTRYPOINT ["/catatonit", "-P"]\n')
+    podman("build", "--layers", "--tag", PAUSE, str(folder))

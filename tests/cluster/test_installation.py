@@ -1,0 +1,16 @@
+"""From nothing to a cluster that works, by the commands of docs/operations.md as they are written."""
+
+from installation import Installation
+
+
+def test_helms_own_test(place: Installation):
+    (command,) = [line for line in place.document("4. Chart").splitlines() if line.startswith("helm test")]
+    told = place.bash(command)
+    assert "Phase:          Succeeded" in told
+
+
+def test_doctor_finds_nothing_wrong(place: Installation):
+    (command,) = [line for line in place.document("5. Doctor").splitlines() if "deploy doctor" in line]
+    lines = place.bash(command).splitlines()
+    assert len(lines) > 8
+    assert not [line for line in lines if not line.startswith(("ok ", "-  "))], lines
