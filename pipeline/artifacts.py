@@ -10,7 +10,7 @@ import secrets
 import subprocess
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +27,7 @@ from pipeline.storage import LocalStorage, Storage
 SHORT = 12  # hex digits of a fingerprint in the names of folders, jobs and labels
 HEARTBEAT_SECONDS = 10.0
 LEASE_SECONDS = 60.0  # after so long without a heartbeat the owner is taken for dead
+_LOOK_SECONDS = 1.0
 
 
 class FileRecord(BaseModel):
@@ -318,13 +319,41 @@ class Lease:
             self.storage.delete(self.path)
 
 
+def await_lease(storage: Storage, stage: str, fingerprint: str, tell: Callable[[str], None]) -> Lease:
+    """The lease; where somebody elsewhere holds it, once it is known whether that one lives.
+
+    A driver that died a moment ago looks as one that works, until its next sign of life is due. LeaseError, naming the
+    owner, when it comes. `tell` is given one line where this takes time.
+    """
+    first: Holder | None = None
+    while True:
+        try:
+            return Lease(storage, stage, fingerprint)
+        except LeaseError:
+            theirs = _holder(storage, stage, fingerprint)
+            if theirs is None or theirs.is_dead():
+                continue  # it was given back, or its time is up, between the two looks
+            if theirs.machine == _machine():
+                raise
+            if first is None:
+                first = theirs
+                tell(f"{stage}: {theirs.owner} has it; waiting up to {LEASE_SECONDS:.0f} s to see whether it lives")
+            if (theirs.nonce, theirs.heartbeat) != (first.nonce, first.heartbeat):
+                raise
+        time.sleep(_LOOK_SECONDS)
+
+
+def _holder(storage: Storage, stage: str, fingerprint: str) -> Holder | None:
+    try:
+        return Holder.model_validate_json(storage.read(f"{work_path(stage, fingerprint)}/lease.json"))
+    except FileNotFoundError:
+        return None
+
+
 def check_free(storage: Storage, stage: str, fingerprint: str) -> None:
     """LeaseError, naming the owner, while a living driver works on the stage. Takes nothing."""
-    try:
-        theirs = Holder.model_validate_json(storage.read(f"{work_path(stage, fingerprint)}/lease.json"))
-    except FileNotFoundError:
-        return
-    if not theirs.is_dead():
+    theirs = _holder(storage, stage, fingerprint)
+    if theirs is not None and not theirs.is_dead():
         raise _taken(stage, theirs)
 
 

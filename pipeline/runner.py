@@ -22,6 +22,7 @@ from pipeline.artifacts import (
     Manifest,
     Outcome,
     artifact_path,
+    await_lease,
     check_free,
     commit,
     git_sha,
@@ -222,7 +223,7 @@ class Runner:
         """Make one stage and commit it; `anew` takes away what is committed."""
         stage, fingerprint = graph.find_stage(name), self.fingerprint(name)
         self.display.begin(name)
-        lease = Lease(self.storage, name, fingerprint)
+        lease = await_lease(self.storage, name, fingerprint, self.display.say)
         finished = False
         try:
             if anew:

@@ -60,8 +60,8 @@ def start_kueue(kubectl: Kubectl) -> None:
 def operator_repository(kubectl: Kubectl, helm: str, folder: Path) -> Iterator[str]:
     """The address of a Helm repository with a chart of KubeRay's operator.
 
-    The projects's own charts are on the web alone. This one has the CRDs, roles and the Deployment of its module, so that
-    the commands that install it can be run as they are written.
+    The project's own charts are on the web alone. This one has the CRDs, roles and the Deployment of its module, so
+    that the commands that install it can be run as they are written.
     """
     chart = folder / OPERATOR
     version = _write_operator_chart(kubectl, chart)

@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import requests
-from installation import Beside, Installation, forwarded, installed, servers_beside
+from ceph import act_as
+from installation import DASHBOARD, ROOT, Beside, Installation, forwarded, installed, servers_beside
 from own import Cluster, running_cluster
 from programs import missing
+from trained import weights
+from work import TRAINING, done, submission
+
+from pipeline.graph import NAMES
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,14 +55,25 @@ def place(cluster: Cluster, beside: Beside, folder: Path) -> Iterator[Installati
     """The chart, installed and ready; this process is somebody outside who reaches it by the document's forwards."""
     with installed(cluster, beside, folder) as there, forwarded(there) as client:
         there.environment.update(client)
-        there.wait(_answers, "the forwards lead nowhere", 60)
-        yield there
+        with pytest.MonkeyPatch.context() as patch:
+            act_as(patch, {**beside.keys, **client})
+            yield there
 
 
-def _answers() -> bool:
-    try:
-        return all(
-            requests.get(url, timeout=5).status_code < 500 for url in ("http://localhost:8265", "http://localhost:5000")
-        )
-    except requests.RequestException:
-        return False
+@pytest.fixture(scope="session")
+def quickstart(place: Installation) -> dict[str, str]:
+    """What Ray's own command has said of each stage of the quickstart."""
+    told = {}
+    for stage in NAMES:
+        asked = f"ray job submit --address {DASHBOARD} -- python -m pipeline stage {stage} quickstart"
+        told[stage] = place.bash(asked)
+    return told
+
+
+@pytest.fixture(scope="session")
+def undisturbed(place: Installation) -> dict[str, str]:
+    """The files of a tokenizer that was trained in peace."""
+    root = f"{ROOT}-undisturbed"
+    for stage in ("prepare", "train-tokenizer"):
+        done(place, submission(root, "stage", stage, "quickstart", sets=TRAINING))
+    return weights(root)

@@ -1,4 +1,4 @@
-"""Who is who in the cluster: tokens by which its programs know one another, and a certificate for the kubelet's door."""
+"""Who is who in the cluster: tokens by which its programs know one another, a certificate for the kubelet's door."""
 
 import base64
 import csv

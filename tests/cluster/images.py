@@ -1,4 +1,4 @@
-"""Images for the node: the product's, built from this checkout's Dockerfile, and one with the programs that run in pods."""
+"""Images for the node: the product's, by this checkout's Dockerfile, and one of the programs that run in pods."""
 
 import json
 import shutil
@@ -35,8 +35,8 @@ def load(node: Node, names: list[str]) -> None:
     missing = [name for name in names if name not in held or there.get(name) != wanted[name]]
     if not missing:
         return
-    # Several images in one stream share their layers, of which one has 7 GB; what containerd has of an older image under
-    # the same name is read again, but neither written nor unpacked.
+    # Several images in one stream share their layers, of which one has 7 GB; what containerd has of an older image
+    # under the same name is read again, but neither written nor unpacked.
     save = ["podman", "save", "--quiet", "--format", "docker-archive", "--multi-image-archive", *missing]
     with subprocess.Popen(save, stdout=subprocess.PIPE) as archive:
         subprocess.run(

@@ -14,9 +14,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import addons
+import requests
 import yaml
 from ceph import make_bucket, running_ceph
-from groups import Group, listens
+from groups import Group
 from operations import blocks
 from own import Cluster
 from postgres import running_postgres
@@ -113,6 +114,10 @@ class Installation:
             time.sleep(1)
         return time.monotonic() - begin
 
+    def wait_until_reached(self, seconds: float = 300) -> None:
+        """Until dashboard and MLflow answer at this side's ends of the forwards."""
+        self.wait(_all_answer, "dashboard and MLflow are not reached", seconds)
+
     def state(self) -> str:
         """What there is, for whoever has to find out why something failed."""
         events = self.kubectl("get", "events", "--sort-by=.lastTimestamp").splitlines()[-25:]
@@ -196,7 +201,7 @@ def remove(place: Installation) -> None:
 
 @contextmanager
 def forwarded(place: Installation) -> Iterator[dict[str, str]]:
-    """The document's two forwards, made again whenever a pod at the other end has gone; what a client needs to go by them."""
+    """The document's two forwards, made again when a pod at their ends has gone; what a client needs to use them."""
     with ExitStack() as stack:
         for line in place.document("5. Doctor").splitlines():
             if "port-forward" in line:
@@ -204,7 +209,7 @@ def forwarded(place: Installation) -> Iterator[dict[str, str]]:
                 log = place.folder / f"forward-{line.split()[-2]}.log"
                 group = Group(["bash", "-c", code], log, place.environment)
                 stack.callback(group.end)
-        place.wait(lambda: listens(8265) and listens(5000), "the ports are not forwarded", 60)
+        place.wait_until_reached(60)
         secrets = [line for line in place.document("5. Doctor").splitlines() if line.startswith("export RAY_AUTH")]
         token = place.bash(f'{secrets[0]}\necho "$RAY_AUTH_TOKEN"').strip()
         yield {
@@ -212,6 +217,14 @@ def forwarded(place: Installation) -> Iterator[dict[str, str]]:
             "MLFLOW_TRACKING_USERNAME": _secret(place, "mlflow-users", "username"),
             "MLFLOW_TRACKING_PASSWORD": _secret(place, "mlflow-users", "password"),
         }  # fmt: skip
+
+
+def _all_answer() -> bool:
+    try:
+        answers = [requests.get(url, timeout=5) for url in (DASHBOARD, f"{MLFLOW}/health")]
+    except requests.RequestException:
+        return False
+    return all(answer.status_code < 500 for answer in answers)
 
 
 def _secret(place: Installation, name: str, key: str) -> str:

@@ -1,4 +1,4 @@
-"""What of the machine's network the node takes, and gives back: an address, the way of packets past the policies, leftovers.
+"""What of the machine's network the node takes, and gives back: an address, the packets' way past the policies.
 
 Pods are wired by CNI's `ptp`: every packet between two of them is routed, so that one chain sees it. There is no way
 from a pod to the world outside."""
@@ -37,8 +37,8 @@ def queue_packets() -> None:
 
     kube-network-policies would lay its own rules by nftables' `queue`, which kernels built without NFT_QUEUE refuse; it
     then goes on without them and judges what comes by its queue, from wherever. After the address of a service was
-    replaced by a pod's, so not before FORWARD and INPUT. What the node itself sends to its pods is not asked. As long as
-    nobody judges, everything passes.
+    replaced by a pod's, so not before FORWARD and INPUT. What the node itself sends to its pods is not asked. As long
+    as nobody judges, everything passes.
     """
     run("iptables", "-t", "mangle", "-N", _CHAIN)
     for way in ("-s", "-d"):

@@ -3,11 +3,13 @@
 etcd, kube-apiserver, kube-controller-manager, kube-scheduler, containerd, kubelet, kube-proxy. What runs in pods (DNS,
 operators) is `addons`' to bring. Containers outlive a kubelet or containerd that is killed, as they do elsewhere."""
 
+import fcntl
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import network
@@ -22,12 +24,13 @@ from programs import CACHE
 PAUSE = "localhost/cluster-pause:test"  # the image that holds a pod's namespaces
 NAME = "node"
 _STORE = CACHE / "containerd"  # images stay from one time to the next
-_MARK = CACHE / "node-is-up"  # left behind by one that was killed
+_MARK = CACHE / "node"  # locked while one is up; names the folder of one that was killed
+_OTHERS = ("kubelet", "kube-proxy", "k3s", "k3s-server", "rke2")
 _UP_SECONDS = 120.0
 
 
 class Node:
-    """`start` before anything else; `stop` leaves nothing but the images and `folder` with the logs."""
+    """`begin`, `start`, images, `join`; `stop` leaves nothing but the images and `folder` with the logs."""
 
     def __init__(self, programs: Path, folder: Path) -> None:
         self.folder = folder
@@ -38,12 +41,18 @@ class Node:
         self._certificates = folder / "certificates"  # the API server signs its own, and keeps it there
         self._running: dict[str, Group] = {}
 
-    def start(self) -> None:
-        self._refuse_another_kubernetes()
-        _kill_shims()
-        network.clear()
+    def begin(self) -> None:
+        """Take the machine. AssertionError, with nothing touched, where another Kubernetes has it."""
         _MARK.parent.mkdir(parents=True, exist_ok=True)
-        _MARK.write_text(f"{self.folder}\n")
+        self._mark = open(_MARK, "a+")  # noqa: SIM115  held until `stop`
+        try:
+            fcntl.flock(self._mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AssertionError("a cluster of these tests runs on this machine already") from None
+        self._clear_after_former()
+
+    def start(self) -> None:
+        """Everything but what takes pods."""
         network.raise_node()
         self._identities.write()
         self._start_control_plane()
@@ -65,7 +74,8 @@ class Node:
             self.stop_program(name)
         _unmount(self.folder)
         network.clear()
-        _MARK.unlink(missing_ok=True)
+        self._mark.truncate(0)
+        self._mark.close()
 
     def start_program(self, name: str) -> None:
         log = self.folder / f"{name}.log"
@@ -89,12 +99,19 @@ class Node:
                 raise AssertionError(f"{otherwise} after {seconds:.0f} s; logs are in {self.folder}")
             time.sleep(0.3)
 
-    def _refuse_another_kubernetes(self) -> None:
-        """Its rules would be taken away with those of this one."""
-        if _MARK.exists():
-            return
-        found = [name for name in ("kubelet", "k3s", "kube-proxy") if _processes(name)]
+    def _clear_after_former(self) -> None:
+        """Away with what is left of one that was killed; but not with somebody else's Kubernetes and its rules."""
+        self._mark.seek(0)
+        former = self._mark.read().strip()
+        if former:
+            _kill_shims(Path(former))
+            _unmount(Path(former))
+            network.clear()
+        found = [one.info["name"] for one in psutil.process_iter(["name"]) if one.info["name"] in _OTHERS]
         assert not found, f"another Kubernetes runs on this machine ({', '.join(found)}): it would be damaged"
+        self._mark.truncate(0)
+        self._mark.write(str(self.folder))
+        self._mark.flush()
 
     def _start_control_plane(self) -> None:
         self.start_program("etcd")
@@ -120,7 +137,7 @@ class Node:
             self.wait(self._containerd_answers, "containerd does not answer")
 
     def _forget_containers(self) -> None:
-        _kill_shims()
+        _kill_shims(self.folder)
         for name in self.ctr("tasks", "list", "--quiet").split():
             subprocess.run(
                 ["ctr", "--address", self.containerd, "--namespace", "k8s.io", "tasks", "delete", "--force", name],
@@ -243,22 +260,14 @@ disabled_plugins = [{unused}]
         }
 
 
-def _processes(name: str) -> list[psutil.Process]:
-    return [one for one in psutil.process_iter(["name"]) if one.info["name"] == name]
-
-
-def _kill_shims() -> None:
-    """End the containers of this node, and of one that was killed: those whose shim serves a socket of the kind."""
+def _kill_shims(folder: Path) -> None:
+    """End the containers of the node in this folder; they outlive containerd."""
     for shim in psutil.process_iter(["name", "cmdline"]):
         words = shim.info["cmdline"] or []
-        if "containerd-shim" in " ".join(words[:1]) and any(word.endswith("/containerd.sock") for word in words):
-            if "/run/containerd/containerd.sock" in words:  # the machine's own
-                continue
+        if "containerd-shim" in " ".join(words[:1]) and str(folder / "containerd.sock") in words:
             for process in [*shim.children(recursive=True), shim]:
-                try:
+                with suppress(psutil.NoSuchProcess):
                     process.kill()
-                except psutil.NoSuchProcess:
-                    continue
 
 
 def _unmount(folder: Path) -> None:

@@ -36,6 +36,7 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
     """It ends with the block, and nothing stays but logs in `folder` and images for the next time."""
     built = programs.build()
     node = Node(built, folder)
+    node.begin()
     try:
         node.start()
         names = images.make(built, folder / "images")

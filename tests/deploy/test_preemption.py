@@ -1,6 +1,5 @@
 """A node that is taken away: drained as a pod's preStop hook does, the trainer saves, and Ray moves it to another."""
 
-import json
 import os
 import re
 import subprocess
@@ -14,8 +13,7 @@ import requests
 from groups import Group
 from head import Head, running_head, running_worker
 from test_submit import ended, submit
-
-from pipeline.storage import open_storage
+from trained import checkpoints, wait_for_steps, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 PROJECT = Path(__file__).parents[2]
@@ -55,35 +53,6 @@ def trains_on(head: Head, group: dict[str, Group]) -> str:
             return environment["RAY_CLOUD_INSTANCE_ID"]
         time.sleep(0.5)
     raise AssertionError("nothing trains")
-
-
-def wait_for_steps(root: str, steps: int) -> None:
-    storage = open_storage(root)
-    for _ in range(240):
-        for work in storage.folders(".work/train-tokenizer"):
-            try:
-                line = json.loads(storage.read(f".work/train-tokenizer/{work}/progress.json"))
-            except FileNotFoundError:
-                continue
-            if line["step"] >= steps:
-                return
-        time.sleep(0.5)
-    raise AssertionError("it makes no steps")
-
-
-def checkpoints(root: str) -> set[int]:
-    """Steps of which there is one."""
-    storage = open_storage(root)
-    (work,) = storage.folders(".work/train-tokenizer")
-    paths = [entry.path for entry in storage.list(f".work/train-tokenizer/{work}/checkpoints")]
-    return {int(number) for path in paths for number in re.findall(r"checkpoints/0*(\d+)", path)}
-
-
-def weights(root: str) -> dict[str, str]:
-    storage = open_storage(root)
-    (name,) = storage.folders("train-tokenizer")
-    files = json.loads(storage.read(f"train-tokenizer/{name}/manifest.json"))["files"]
-    return {path: record["sha256"] for path, record in files.items() if path.endswith((".safetensors", ".jsonl"))}
 
 
 def test_the_trainer_moves_and_ends_with_the_same_bits(pods, s3_root, tmp_path):

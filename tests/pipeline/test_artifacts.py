@@ -1,5 +1,6 @@
 """Manifest, commit and lease, on file:// and s3:// alike: an artifact is whole or not there, and has one writer."""
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pipeline.artifacts import (
     Lease,
     Manifest,
     all_manifests,
+    await_lease,
     broken_files,
     check_idle,
     commit,
@@ -104,6 +106,40 @@ def test_elsewhere_a_lease_is_free_after_a_minute_of_silence(any_root: str) -> N
     lease = Lease(storage, "prepare", FINGERPRINT)
     assert lease.holder.token == 5
     lease.release(finished=False)
+
+
+def test_who_waits_for_a_dead_driver_elsewhere_gets_its_lease(any_root: str) -> None:
+    """A head that is replaced within seconds: the driver on it is dead, though its lease looks alive."""
+    storage = open_storage(any_root)
+    foreign(storage, heartbeat=time.time() - 58)
+    told: list[str] = []
+    lease = await_lease(storage, "prepare", FINGERPRINT, told.append)
+    assert lease.holder.token == 5
+    (line,) = told
+    assert line.startswith("prepare: ann@far process 7 has it; waiting up to 60 s")
+    lease.release(finished=False)
+
+
+def test_who_waits_for_a_living_driver_elsewhere_is_refused_at_its_next_sign_of_life(any_root: str) -> None:
+    storage = open_storage(any_root)
+    foreign(storage)
+    threading.Timer(1.5, lambda: foreign(storage, heartbeat=time.time())).start()
+    begin = time.monotonic()
+    with pytest.raises(LeaseError, match="is being made by ann@far process 7"):
+        await_lease(storage, "prepare", FINGERPRINT, lambda _: None)
+    assert 1 < time.monotonic() - begin < 30
+
+
+def test_nobody_waits_for_a_driver_on_the_same_machine(any_root: str) -> None:
+    storage = open_storage(any_root)
+    lease = Lease(storage, "prepare", FINGERPRINT)
+    told: list[str] = []
+    with pytest.raises(LeaseError, match="is being made by"):
+        await_lease(storage, "prepare", FINGERPRINT, told.append)
+    assert told == []
+    lease.release(finished=False)
+    await_lease(storage, "prepare", FINGERPRINT, told.append).release(finished=False)
+    assert told == []
 
 
 def test_who_was_taken_over_cannot_commit(any_root: str) -> None:

@@ -1,0 +1,40 @@
+"""A node that is drained, as a spot node is before it goes: trainers save within the grace, and go on later."""
+
+import re
+
+import pytest
+from installation import ROOT, Installation
+from trained import checkpoints
+from work import TRAINING, WORKERS, disturbed
+
+pytestmark = pytest.mark.slow
+NODE = "node"
+
+
+def test_saved_on_the_notice_and_the_same_bits_later(place: Installation, undisturbed: dict[str, str]):
+    root = f"{ROOT}-drained"
+    drain = f"kubectl drain {NODE} --ignore-daemonsets --delete-emptydir-data --pod-selector={WORKERS} --timeout=180s"
+    saved: set[int] = set()
+
+    def take_the_node_away() -> None:
+        try:
+            told = place.bash(drain)
+            assert re.search(r"evict", told), told
+            saved.update(checkpoints(root))
+        finally:
+            place.bash(f"kubectl uncordon {NODE}")
+
+    sets = (*TRAINING, "tokenizer.checkpoint_every=399")
+    assert disturbed(place, root, take_the_node_away, sets) == undisturbed
+    (step,) = saved
+    assert 100 <= step < 399, "on the notice: by its own rhythm it would have been the last but one"
+
+
+def test_head_and_mlflow_are_not_evicted(place: Installation):
+    """Their budgets allow none, so a node with them does not drain by itself."""
+    done = place.run(f"kubectl drain {NODE} --ignore-daemonsets --delete-emptydir-data --timeout=10s")
+    place.bash(f"kubectl uncordon {NODE}")
+    assert done.returncode != 0
+    assert "Cannot evict pod as it would violate the pod's disruption budget" in done.stderr
+    assert place.pods("ray.io/node-type=head")
+    assert place.pods("app.kubernetes.io/component=mlflow")

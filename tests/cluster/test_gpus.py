@@ -1,0 +1,53 @@
+"""Groups with GPUs go where nodes have them. The node has none: it says that it has, and the pods compute on CPU."""
+
+import json
+
+import pytest
+from installation import ROOT, Installation
+from work import TRAINING, done, ended, start, submission
+
+pytestmark = pytest.mark.slow
+PODS = "ray.io/group=gpu-tokenizer"
+
+
+def say_gpus(place: Installation, count: int) -> None:
+    patch = json.dumps([{"op": "add", "path": "/status/capacity/nvidia.com~1gpu", "value": str(count)}])
+    name = place.cluster.kubectl("get", "nodes", "--output=jsonpath={.items[0].metadata.name}")
+    place.cluster.kubectl("patch", "node", name, "--subresource=status", "--type=json", "--patch", patch)
+
+
+@pytest.fixture(scope="module")
+def with_a_pool(place: Installation) -> Installation:
+    """A release whose tokenizers are trained on a pool with a GPU a pod."""
+    group = {"enabled": True, "max": 1, "resources": {"cpu": "400m", "memory": "5Gi"}, "shm": "1Gi"}
+    place.write_values(
+        groups={"gpu-tokenizer": {**group, "mirror": {"size": "1Gi"}}},
+        stagePools={"train-tokenizer": "gpu-tokenizer"},
+        site={"extra": {"cluster": {"device": "cpu"}}},
+    )
+    place.bash(place.document("Upgrade", "helm upgrade denoising-vae"))
+    place.wait_until_reached()
+    yield place
+    say_gpus(place, 0)
+    place.write_values()
+    place.bash(place.document("Upgrade", "helm upgrade denoising-vae"))
+    place.wait_until_reached()
+
+
+def test_it_waits_for_a_node_with_a_gpu_and_runs_there(with_a_pool: Installation):
+    place, root = with_a_pool, f"{ROOT}-gpus"
+    doctor = "python -m deploy doctor --namespace dvae --root $ROOT --address http://localhost:8265"
+    told = place.run(doctor)
+    assert told.returncode == 1
+    assert "none of the 1 nodes has" in told.stdout
+    done(place, submission(root, "stage", "prepare", "quickstart", sets=TRAINING))
+    training = start(place, submission(root, "stage", "train-tokenizer", "quickstart", sets=TRAINING))
+    place.wait(lambda: bool(place.pods(PODS)), "the autoscaler asks for no pod of the group")
+    (pod,) = place.pods(PODS)
+    assert pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    place.wait(lambda: "Insufficient nvidia.com/gpu" in place.kubectl("get", "events"), "nobody misses a GPU", 60)
+    say_gpus(place, 2)
+    code, out, error = ended(training)
+    assert code == 0, f"{out}\n{error}\n{place.state()}"
+    assert "no node of its pool yet" in out, "who waits is told what for"
+    assert "no  " not in place.bash(doctor)

@@ -1,0 +1,54 @@
+"""What dies while a tokenizer trains: the run goes on, and ends with the bits of one that nobody disturbed."""
+
+import signal
+import time
+
+import pytest
+from installation import RELEASE, ROOT, Installation
+from work import HEAD, TRAINING, WORKERS, disturbed, ended, kill, latents, start, submission
+
+from pipeline.storage import open_storage
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_worker_is_killed(place: Installation, undisturbed: dict[str, str]):
+    assert disturbed(place, f"{ROOT}-worker", lambda: kill(place, WORKERS)) == undisturbed
+
+
+def test_mlflow_is_killed(place: Installation, undisturbed: dict[str, str]):
+    assert disturbed(place, f"{ROOT}-mlflow", lambda: kill(place, "app.kubernetes.io/component=mlflow")) == undisturbed
+    place.kubectl("rollout", "status", f"deployment/{RELEASE}-mlflow", "--timeout=180s")
+
+
+def test_the_head_is_killed(place: Installation, undisturbed: dict[str, str]):
+    """Without fault tolerance of the GCS all of Ray goes with it; whoever waits submits again."""
+    assert disturbed(place, f"{ROOT}-head", lambda: kill(place, HEAD)) == undisturbed
+
+
+def test_the_kubelet_is_away_for_a_minute(place: Installation, undisturbed: dict[str, str]):
+    node = place.cluster.node
+    if node is None:
+        pytest.skip("the cluster is not ours to break")
+
+    def away() -> None:
+        node.stop_program("kubelet", signal.SIGKILL)
+        time.sleep(60)
+        node.start_program("kubelet")
+
+    assert disturbed(place, f"{ROOT}-kubelet", away) == undisturbed
+    place.wait_until_reached()
+
+
+def test_a_worker_is_killed_while_it_encodes(place: Installation, undisturbed: dict[str, str]):
+    """The latent store holds each key once."""
+    root = f"{ROOT}-undisturbed"
+    sets = (*TRAINING, "encode.canary_psnr=1")
+    encoding = start(place, submission(root, "stage", "encode", "quickstart", sets=sets, attempts=5))
+    storage = open_storage(root)
+    place.wait(lambda: bool(list(storage.folders(".work/encode"))), "it does not encode")
+    kill(place, WORKERS)
+    code, out, error = ended(encoding)
+    assert code == 0, f"{out}\n{error}\n{place.state()}"
+    keys = latents(root)
+    assert len(keys) == len(set(keys)) > 1000

@@ -1,0 +1,31 @@
+"""A short-lived cluster for one stage: made, waited for, its job's exit code handed on, taken away."""
+
+from installation import RELEASE, ROOT, Installation
+from work import done, ended, objects, rayjob, start
+
+
+def test_it_comes_works_and_goes(place: Installation):
+    told = done(place, rayjob(f"{ROOT}-rayjob", "stage", "prepare", "quickstart"))
+    assert "✓ prepare" in told
+    nothing_is_left(place)
+    assert objects(place, "trial-rayjob/prepare/")
+    assert objects(place, "trial/.logs/"), "what Ray has logged outlives the pods"
+
+
+def test_the_jobs_exit_code_is_its_own(place: Installation):
+    """A stage that fails: no canary is as good as this wants."""
+    sets = ("tokenizer.steps=20", "encode.canary_psnr=99")
+    root = f"{ROOT}-rayjob"
+    for stage in ("prepare", "train-tokenizer"):
+        done(place, rayjob(root, "stage", stage, "quickstart", sets=sets))
+    code, out, error = ended(start(place, rayjob(root, "stage", "encode", "quickstart", sets=sets)))
+    assert code == 1, out + error
+    assert "canary" in out + error
+    place.kubectl("delete", "rayjobs", "--all")
+    nothing_is_left(place)
+
+
+def nothing_is_left(place: Installation) -> None:
+    place.wait(lambda: place.kubectl("get", "rayjobs", "--output=name") == "", "a RayJob stays")
+    here = f"raycluster.ray.io/{RELEASE}\n"
+    place.wait(lambda: place.kubectl("get", "rayclusters", "--output=name") == here, "a RayCluster stays")

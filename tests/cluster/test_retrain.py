@@ -1,0 +1,60 @@
+"""The CronJob: it fires, finds nothing to do and says so; after a change of the config it trains and promotes."""
+
+import json
+
+import pytest
+from installation import Installation
+
+from pipeline.registry import champion
+
+pytestmark = pytest.mark.slow
+MODEL = "nightly"
+
+
+def config(steps: int) -> dict[str, object]:
+    """A model of its own on the quickstart's tokenizer and latents."""
+    gate = {"minimum": 0.2}
+    return {"extends": "quickstart", "sit": {"steps": steps}, "register": {"name": MODEL, "gate": gate}}
+
+
+def change(place: Installation, **retrain: object) -> None:
+    place.write_values(retrain=retrain)
+    place.bash(
+        f"helm upgrade denoising-vae helm/denoising-vae --namespace dvae --values {place.values} --force-conflicts"
+    )
+
+
+def by_hand(place: Installation) -> str:
+    """The document's two commands; what the job says."""
+    code = place.document("Retraining", "kubectl -n dvae create job retrain-now")
+    code = code.replace("kubectl -n dvae logs --follow", "kubectl -n dvae logs --follow --pod-running-timeout=2m")
+    told = place.bash(code)
+    place.kubectl("wait", "job/retrain-now", "--for=condition=Complete", "--timeout=60s")
+    place.kubectl("delete", "job", "retrain-now")
+    return told
+
+
+def test_nothing_to_do_by_schedule(place: Installation, quickstart: dict[str, str]):
+    change(place, preset="quickstart", schedule="* * * * *", suspend=False)
+    jobs: list[dict[str, object]] = []
+
+    def fired() -> bool:
+        listed = json.loads(place.kubectl("get", "jobs", "--output=json"))["items"]
+        jobs[:] = [job for job in listed if job["status"].get("succeeded")]
+        return bool(jobs)
+
+    place.wait(fired, "the CronJob has not fired", 240)
+    change(place, preset="quickstart")
+    name = jobs[0]["metadata"]["name"]  # type: ignore[index]
+    assert "Nothing to do" in place.kubectl("logs", f"job/{name}")
+
+
+def test_a_change_of_the_config_trains_and_promotes(place: Installation, quickstart: dict[str, str]):
+    uri = place.environment["MLFLOW_TRACKING_URI"]
+    change(place, config=config(60), preset="")
+    first = by_hand(place)
+    assert champion(uri, MODEL) == "1", first
+    change(place, config=config(600), preset="")
+    second = by_hand(place)
+    assert champion(uri, MODEL) == "2", second
+    assert "champion" in second

@@ -1,0 +1,24 @@
+"""Workers come when work asks for them, and go when they idle; groups with GPUs by the GPUs of the nodes."""
+
+from typing import Any
+
+from installation import ROOT, Installation
+from work import TRAINING, WORKERS, done, ended, start, submission
+
+
+def test_from_none_to_two_and_back(place: Installation):
+    place.wait(lambda: not place.pods(WORKERS), "workers stay though they idle")
+    root = f"{ROOT}-scaling"
+    done(place, submission(root, "stage", "prepare", "quickstart", sets=TRAINING))
+    sets = (*TRAINING, "cluster.workers=2")
+    training = start(place, submission(root, "stage", "train-tokenizer", "quickstart", sets=sets))
+    place.wait(lambda: len([pod for pod in place.pods(WORKERS) if ready(pod)]) == 2, "there are no two workers")
+    code, out, error = ended(training)
+    assert code == 0, out + error
+    assert "2 workers" in out + error or "✓ train-tokenizer" in out
+    place.wait(lambda: not place.pods(WORKERS), "workers stay though they idle")
+
+
+def ready(pod: dict[str, Any]) -> bool:
+    conditions = pod["status"].get("conditions", [])
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)

@@ -1,0 +1,94 @@
+"""Work on an installation, as somebody outside submits it, and what it leaves at the root."""
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pyarrow.parquet as pq
+from installation import DASHBOARD, NAMESPACE, ROOT, Installation
+from trained import wait_for_steps, weights
+
+from pipeline.storage import open_storage
+
+WORKERS = "ray.io/node-type=worker"
+HEAD = "ray.io/node-type=head"
+_DISTURBED_AT = 100  # of 400 steps
+# A tokenizer that trains for a minute or so, with checkpoints on the way.
+TRAINING = ("tokenizer.steps=400", "tokenizer.checkpoint_every=40", "tokenizer.log_every=10")
+
+
+def command(*words: str, sets: tuple[str, ...] = ()) -> list[str]:
+    """`python -m deploy WORDS`, with these settings."""
+    return [sys.executable, "-m", "deploy", *words, *(word for one in sets for word in ("--set", one))]
+
+
+def submission(root: str, *words: str, sets: tuple[str, ...] = (), attempts: int = 1) -> list[str]:
+    where = ("--address", DASHBOARD, "--root", root, "--attempts", str(attempts))
+    return command("submit", *words, *where, sets=sets)
+
+
+def start(place: Installation, words: list[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        words, cwd=Path(__file__).parents[2], env=place.environment, text=True, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def ended(process: "subprocess.Popen[str]", seconds: float = 900) -> tuple[int, str, str]:
+    out, error = process.communicate(timeout=seconds)
+    return process.returncode, out, error
+
+
+def done(place: Installation, words: list[str], seconds: float = 900) -> str:
+    """What it says on both streams. AssertionError unless it exits with 0."""
+    code, out, error = ended(start(place, words), seconds)
+    assert code == 0, f"{code}\n{out}\n{error}\n{place.state()}"
+    return out + error
+
+
+def kill(place: Installation, selector: str) -> None:
+    """Every such pod, as a node that is gone: no notice, no grace."""
+    for pod in place.pods(selector):
+        place.kubectl("delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force")
+
+
+def disturbed(
+    place: Installation, root: str, disturb: Callable[[], None], sets: tuple[str, ...] = TRAINING
+) -> dict[str, str]:
+    """Train there; in the middle of it, this happens. The files that the training ends with."""
+    done(place, submission(root, "stage", "prepare", "quickstart", sets=sets))
+    training = start(place, submission(root, "stage", "train-tokenizer", "quickstart", sets=sets, attempts=5))
+    try:
+        wait_for_steps(root, _DISTURBED_AT, 300)
+        disturb()
+        code, out, error = ended(training)
+    finally:
+        training.kill()
+    assert code == 0, f"{out}\n{error}\n{place.state()}"
+    assert "✓ train-tokenizer" in out
+    return weights(root)
+
+
+def rayjob(root: str, *words: str, sets: tuple[str, ...] = (), more: tuple[str, ...] = ()) -> list[str]:
+    return command("rayjob", *words, "--namespace", NAMESPACE, "--root", root, *more, sets=sets)
+
+
+def latents(root: str) -> list[str]:
+    """The key of every latent, shard by shard."""
+    storage = open_storage(root)
+    (name,) = storage.folders("encode")
+    shards = sorted(entry.path for entry in storage.list(f"encode/{name}") if entry.path.endswith(".parquet"))
+    tables = [pq.read_table(io.BytesIO(storage.read(path)), columns=["key"]) for path in shards]
+    return [key for table in tables for key in table.column("key").to_pylist()]
+
+
+def objects(place: Installation, prefix: str) -> set[str]:
+    """Names in the bucket."""
+    client: Any = boto3.client("s3")
+    bucket = ROOT.removeprefix("s3://").partition("/")[0]
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    return {entry["Key"] for page in pages for entry in page.get("Contents", [])}
