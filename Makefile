@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-all test-image lint types clean
+.PHONY: quickstart test test-all test-image test-cluster cluster lint types clean
 
 quickstart: $(INSTALLED)
 	@$(BIN)/python -m pipeline run quickstart
@@ -20,6 +20,14 @@ test-all: $(INSTALLED) lint types
 test-image: $(INSTALLED)
 	@echo "the container image"
 	@$(BIN)/python -m pytest -m image --durations=10
+
+test-cluster: $(INSTALLED)
+	@echo "a whole Kubernetes on this machine"
+	@$(BIN)/python -m pytest -m cluster --durations=25
+
+# The same cluster without tests, until Ctrl-C.
+cluster: $(INSTALLED)
+	@$(BIN)/python tests/cluster
 
 lint: $(INSTALLED)
 	@echo "lint"

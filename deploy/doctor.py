@@ -17,7 +17,7 @@ import requests
 
 from deploy.errors import ConnectError, DeniedError
 from deploy.jobs import Dashboard, reason, token
-from deploy.kube import KUEUE_VERSIONS, Kube, Object, stuck
+from deploy.kube import KUEUE_VERSIONS, Kube, Object, not_made, stuck
 from deploy.rayjob import QUEUE, find_template
 from deploy.submit import check_remote, check_tracking
 from pipeline import registry
@@ -389,6 +389,8 @@ def _cluster(kube: Kube, instance: str) -> str:
     if not found:
         raise Skipped("none stands; `deploy rayjob` makes one a job")
     status, name = found[0].get("status", {}), found[0]["metadata"]["name"]
+    if told := not_made(name, status):
+        raise UnfitError(*told)
     conditions = {one["type"]: one for one in status.get("conditions", [])}
     head = conditions.get("HeadPodReady", {})
     if head.get("status") != "True":
@@ -402,6 +404,6 @@ def _cluster(kube: Kube, instance: str) -> str:
 def _pods(kube: Kube, instance: str) -> str:
     found = kube.objects(f"/api/v1/namespaces/{kube.namespace}/pods", labelSelector=_release(instance))
     for pod in found:
-        if why := stuck(pod):
-            raise UnfitError(why, f"kubectl -n {kube.namespace} describe pod {pod['metadata']['name']}")
+        if told := stuck(pod):
+            raise UnfitError(*told)
     return f"{len(found)}, none of them stuck"

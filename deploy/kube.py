@@ -25,7 +25,15 @@ Object = dict[str, Any]
 _SECONDS = 20.0  # for an answer
 _WATCH_SECONDS = 20  # then the object is looked at anew: what keeps it waiting is told by other objects
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-_STUCK = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "CreateContainerConfigError", "CrashLoopBackOff")
+_IMAGE = "Correct image.repository and image.tag (or image.digest), or give image.pullSecrets."
+_STUCK = {  # what a container waits for that does not come by itself -> the mend
+    "ImagePullBackOff": _IMAGE,
+    "ErrImagePull": _IMAGE,
+    "ErrImageNeverPull": _IMAGE,
+    "InvalidImageName": _IMAGE,
+    "CreateContainerConfigError": "Make what is missing, and it goes on by itself.",
+    "CrashLoopBackOff": "Its log says why: `kubectl logs --previous`.",
+}
 _RAY = {"group": "ray.io", "version": "v1"}
 _GRANTED = ("RayJobs", "configmaps", "pods", "workloads")  # by the chart's role for submitters
 KUEUE_VERSIONS = ("v1beta2", "v1beta1")  # the first that a cluster has
@@ -301,17 +309,32 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())[:300]
 
 
-def stuck(pod: Object) -> str:
-    """What keeps a pod from running, in Kubernetes' own words; empty when nothing does, or it only takes its time."""
+def stuck(pod: Object) -> tuple[str, str] | None:
+    """What keeps a pod from running, in Kubernetes' own words, and its mend; None when it only takes its time."""
     name, status = pod["metadata"]["name"], pod.get("status", {})
+    look = f"See `kubectl -n {pod['metadata']['namespace']} describe pod {name}`."
     for container in (*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])):
         waiting = container.get("state", {}).get("waiting", {})
-        if waiting.get("reason") in _STUCK:
-            return f"pod {name}: {waiting['reason']}: {first_line(waiting.get('message', ''))}"
+        if mend := _STUCK.get(waiting.get("reason", "")):
+            why = first_line(waiting.get("message", "")).rstrip(".")
+            return f"pod {name}: {waiting['reason']}: {why}", f"{mend} {look}"
     for condition in status.get("conditions", []):
         if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
-            return f"pod {name}: no node takes it: {first_line(condition.get('message', ''))}"
-    return ""
+            why = first_line(condition.get("message", "")).rstrip(".")
+            return f"pod {name}: no node takes it: {why}", f"It waits for one. {look}"
+    return None
+
+
+def not_made(name: str, status: Object) -> tuple[str, str] | None:
+    """Why pods of the RayCluster `name` are refused (a quota, an admission rule), and the mend; None when they are not.
+
+    `status` is the RayCluster's, which a RayJob's has within.
+    """
+    for condition in status.get("conditions", []):
+        if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
+            why = first_line(condition.get("message", "")).rstrip(".")
+            return f"{name}: its pods are refused: {why}", "Raise what is exceeded, or ask for less."
+    return None
 
 
 def first_line(text: str) -> str:

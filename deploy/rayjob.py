@@ -20,7 +20,7 @@ from typing import Any, Literal
 import yaml
 
 from deploy.errors import ConnectError, DeniedError, LostError, ProtocolError, followed
-from deploy.kube import KUEUE_VERSIONS, Kube, Object, check_name, first_line, stuck
+from deploy.kube import KUEUE_VERSIONS, Kube, Object, check_name, first_line, not_made, stuck
 from deploy.patience import POLL_SECONDS, Say
 from deploy.printing import Printed
 from deploy.submit import ROOT, Work, attempt_of, check_root
@@ -271,7 +271,8 @@ def _obstacle(kube: Kube, job: Object) -> str:
     if not cluster:
         return ""
     pods = kube.objects(f"/api/v1/namespaces/{kube.namespace}/pods", labelSelector=f"ray.io/cluster={cluster}")
-    return next(filter(None, map(stuck, pods)), "")
+    told = next(filter(None, map(stuck, pods)), None) or not_made(cluster, job["status"].get("rayClusterStatus", {}))
+    return "{}. {}".format(*told) if told else ""
 
 
 def _queue_word(kube: Kube, job: Object) -> str:

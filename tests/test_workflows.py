@@ -120,7 +120,7 @@ def test_files_that_are_named_exist():
                 if (PROJECT / path.split("/")[0]).exists():
                     assert list(PROJECT.glob(path)), f"{name}: {path} is not there"
                     checked.add(path)
-    assert {"helm/denoising-vae", "helm/denoising-vae/ci/trial-values.yaml", "tests/chart", "tests/image"} <= checked
+    assert {"helm/denoising-vae", "tests/chart", "tests/image"} <= checked
     assert ".ci/kubernetes-binaries" in checked
 
 
@@ -143,7 +143,7 @@ def test_markers_of_pytest_exist():
 
 
 def test_our_commands_are_known(monkeypatch):
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://there:8265")  # as both workflows set it
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://there:8265")  # as the workflow sets it
     found = []
     for name in NAMES:
         for words in commands(name):
@@ -153,26 +153,17 @@ def test_our_commands_are_known(monkeypatch):
                 end = next((i for i, word in enumerate(words) if word in ("|", "&", ";", ">")), len(words))
                 given = [word for word in words[2:end] if word != "${sets[@]}"]
                 found.append(parsed(given).info_name)
-    assert len(found) == 6, found
+    assert found == ["deploy retrain"]
 
 
 def test_kind_says_that_it_has_not_been_run():
     assert "HAS NOT BEEN RUN YET" in (FOLDER / "kind.yaml").read_text().partition("name:")[0]
 
 
-def test_kind_agrees_with_the_chart():
-    """Names and sizes that kind.yaml takes from the chart and its trial values."""
-    import helm_python
-
-    text = "\n".join(scripts("kind.yaml"))
-    small = yaml.safe_load(re.findall(r"small\.yaml <<'END'\n(.*?)\nEND", text, re.DOTALL)[0])
-    chart = PROJECT / "helm" / "denoising-vae"
-    trial = yaml.safe_load((chart / "ci" / "trial-values.yaml").read_text())
-    with helm_python.Chart.load(chart) as loaded:
-        loaded.validate_schema(small)
-    assert trial["site"]["root"] == jobs("kind.yaml")["kind"]["env"]["ROOT"]
-    host, _, port = trial["s3"]["endpoint"].removeprefix("http://").partition(":")
-    service, _, namespace = host.partition(".")
-    assert f"kubectl -n {namespace} expose deployment {service} --port={port}" in text
-    for secret in (trial["auth"]["existingSecret"], trial["s3"]["existingSecret"]):
-        assert f"create secret generic {secret} " in text
+def test_kind_runs_the_clusters_tests_on_the_images_that_it_loads():
+    text, given = "\n".join(scripts("kind.yaml")), jobs("kind.yaml")["kind"]["env"]
+    assert "export DVAE_CLUSTER_HOST" in text
+    assert "pytest -m cluster" in text
+    for image in (given["DVAE_CLUSTER_IMAGE"], given["DVAE_CLUSTER_NEXT_IMAGE"]):
+        assert f"--tag {image} " in text
+        assert re.search(rf"docker save .*{image}\b", text)

@@ -4,6 +4,7 @@ Their objects are those of their own Go modules, with the image exchanged for th
 
 import functools
 import http.server
+import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -43,14 +44,21 @@ def enforce_policies(kubectl: Kubectl) -> None:
     kubectl("--namespace", "kube-system", "rollout", "status", "daemonset/kube-network-policies", "--timeout=120s")
 
 
-def start_kueue(kubectl: Kubectl) -> None:
-    """As its own manifests have it, with webhooks and the certificates that it makes for them."""
-    config = source("kueue", "sigs.k8s.io/kueue") / "config" / "default"
+def start_kueue(kubectl: Kubectl, is_own: bool) -> None:
+    """As its own manifests have it, with webhooks and the certificates that it makes for them.
+
+    In a cluster that is not our own by its published image.
+    """
+    module = source("kueue", "sigs.k8s.io/kueue")
+    config = module / "config" / "default"
     objects = [made for made in yaml.safe_load_all(kubectl("kustomize", str(config))) if made]
     for made in objects:
         if made["kind"] == "Deployment":
             (container,) = made["spec"]["template"]["spec"]["containers"]
-            _take_over(container, ["/kueue"], container["args"])
+            if is_own:
+                _take_over(container, ["/kueue"], container["args"])
+            else:
+                container["image"] = f"registry.k8s.io/kueue/kueue:{module.name.rpartition('@')[2]}"
             container["resources"] = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
     _apply(kubectl, objects)
     kubectl("--namespace", "kueue-system", "rollout", "status", "deployment/kueue-controller-manager", "--timeout=180s")
@@ -74,6 +82,13 @@ def operator_repository(kubectl: Kubectl, helm: str, folder: Path) -> Iterator[s
         assert (folder / f"{OPERATOR}-{version}.tgz").exists()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+def old_crds() -> list[Path]:
+    """The CRDs of the newest KubeRay that is too old for us: without `authOptions.secretName`."""
+    module = "github.com/ray-project/kuberay/ray-operator@v1.5.0"
+    told = json.loads(run("go", "mod", "download", "-json", module))
+    return sorted((Path(told["Dir"]) / "config" / "crd" / "bases").glob("*.yaml"))
 
 
 def _write_operator_chart(kubectl: Kubectl, chart: Path) -> str:

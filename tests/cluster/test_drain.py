@@ -8,12 +8,16 @@ from trained import checkpoints
 from work import TRAINING, WORKERS, disturbed
 
 pytestmark = pytest.mark.slow
-NODE = "node"
+
+
+def node_of(place: Installation) -> str:
+    return str(place.pods("ray.io/node-type=head")[0]["spec"]["nodeName"])
 
 
 def test_saved_on_the_notice_and_the_same_bits_later(place: Installation, undisturbed: dict[str, str]):
     root = f"{ROOT}-drained"
-    drain = f"kubectl drain {NODE} --ignore-daemonsets --delete-emptydir-data --pod-selector={WORKERS} --timeout=180s"
+    node = node_of(place)
+    drain = f"kubectl drain {node} --ignore-daemonsets --delete-emptydir-data --pod-selector={WORKERS} --timeout=180s"
     saved: set[int] = set()
 
     def take_the_node_away() -> None:
@@ -22,7 +26,7 @@ def test_saved_on_the_notice_and_the_same_bits_later(place: Installation, undist
             assert re.search(r"evict", told), told
             saved.update(checkpoints(root))
         finally:
-            place.bash(f"kubectl uncordon {NODE}")
+            place.bash(f"kubectl uncordon {node}")
 
     sets = (*TRAINING, "tokenizer.checkpoint_every=399")
     assert disturbed(place, root, take_the_node_away, sets) == undisturbed
@@ -32,8 +36,9 @@ def test_saved_on_the_notice_and_the_same_bits_later(place: Installation, undist
 
 def test_head_and_mlflow_are_not_evicted(place: Installation):
     """Their budgets allow none, so a node with them does not drain by itself."""
-    done = place.run(f"kubectl drain {NODE} --ignore-daemonsets --delete-emptydir-data --timeout=10s")
-    place.bash(f"kubectl uncordon {NODE}")
+    node = node_of(place)
+    done = place.run(f"kubectl drain {node} --ignore-daemonsets --delete-emptydir-data --timeout=10s")
+    place.bash(f"kubectl uncordon {node}")
     assert done.returncode != 0
     assert "Cannot evict pod as it would violate the pod's disruption budget" in done.stderr
     assert place.pods("ray.io/node-type=head")

@@ -15,7 +15,7 @@ QUEUE = "research"
 @pytest.fixture(scope="module")
 def kueue(place: Installation) -> Installation:
     """With a queue that has all that a job of this size wants."""
-    start_kueue(place.cluster.kubectl)
+    start_kueue(place.cluster.kubectl, place.cluster.node is not None)
     objects = [
         {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "ResourceFlavor", "metadata": {"name": "any"}},
         {

@@ -1,0 +1,171 @@
+"""What is wrong around the chart, and what Helm, doctor and a submission say: one line, what and how to mend it.
+
+Before anything is installed for the other tests, by the name of this file; in a namespace of its own."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from addons import OPERATOR, old_crds
+from installation import RELEASE, ROOT, Beside, Installation, install_operator
+from own import Cluster
+from work import start
+
+pytestmark = pytest.mark.slow
+SPACE = "bad"
+ELSEWHERE = "http://mlflow.elsewhere:5000"
+DOCTOR = f"python -m deploy doctor --namespace {SPACE} --root {ROOT}"
+RAYJOB = ["python", "-m", "deploy", "rayjob", "stage", "prepare", "quickstart", "--namespace", SPACE, "--root", ROOT]
+SUBMIT = f"python -m deploy submit stage prepare quickstart --root {ROOT} --address http://localhost:8299"
+HELM = f"helm install {RELEASE} helm/denoising-vae --namespace {SPACE} --values {{}}"
+
+
+class Bad(Installation):
+    """Somebody's attempt to install, in a namespace that has nothing yet."""
+
+    def install(self, more: str = "", **changes: Any) -> "subprocess.CompletedProcess[str]":
+        self.write_values(**changes)
+        return self.run(f"{HELM.format(self.values)} {more}")
+
+    def uninstall(self) -> None:
+        self.run(f"helm uninstall {RELEASE} --namespace {SPACE} --ignore-not-found")
+        for kind in ("rayjobs", "pods", "pvc", "secrets", "resourcequotas"):
+            self.run(f"kubectl --namespace {SPACE} delete {kind} --all --grace-period=0 --force --timeout=60s")
+
+    def secret(self, name: str, **content: str) -> None:
+        words = [f"--from-literal={key}={value}" for key, value in content.items()]
+        self.cluster.kubectl("--namespace", SPACE, "create", "secret", "generic", name, *words)
+
+    def secrets(self) -> None:
+        self.secret("ray-token", auth_token="0" * 64)
+        keys = {name: self.beside.keys[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+        self.secret("s3-keys", **keys)
+
+    def red(self, what: str, seconds: float = 60) -> str:
+        """Doctor's line about it, as soon as it is red."""
+        lines: list[str] = []
+
+        def is_red() -> bool:
+            told = self.run(DOCTOR).stdout.splitlines()
+            lines[:] = [line for line in told if re.match(rf"no +{what} ", line)]
+            return bool(lines)
+
+        self.wait(is_red, f"doctor finds nothing wrong with {what}", seconds)
+        return lines[0]
+
+    def rayjob_says(self, words: str) -> str:
+        """The line with these words that `rayjob` prints while it waits."""
+        process = start(self, RAYJOB)
+        said = []
+        assert process.stderr
+        try:
+            for line in process.stderr:
+                said.append(line)
+                if words in line:
+                    return line
+        finally:
+            process.kill()
+            process.wait()
+        raise AssertionError("".join(said))
+
+
+@pytest.fixture(scope="module")
+def bare(cluster: Cluster, beside: Beside, folder: Path) -> Iterator[Bad]:
+    """Without KubeRay."""
+    home = folder / "bad"
+    home.mkdir()
+    bad = Bad(cluster, beside, home)
+    bad.environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{home}/mlflow.db"
+    cluster.kubectl("create", "namespace", SPACE)
+    yield bad
+    cluster.kubectl("delete", "namespace", SPACE, "--timeout=120s")
+
+
+@pytest.fixture(scope="module")
+def bad(bare: Bad) -> Iterator[Bad]:
+    """With KubeRay."""
+    with ExitStack() as stack:
+        install_operator(bare, stack)
+        yield bare
+        bare.bash(f"helm uninstall {OPERATOR} --namespace kuberay-system --wait")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(bare: Bad) -> Iterator[None]:
+    yield
+    bare.uninstall()
+
+
+def with_mlflow_elsewhere(**changes: Any) -> dict[str, Any]:
+    policy = {"externalMlflow": {"cidrs": ["10.0.0.1/32"]}}
+    return {"mlflow": {"enabled": False, "externalUri": ELSEWHERE}, "networkPolicy": policy, **changes}
+
+
+def test_kuberay_is_missing(bare: Bad):
+    if bare.cluster.node is None:
+        pytest.skip("whether the cluster has KubeRay is not ours to say")
+    told = bare.install(**with_mlflow_elsewhere())
+    assert told.returncode != 0
+    assert 'no matches for kind "RayCluster" in version "ray.io/v1"' in told.stderr
+    assert "ensure CRDs are installed first" in told.stderr
+    assert "is not there. Install KubeRay's operator of version 1.6 or newer." in bare.red("KubeRay's CRDs")
+
+
+def test_its_crds_are_too_old(bare: Bad):
+    if bare.cluster.node is None:
+        pytest.skip("which KubeRay the cluster has is not ours to say")
+    crds = old_crds()
+    bare.cluster.kubectl("create", *(word for path in crds for word in ("--filename", str(path))))
+    try:
+        line = bare.red("KubeRay's CRDs")
+        assert "1.6" in line
+        told = bare.install(**with_mlflow_elsewhere())
+        assert told.returncode != 0
+        assert "secretName" in told.stderr
+    finally:
+        bare.cluster.kubectl("delete", *(word for path in crds for word in ("--filename", str(path))))
+
+
+def test_a_secret_is_missing(bad: Bad):
+    assert bad.install(**with_mlflow_elsewhere()).returncode == 0
+    line = bad.red("Secrets")
+    assert line.endswith(f"Secret ray-token is not there. kubectl -n {SPACE} create secret generic ray-token ...")
+    line = bad.rayjob_says("CreateContainerConfigError")
+    assert 'secret "ray-token" not found. Make what is missing, and it goes on by itself.' in line
+    told = bad.run(SUBMIT)
+    assert told.returncode == 69
+    assert "no dashboard answers at http://localhost:8299" in told.stderr
+
+
+def test_the_image_cannot_be_pulled(bad: Bad):
+    bad.secrets()
+    image = {"repository": "registry.invalid/denoising-vae", "tag": "none"}
+    told = bad.install("--wait --timeout 20s", **with_mlflow_elsewhere(image=image))
+    assert told.returncode != 0
+    for line in (bad.red("pods"), bad.rayjob_says("ErrImagePull")):
+        assert "registry.invalid" in line
+        assert "Correct image.repository and image.tag" in line
+
+
+def test_the_quota_is_too_small(bad: Bad):
+    bad.secrets()
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "small", "namespace": SPACE},
+             "spec": {"hard": {"requests.memory": "1Gi"}}}  # fmt: skip
+    bad.cluster.kubectl("apply", "--filename", "-", given=yaml.safe_dump(quota))
+    assert bad.install(**with_mlflow_elsewhere()).returncode == 0
+    for line in (bad.red("Ray cluster"), bad.rayjob_says("refused")):
+        assert "exceeded quota: small" in line
+        assert "Raise what is exceeded, or ask for less." in line
+
+
+def test_there_is_no_such_storage_class(bad: Bad):
+    bad.secrets()
+    sqlite = {"existingSecret": None, "sqlite": {"size": "1Gi", "storageClassName": "no-such-class"}}
+    assert bad.install(mlflow={"database": sqlite, "basicAuth": {"enabled": False}}).returncode == 0
+    line = bad.red("volumes")
+    assert "there is no storage class no-such-class." in line
