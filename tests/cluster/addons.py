@@ -40,6 +40,7 @@ def enforce_policies(kubectl: Kubectl) -> None:
             del container["volumeMounts"]
             _take_over(container, ["/kube-network-policies"], arguments)
             container["securityContext"]["runAsUser"] = 0
+            container["resources"] = {"requests": {"cpu": "10m", "memory": "50Mi"}}
     _apply(kubectl, objects)
     kubectl("--namespace", "kube-system", "rollout", "status", "daemonset/kube-network-policies", "--timeout=120s")
 

@@ -137,11 +137,12 @@ class Installation:
                     "endpoint": self.beside.keys["AWS_ENDPOINT_URL"],
                     "env": {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required"},
                 },
-                "head": {"resources": {"cpu": "250m", "memory": "3Gi"}, "shm": "512Mi"},
-                "autoscaler": {"idleTimeoutSeconds": 60, "resources": {"cpu": "100m", "memory": "512Mi"}},
-                "groups": {"cpu": {"max": 2, "resources": {"cpu": "400m", "memory": "5Gi"}, "shm": "1Gi"}},
+                # Room for two clusters of two workers on two cores; each worker counts as one CPU of Ray's.
+                "head": {"resources": {"cpu": "150m", "memory": "3Gi"}, "shm": "512Mi"},
+                "autoscaler": {"idleTimeoutSeconds": 60, "resources": {"cpu": "50m", "memory": "512Mi"}},
+                "groups": {"cpu": {"max": 2, "resources": {"cpu": "300m", "memory": "4Gi"}, "shm": "1Gi"}},
                 "mlflow": {
-                    "resources": {"cpu": "200m", "memory": "2Gi"},
+                    "resources": {"cpu": "100m", "memory": "2Gi"},
                     "database": {"existingSecret": "mlflow-database"},
                     "basicAuth": {"enabled": True, "existingSecret": "mlflow-users"},
                 },
@@ -150,8 +151,8 @@ class Installation:
                     "postgres": {**there, "port": database.port},
                     "redis": {**there, "port": self.beside.redis.port},
                 },
-                "rayjob": {"ttlSecondsAfterFinished": 5, "resources": {"cpu": "100m"}},
-                "retrain": {"suspend": True, "resources": {"cpu": "100m"}},
+                "rayjob": {"ttlSecondsAfterFinished": 5, "resources": {"cpu": "50m", "memory": "512Mi"}},
+                "retrain": {"suspend": True, "resources": {"cpu": "50m"}},
             },
         )
 

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from installation import ROOT, Installation
+from installation import NAMESPACE, RELEASE, ROOT, Installation
 from trained import checkpoints
 from work import TRAINING, WORKERS, disturbed
 
@@ -43,3 +43,12 @@ def test_head_and_mlflow_are_not_evicted(place: Installation):
     assert "Cannot evict pod as it would violate the pod's disruption budget" in done.stderr
     assert place.pods("ray.io/node-type=head")
     assert place.pods("app.kubernetes.io/component=mlflow")
+
+
+def test_the_head_goes_by_hand_and_comes_back(place: Installation):
+    (before,) = place.pods("ray.io/node-type=head")
+    place.bash(place.document("Grow and shrink pools", "kubectl -n dvae delete pod"))
+    place.bash(f"kubectl -n {NAMESPACE} wait --for=condition=HeadPodReady raycluster/{RELEASE} --timeout=5m")
+    place.wait_until_reached()
+    (after,) = place.pods("ray.io/node-type=head")
+    assert after["metadata"]["name"] != before["metadata"]["name"]

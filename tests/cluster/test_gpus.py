@@ -19,7 +19,7 @@ def say_gpus(place: Installation, count: int) -> None:
 @pytest.fixture(scope="module")
 def with_a_pool(place: Installation) -> Installation:
     """A release whose tokenizers are trained on a pool with a GPU a pod."""
-    group = {"enabled": True, "max": 1, "resources": {"cpu": "400m", "memory": "5Gi"}, "shm": "1Gi"}
+    group = {"enabled": True, "max": 1, "resources": {"cpu": "300m", "memory": "4Gi"}, "shm": "1Gi"}
     place.write_values(
         groups={"gpu-tokenizer": {**group, "mirror": {"size": "1Gi"}}},
         stagePools={"train-tokenizer": "gpu-tokenizer"},

@@ -19,6 +19,15 @@ def test_from_none_to_two_and_back(place: Installation):
     place.wait(lambda: not place.pods(WORKERS), "workers stay though they idle")
 
 
+def test_a_pool_may_grow_without_a_restart(place: Installation):
+    (before,) = place.pods("ray.io/node-type=head")
+    place.bash(place.document("Grow and shrink pools", "helm upgrade denoising-vae"))
+    told = place.kubectl("get", "configmaps,raycluster", "--output=yaml")
+    assert "maxReplicas: 2" in told
+    (after,) = place.pods("ray.io/node-type=head")
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+
+
 def ready(pod: dict[str, Any]) -> bool:
     conditions = pod["status"].get("conditions", [])
     return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)

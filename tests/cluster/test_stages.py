@@ -44,6 +44,13 @@ def test_mlflow_shows_runs_and_the_version(place: Installation, quickstart: dict
     assert client.list_artifacts(registered.run_id, "model")
 
 
+def test_the_documents_first_job_finds_it_all_there(place: Installation, quickstart: dict[str, str]):
+    for command in ("ray job submit", "python -m deploy submit"):
+        told = place.bash(place.document("6. First job", command))
+        for stage in NAMES:
+            assert f"= {stage}" in told, told
+
+
 def test_mlflow_keeps_it_in_postgres(place: Installation, quickstart: dict[str, str]):
     """Its pod has no volume: a new one knows all the old one knew."""
     before = champion(place.environment["MLFLOW_TRACKING_URI"], "denoising-vae")

@@ -1,9 +1,12 @@
 """A new image while something runs, the way back, and the end: nothing is lost.
 
-The last file by its name: after its last test nothing is installed any more."""
+The last file by its name: what it leaves installed is no longer what the others expect."""
+
+import base64
 
 import pytest
-from installation import RELEASE, ROOT, Installation
+import requests
+from installation import DASHBOARD, RELEASE, ROOT, Installation
 from work import HEAD, disturbed, objects
 
 from pipeline.registry import champion
@@ -55,3 +58,32 @@ def test_what_stays_when_it_is_uninstalled(place: Installation, quickstart: dict
     planned = place.bash('python -m pipeline plan quickstart --root "$ROOT"')
     assert "new" not in planned.split()
     assert RELEASE in place.bash("helm list --namespace dvae --short")
+
+
+def test_kuberay_itself_is_upgraded(place: Installation):
+    (before,) = place.pods(HEAD)
+    place.bash(place.document("Upgrade", "helm repo update kuberay"))
+    (after,) = place.pods(HEAD)
+    assert after["metadata"]["uid"] == before["metadata"]["uid"], "no pod is restarted by it"
+
+
+def test_a_token_is_rotated(place: Installation):
+    old = place.environment["RAY_AUTH_TOKEN"]
+    place.bash(place.document("Rotate secrets", "kubectl -n dvae create secret generic ray-token-2"))
+    place.write_values(auth={"existingSecret": "ray-token-2"})
+    place.bash(place.document("Rotate secrets", "# First put"))
+    encoded = place.kubectl("get", "secret", "ray-token-2", "--output=jsonpath={.data.auth_token}")
+    new = base64.b64decode(encoded).decode()
+
+    def is_taken() -> bool:
+        return answer(new) == 200 and answer(old) in (401, 403)
+
+    place.wait(is_taken, "the dashboard does not go by the new token")
+
+
+def answer(token: str) -> int:
+    try:
+        asked = requests.get(f"{DASHBOARD}/api/jobs/", headers={"Authorization": f"Bearer {token}"}, timeout=10)
+    except requests.RequestException:
+        return 0
+    return asked.status_code

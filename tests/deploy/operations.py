@@ -7,6 +7,10 @@ from pathlib import Path
 
 TEXT = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 NOT_RUN = "# not run here"
+_WANTS_PODS = (
+    r"^ *(helm|ray) |rollout|port-forward|kubectl .* (wait|logs|delete) |create job"
+    r"|^python -m deploy (submit|rayjob(?!.*--render))"
+)
 
 
 @dataclass(frozen=True)
@@ -16,8 +20,14 @@ class Block:
     code: str
 
     @property
-    def run_here(self) -> bool:
+    def is_run(self) -> bool:
+        """By one kind of tests or the other."""
         return self.language == "bash" and not self.code.startswith(NOT_RUN)
+
+    @property
+    def wants_pods(self) -> bool:
+        """An API server alone does not do: the tests of a whole cluster run it."""
+        return bool(re.search(_WANTS_PODS, self.code, re.MULTILINE))
 
 
 def blocks() -> list[Block]:

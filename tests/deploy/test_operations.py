@@ -34,15 +34,17 @@ NAMESPACE, RELEASE = "dvae", "denoising-vae"
 # --- what is written ---
 
 
-def test_it_is_marked_what_was_not_run():
-    """Helm's commands and those that want controllers cannot have been run by these tests."""
+def test_every_block_is_run_or_says_that_it_is_not():
+    """What needs a cloud or a registry says so; what needs pods is run by the tests of a whole cluster."""
+    asked = " ".join(path.read_text() for path in sorted((PROJECT / "tests" / "cluster").glob("*.py")))
     assert len(blocks()) > 30
     for block in blocks():
-        if re.search(
-            r"^(helm|docker|curl|pg_dump|aws|ray) |rollout|port-forward|kubectl .* (wait|logs|delete)", block.code
-        ):
-            assert not block.run_here, block.code
-    assert len([block for block in blocks() if block.run_here]) >= 10
+        if re.search(r"^(docker|pg_dump|aws) ", block.code, re.MULTILINE):
+            assert not block.is_run, block.code
+        if block.is_run and block.wants_pods:
+            assert re.search(rf'document\(\s*"{re.escape(block.section)}"', asked), (block.section, block.code)
+    assert len([block for block in blocks() if block.is_run and not block.wants_pods]) >= 10
+    assert len([block for block in blocks() if block.is_run and block.wants_pods]) >= 10
 
 
 def test_our_commands_are_known():
@@ -215,8 +217,8 @@ def secrets_line(place: Place) -> str:
 @pytest.fixture(scope="module")
 def installed(place: Place) -> Place:
     """Everything that the document has to be run for an installation; doctor looks on."""
-    made = [block for block in blocks() if block.run_here and "kubectl create namespace" in block.code]
-    secrets = [block for block in blocks() if block.run_here and "create secret" in block.code and block not in made]
+    made = [block for block in blocks() if block.is_run and "kubectl create namespace" in block.code]
+    secrets = [block for block in blocks() if block.is_run and "create secret" in block.code and block not in made]
     assert len(made) == 1
     assert len(secrets) == 4
     namespace = next(line for line in made[0].code.splitlines() if "create namespace" in line)
@@ -256,7 +258,12 @@ def test_every_block_that_is_not_marked_is_run(installed, tmp_path):
     done_before = ("kubectl create namespace", "kubectl -n dvae create secret")
     ran = 0
     for block in blocks():
-        if not block.run_here or any(word in block.code for word in done_before) or "BUCKET/PREFIX" in block.code:
+        if (
+            not block.is_run
+            or block.wants_pods
+            or any(word in block.code for word in done_before)
+            or "BUCKET/PREFIX" in block.code
+        ):
             continue
         code = block.code.replace("> rayjob.yaml", f"> {tmp_path}/rayjob.yaml")
         done = installed.bash(code)
