@@ -319,27 +319,22 @@ class Lease:
             self.storage.delete(self.path)
 
 
-def await_lease(storage: Storage, stage: str, fingerprint: str, tell: Callable[[str], None]) -> Lease:
-    """The lease; where somebody elsewhere holds it, once it is known whether that one lives.
+def await_free(storage: Storage, stage: str, fingerprint: str, tell: Callable[[str], None]) -> None:
+    """Return once nobody works on the stage; LeaseError, naming the owner, once it is known that somebody does.
 
-    A driver that died a moment ago looks as one that works, until its next sign of life is due. LeaseError, naming the
-    owner, when it comes. `tell` is given one line where this takes time.
+    A driver elsewhere that died a moment ago looks like one that works, until its next sign of life is due: where it
+    comes, that is the error; where none comes for LEASE_SECONDS, the stage is free. `tell` is given one line where this
+    takes time.
     """
     first: Holder | None = None
-    while True:
-        try:
-            return Lease(storage, stage, fingerprint)
-        except LeaseError:
-            theirs = _holder(storage, stage, fingerprint)
-            if theirs is None or theirs.is_dead():
-                continue  # it was given back, or its time is up, between the two looks
-            if theirs.machine == _machine():
-                raise
-            if first is None:
-                first = theirs
-                tell(f"{stage}: {theirs.owner} has it; waiting up to {LEASE_SECONDS:.0f} s to see whether it lives")
-            if (theirs.nonce, theirs.heartbeat) != (first.nonce, first.heartbeat):
-                raise
+    while (theirs := _holder(storage, stage, fingerprint)) is not None and not theirs.is_dead():
+        if theirs.machine == _machine():
+            raise _taken(stage, theirs)
+        if first is None:
+            first = theirs
+            tell(f"{stage}: {theirs.owner} has it; waiting up to {LEASE_SECONDS:.0f} s to see whether it lives")
+        elif (theirs.nonce, theirs.heartbeat) != (first.nonce, first.heartbeat):
+            raise _taken(stage, theirs)
         time.sleep(_LOOK_SECONDS)
 
 

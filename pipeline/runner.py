@@ -22,8 +22,7 @@ from pipeline.artifacts import (
     Manifest,
     Outcome,
     artifact_path,
-    await_lease,
-    check_free,
+    await_free,
     commit,
     git_sha,
     now,
@@ -182,7 +181,7 @@ class Runner:
         `cached`: the stages that are used as they are, and their fingerprints, for the run's tags.
         """
         _check_root(self.storage)
-        check_free(self.storage, stages[0], self.fingerprint(stages[0]))
+        await_free(self.storage, stages[0], self.fingerprint(stages[0]), self.display.say)
         _check_weights(self.config, stages)
         cluster.set_environment()
         threading.Thread(target=_warm_up, args=(stages,), name="warm-up", daemon=True).start()
@@ -223,7 +222,8 @@ class Runner:
         """Make one stage and commit it; `anew` takes away what is committed."""
         stage, fingerprint = graph.find_stage(name), self.fingerprint(name)
         self.display.begin(name)
-        lease = await_lease(self.storage, name, fingerprint, self.display.say)
+        await_free(self.storage, name, fingerprint, self.display.say)
+        lease = Lease(self.storage, name, fingerprint)
         finished = False
         try:
             if anew:

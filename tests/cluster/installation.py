@@ -27,6 +27,7 @@ from rendering import values_of
 PROJECT = Path(__file__).parents[2]
 NAMESPACE, RELEASE = "dvae", "denoising-vae"
 BUCKET, ROOT = "denoising-vae", "s3://denoising-vae/trial"
+WORKERS, HEAD = "ray.io/node-type=worker", "ray.io/node-type=head"
 DASHBOARD, MLFLOW = "http://localhost:8265", "http://localhost:5000"  # this side's ends of the document's forwards
 _PASSWORD = "PASSWORD"  # as the document has it
 _CHARTS = "https://ray-project.github.io/kuberay-helm/"
@@ -117,6 +118,15 @@ class Installation:
     def wait_until_reached(self, seconds: float = 300) -> None:
         """Until dashboard and MLflow answer at this side's ends of the forwards."""
         self.wait(_all_answer, "dashboard and MLflow are not reached", seconds)
+
+    def upgrade(self, recreated: bool = True) -> None:
+        """By the document's commands, to the values as they are written now; until the new head is there."""
+        before = [pod["metadata"]["uid"] for pod in self.pods(HEAD)]
+        self.bash(self.document("Upgrade", "helm upgrade denoising-vae"))
+        if recreated:
+            there = lambda: [pod for pod in self.pods(HEAD) if pod["metadata"]["uid"] not in before]  # noqa: E731
+            self.wait(lambda: bool(there()), "there is no new head")
+        self.wait_until_reached()
 
     def state(self) -> str:
         """What there is, for whoever has to find out why something failed."""

@@ -3,15 +3,15 @@
 import re
 
 import pytest
-from installation import NAMESPACE, RELEASE, ROOT, Installation
+from installation import HEAD, NAMESPACE, RELEASE, ROOT, WORKERS, Installation
 from trained import checkpoints
-from work import TRAINING, WORKERS, disturbed
+from work import TRAINING, disturbed
 
 pytestmark = pytest.mark.slow
 
 
 def node_of(place: Installation) -> str:
-    return str(place.pods("ray.io/node-type=head")[0]["spec"]["nodeName"])
+    return str(place.pods(HEAD)[0]["spec"]["nodeName"])
 
 
 def test_saved_on_the_notice_and_the_same_bits_later(place: Installation, undisturbed: dict[str, str]):
@@ -41,14 +41,14 @@ def test_head_and_mlflow_are_not_evicted(place: Installation):
     place.bash(f"kubectl uncordon {node}")
     assert done.returncode != 0
     assert "Cannot evict pod as it would violate the pod's disruption budget" in done.stderr
-    assert place.pods("ray.io/node-type=head")
+    assert place.pods(HEAD)
     assert place.pods("app.kubernetes.io/component=mlflow")
 
 
 def test_the_head_goes_by_hand_and_comes_back(place: Installation):
-    (before,) = place.pods("ray.io/node-type=head")
+    (before,) = place.pods(HEAD)
     place.bash(place.document("Grow and shrink pools", "kubectl -n dvae delete pod"))
     place.bash(f"kubectl -n {NAMESPACE} wait --for=condition=HeadPodReady raycluster/{RELEASE} --timeout=5m")
     place.wait_until_reached()
-    (after,) = place.pods("ray.io/node-type=head")
+    (after,) = place.pods(HEAD)
     assert after["metadata"]["name"] != before["metadata"]["name"]

@@ -6,6 +6,8 @@ import pytest
 from installation import ROOT, Installation
 from work import TRAINING, done, ended, start, submission
 
+from pipeline.graph import NAMES
+
 pytestmark = pytest.mark.slow
 PODS = "ray.io/group=gpu-tokenizer"
 
@@ -21,17 +23,14 @@ def with_a_pool(place: Installation) -> Installation:
     """A release whose tokenizers are trained on a pool with a GPU a pod."""
     group = {"enabled": True, "max": 1, "resources": {"cpu": "300m", "memory": "4Gi"}, "shm": "1Gi"}
     place.write_values(
-        groups={"gpu-tokenizer": {**group, "mirror": {"size": "1Gi"}}},
-        stagePools={"train-tokenizer": "gpu-tokenizer"},
-        site={"extra": {"cluster": {"device": "cpu"}}},
+        groups={"gpu-tokenizer": {**group, "gpus": 1, "mirror": {"size": "1Gi"}}},
+        stagePools={stage: "gpu-tokenizer" for stage in NAMES if stage not in ("prepare", "register")},
     )
-    place.bash(place.document("Upgrade", "helm upgrade denoising-vae"))
-    place.wait_until_reached()
+    place.upgrade()
     yield place
     say_gpus(place, 0)
     place.write_values()
-    place.bash(place.document("Upgrade", "helm upgrade denoising-vae"))
-    place.wait_until_reached()
+    place.upgrade()
 
 
 def test_it_waits_for_a_node_with_a_gpu_and_runs_there(with_a_pool: Installation):
@@ -41,7 +40,8 @@ def test_it_waits_for_a_node_with_a_gpu_and_runs_there(with_a_pool: Installation
     assert told.returncode == 1
     assert "none of the 1 nodes has" in told.stdout
     done(place, submission(root, "stage", "prepare", "quickstart", sets=TRAINING))
-    training = start(place, submission(root, "stage", "train-tokenizer", "quickstart", sets=TRAINING))
+    sets = (*TRAINING, "cluster.device=cpu")  # the chart says cuda
+    training = start(place, submission(root, "stage", "train-tokenizer", "quickstart", sets=sets))
     place.wait(lambda: bool(place.pods(PODS)), "the autoscaler asks for no pod of the group")
     (pod,) = place.pods(PODS)
     assert pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"

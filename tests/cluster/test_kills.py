@@ -4,8 +4,8 @@ import signal
 import time
 
 import pytest
-from installation import RELEASE, ROOT, Installation
-from work import HEAD, TRAINING, WORKERS, disturbed, ended, kill, latents, start, submission
+from installation import HEAD, RELEASE, ROOT, WORKERS, Installation
+from work import TRAINING, disturbed, ended, kill, latents, start, submission
 
 from pipeline.storage import open_storage
 

@@ -36,7 +36,9 @@ def kueue(place: Installation) -> Installation:
             "metadata": {"name": QUEUE, "namespace": NAMESPACE}, "spec": {"clusterQueue": QUEUE},
         },
     ]  # fmt: skip
-    place.kubectl("apply", "--filename", "-", given=yaml.safe_dump_all(objects))
+    (place.folder / "queue.yaml").write_text(yaml.safe_dump_all(objects))
+    apply = f"kubectl apply --filename {place.folder}/queue.yaml"
+    place.wait(lambda: place.run(apply).returncode == 0, "Kueue's webhooks do not answer", 120)
     return place
 
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 import yaml
-from installation import DASHBOARD, RELEASE, Installation
+from installation import DASHBOARD, HEAD, RELEASE, Installation
 from network import METADATA
 
 _CONNECT = """
@@ -28,7 +28,7 @@ for name in sys.argv[1:]:
 @pytest.fixture(scope="module")
 def targets(place: Installation) -> dict[str, str]:
     """What there is to reach, by addresses that need no DNS."""
-    (head,) = place.pods("ray.io/node-type=head")
+    (head,) = place.pods(HEAD)
     (mlflow,) = place.pods("app.kubernetes.io/component=mlflow")
     s3 = urlsplit(place.beside.keys["AWS_ENDPOINT_URL"])
     return {
@@ -111,7 +111,7 @@ def test_no_pod_runs_as_root(place: Installation):
                 assert own.get("allowPrivilegeEscalation") is False, where
                 seen += 1
     assert seen >= 4
-    (head,) = place.pods("ray.io/node-type=head")
+    (head,) = place.pods(HEAD)
     assert place.kubectl("exec", head["metadata"]["name"], "--container=ray-head", "--", "id", "-u") == "10001\n"
 
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from installation import ROOT, Installation
-from work import TRAINING, WORKERS, done, ended, start, submission
+from installation import HEAD, ROOT, WORKERS, Installation
+from work import TRAINING, done, ended, start, submission
 
 
 def test_from_none_to_two_and_back(place: Installation):
@@ -20,11 +20,11 @@ def test_from_none_to_two_and_back(place: Installation):
 
 
 def test_a_pool_may_grow_without_a_restart(place: Installation):
-    (before,) = place.pods("ray.io/node-type=head")
+    (before,) = place.pods(HEAD)
     place.bash(place.document("Grow and shrink pools", "helm upgrade denoising-vae"))
     told = place.kubectl("get", "configmaps,raycluster", "--output=yaml")
     assert "maxReplicas: 2" in told
-    (after,) = place.pods("ray.io/node-type=head")
+    (after,) = place.pods(HEAD)
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
 
 

@@ -6,8 +6,8 @@ import base64
 
 import pytest
 import requests
-from installation import DASHBOARD, RELEASE, ROOT, Installation
-from work import HEAD, disturbed, objects
+from installation import DASHBOARD, HEAD, RELEASE, ROOT, Installation
+from work import disturbed, objects
 
 from pipeline.registry import champion
 
@@ -27,7 +27,7 @@ def test_an_upgrade_while_something_trains(place: Installation, undisturbed: dic
 
     def upgrade() -> None:
         place.write_values(image={"repository": repository, "tag": tag})
-        place.bash(place.document("Upgrade", "helm upgrade denoising-vae"))
+        place.upgrade()
 
     assert disturbed(place, f"{ROOT}-upgraded", upgrade) == undisturbed
     assert image_of_head(place) == new

@@ -14,8 +14,6 @@ from trained import wait_for_steps, weights
 
 from pipeline.storage import open_storage
 
-WORKERS = "ray.io/node-type=worker"
-HEAD = "ray.io/node-type=head"
 _DISTURBED_AT = 100  # of 400 steps
 # A tokenizer that trains for a minute or so, with checkpoints on the way.
 TRAINING = ("tokenizer.steps=400", "tokenizer.checkpoint_every=40", "tokenizer.log_every=10")

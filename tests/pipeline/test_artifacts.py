@@ -14,7 +14,7 @@ from pipeline.artifacts import (
     Lease,
     Manifest,
     all_manifests,
-    await_lease,
+    await_free,
     broken_files,
     check_idle,
     commit,
@@ -113,7 +113,8 @@ def test_who_waits_for_a_dead_driver_elsewhere_gets_its_lease(any_root: str) -> 
     storage = open_storage(any_root)
     foreign(storage, heartbeat=time.time() - 58)
     told: list[str] = []
-    lease = await_lease(storage, "prepare", FINGERPRINT, told.append)
+    await_free(storage, "prepare", FINGERPRINT, told.append)
+    lease = Lease(storage, "prepare", FINGERPRINT)
     assert lease.holder.token == 5
     (line,) = told
     assert line.startswith("prepare: ann@far process 7 has it; waiting up to 60 s")
@@ -126,7 +127,7 @@ def test_who_waits_for_a_living_driver_elsewhere_is_refused_at_its_next_sign_of_
     threading.Timer(1.5, lambda: foreign(storage, heartbeat=time.time())).start()
     begin = time.monotonic()
     with pytest.raises(LeaseError, match="is being made by ann@far process 7"):
-        await_lease(storage, "prepare", FINGERPRINT, lambda _: None)
+        await_free(storage, "prepare", FINGERPRINT, lambda _: None)
     assert 1 < time.monotonic() - begin < 30
 
 
@@ -135,10 +136,10 @@ def test_nobody_waits_for_a_driver_on_the_same_machine(any_root: str) -> None:
     lease = Lease(storage, "prepare", FINGERPRINT)
     told: list[str] = []
     with pytest.raises(LeaseError, match="is being made by"):
-        await_lease(storage, "prepare", FINGERPRINT, told.append)
+        await_free(storage, "prepare", FINGERPRINT, told.append)
     assert told == []
     lease.release(finished=False)
-    await_lease(storage, "prepare", FINGERPRINT, told.append).release(finished=False)
+    await_free(storage, "prepare", FINGERPRINT, told.append)
     assert told == []
 
 
