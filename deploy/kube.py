@@ -332,7 +332,8 @@ def not_made(name: str, status: Object) -> tuple[str, str] | None:
     """
     for condition in status.get("conditions", []):
         if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
-            why = first_line(condition.get("message", "")).rstrip(".")
+            # KubeRay's word for it on a line of its own, then Kubernetes' words.
+            why = _one_line(condition.get("message", "").removeprefix(condition.get("reason", ""))).rstrip(".")
             return f"{name}: its pods are refused: {why}", "Raise what is exceeded, or ask for less."
     return None
 

@@ -28,14 +28,14 @@ HELM = f"helm install {RELEASE} helm/denoising-vae --namespace {SPACE} --values 
 class Bad(Installation):
     """Somebody's attempt to install, in a namespace that has nothing yet."""
 
-    def install(self, more: str = "", **changes: Any) -> "subprocess.CompletedProcess[str]":
+    def install(self, **changes: Any) -> "subprocess.CompletedProcess[str]":
         self.write_values(**changes)
-        return self.run(f"{HELM.format(self.values)} {more}")
+        return self.run(HELM.format(self.values))
 
     def uninstall(self) -> None:
         self.run(f"helm uninstall {RELEASE} --namespace {SPACE} --ignore-not-found")
         for kind in ("rayjobs", "pods", "pvc", "secrets", "resourcequotas"):
-            self.run(f"kubectl --namespace {SPACE} delete {kind} --all --grace-period=0 --force --timeout=60s")
+            self.run(f"kubectl --namespace {SPACE} delete {kind} --all --grace-period=0 --force --timeout=20s")
 
     def secret(self, name: str, **content: str) -> None:
         words = [f"--from-literal={key}={value}" for key, value in content.items()]
@@ -126,7 +126,7 @@ def test_its_crds_are_too_old(bare: Bad):
         assert "1.6" in line
         told = bare.install(**with_mlflow_elsewhere())
         assert told.returncode != 0
-        assert "secretName" in told.stderr
+        assert ".spec.upgradeStrategy: field not declared in schema" in told.stderr
     finally:
         bare.cluster.kubectl("delete", *(word for path in crds for word in ("--filename", str(path))))
 
@@ -145,8 +145,7 @@ def test_a_secret_is_missing(bad: Bad):
 def test_the_image_cannot_be_pulled(bad: Bad):
     bad.secrets()
     image = {"repository": "registry.invalid/denoising-vae", "tag": "none"}
-    told = bad.install("--wait --timeout 20s", **with_mlflow_elsewhere(image=image))
-    assert told.returncode != 0
+    assert bad.install(**with_mlflow_elsewhere(image=image)).returncode == 0, "Helm only hands the objects over"
     for line in (bad.red("pods"), bad.rayjob_says("ErrImagePull")):
         assert "registry.invalid" in line
         assert "Correct image.repository and image.tag" in line

@@ -18,6 +18,7 @@ import deploy.submit
 from deploy import rayjob
 from deploy.errors import BusyError, ConnectError, DeniedError, ProtocolError
 from deploy.jobs import Dashboard, token
+from deploy.kube import not_made
 from deploy.patience import Patience
 from deploy.submit import check_root, stage_work
 from pipeline.errors import ConfigError
@@ -175,3 +176,14 @@ def test_kubeconfigs_that_are_none(tmp_path, content):
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert "no Kubernetes is configured here" in done.stderr
+
+
+def test_pods_that_are_refused_are_told_in_kubernetes_words():
+    """KubeRay joins its own word for it and the API server's by a line end."""
+    message = 'FailedCreateHeadPod\npods "r-head" is forbidden: exceeded quota: small, requested: cpu=2, used: cpu=0'
+    condition = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreateHeadPod", "message": message}
+    told = not_made("r", {"conditions": [condition]})
+    assert told is not None
+    assert told[0].startswith('r: its pods are refused: pods "r-head" is forbidden: exceeded quota: small')
+    assert not_made("r", {"conditions": [{**condition, "status": "False"}]}) is None
+    assert not_made("r", {}) is None
