@@ -306,9 +306,8 @@ def _volumes(kube: Kube, instance: str, spec: Object) -> str:
     there = {one["metadata"]["name"] for one in kube.objects("/apis/storage.k8s.io/v1/storageclasses")}
     for name in sorted(one for one in wanted if one):
         if name not in there:
-            raise UnfitError(
-                f"there is no storage class {name}", f"Use one of {', '.join(sorted(there)) or 'none: make one'}."
-            )
+            others = f"Use one of {', '.join(sorted(there))}." if there else "Make one: there is none at all."
+            raise UnfitError(f"there is no storage class {name}", others)
     waiting = [one["metadata"]["name"] for one in unbound]
     if waiting:
         raise UnfitError(
