@@ -7,16 +7,16 @@ import os
 import re
 import ssl
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import requests
 import websocket
 
 from deploy.errors import ConnectError, DeniedError, ProtocolError
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
 
 _SECONDS = 30.0  # for an answer
 _SILENCE_SECONDS = 20.0  # after which a silent log is asked whether its job still runs
@@ -98,12 +98,31 @@ class Dashboard:
         told = self._told("/api/jobs/", None)
         if not isinstance(told, list):
             raise ProtocolError(f"what answers at {self.address} is no Ray dashboard", _NOT_RAY)
-        return [_job(one) for one in told if one.get("submission_id")]
+        return [self._seen(one) for one in told if one.get("submission_id")]
 
     def job(self, name: str) -> Job | None:
         """None when the cluster does not know it (any more)."""
         answer = self._ask("GET", f"/api/jobs/{name}", missing=True)
-        return None if answer.status_code == 404 else _job(answer.json())
+        return None if answer.status_code == 404 else self._seen(answer.json())
+
+    def _seen(self, told: dict[str, Any]) -> Job:
+        """As it is told; but a job whose driver's node is dead has failed.
+
+        A new head that has its state from Redis calls the old one's jobs running until the next one is submitted.
+        """
+        job, node = _job(told), told.get("driver_node_id")
+        if job.status == "RUNNING" and node and self._is_dead(node):
+            return replace(job, status="FAILED", message="the node of its driver is gone")
+        return job
+
+    def _is_dead(self, node: str) -> bool:
+        """Has Ray given this node up? False also where that cannot be asked: what is said of the job counts then."""
+        question = urlencode({"filter_keys": "node_id", "filter_predicates": "=", "filter_values": node})
+        try:
+            rows = self._ask("GET", f"/api/v0/nodes?{question}").json()["data"]["result"]["result"]
+            return any(row["state"] == "DEAD" for row in rows)
+        except (PipelineError, ValueError, KeyError, TypeError):
+            return False
 
     def submit(self, name: str, entrypoint: str, variables: Mapping[str, str], metadata: Mapping[str, str]) -> bool:
         """Start a job. False when there has been one of this name."""

@@ -48,7 +48,8 @@ def test_what_stays_when_it_is_uninstalled(place: Installation, quickstart: dict
     before, version = objects(place, "trial/"), champion(uri, "denoising-vae")
     assert version is not None
     place.bash(place.document("Uninstall"))
-    place.wait(lambda: not place.pods(""), "pods stay")
+    ours = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component in (ray, mlflow)"
+    place.wait(lambda: not place.pods(ours), "pods stay")
     assert before <= objects(place, "trial/")
     secrets = place.kubectl("get", "secrets", "--output=name").split()
     assert {f"secret/{name}" for name in ("mlflow-database", "mlflow-users", "ray-token", "s3-keys")} <= set(secrets)

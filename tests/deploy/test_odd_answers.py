@@ -187,3 +187,42 @@ def test_pods_that_are_refused_are_told_in_kubernetes_words():
     assert told[0].startswith('r: its pods are refused: pods "r-head" is forbidden: exceeded quota: small')
     assert not_made("r", {"conditions": [{**condition, "status": "False"}]}) is None
     assert not_made("r", {}) is None
+
+
+class NewHead(Stub):
+    """A head that has taken its state over from one that died, as Ray 2.60 answers."""
+
+    nodes: Any = None
+
+    def do_GET(self) -> None:
+        job = {
+            "submission_id": "x-1",
+            "status": "RUNNING",
+            "message": "Job is currently running.",
+            "driver_node_id": "a",
+        }
+        answer: Any = {"data": {"result": {"result": self.nodes}}} if "/nodes" in self.path else job
+        type(self).body = json.dumps([job] if self.path == "/api/jobs/" else answer).encode()
+        super().do_GET()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "running"),
+    [
+        ([{"node_id": "a", "state": "ALIVE"}], True),
+        ([], True),
+        (None, True),
+        ([{"node_id": "a", "state": "DEAD"}], False),
+    ],
+)
+def test_a_job_whose_head_is_gone_has_failed_whatever_the_new_head_calls_it(monkeypatch, nodes, running):
+    monkeypatch.setattr(NewHead, "nodes", nodes)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), NewHead) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        there = Dashboard(f"http://127.0.0.1:{server.server_port}", None)
+        job = there.job("x-1")
+        assert job is not None
+        assert [job.running] == [running] == [one.running for one in there.jobs()]
+        if not running:
+            assert (job.status, job.message, job.exit_code) == ("FAILED", "the node of its driver is gone", None)
+        server.shutdown()
