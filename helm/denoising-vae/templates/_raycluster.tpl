@@ -53,6 +53,8 @@ headGroupSpec:
       {{- with include "dvae.scheduling" .Values.head }}{{ . | nindent 6 }}{{- end }}
       {{- if $autoscaled }}
       restartPolicy: Never
+      # As process 1 of a container Ray's autoscaler does not heed SIGTERM: each head would take the whole grace to go.
+      shareProcessNamespace: true
       {{- end }}
       containers:
         - name: ray-head
