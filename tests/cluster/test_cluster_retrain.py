@@ -52,7 +52,7 @@ def test_a_change_of_the_config_trains_and_promotes(place: Installation, quickst
     change(place, config=config(60), preset="")
     first = by_hand(place)
     assert champion(uri, MODEL) == "1", first
-    change(place, config=config(600), preset="")
+    change(place, config=config(300), preset="")
     second = by_hand(place)
     assert champion(uri, MODEL) == "2", second
     assert "champion" in second
