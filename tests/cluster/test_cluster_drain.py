@@ -30,8 +30,8 @@ def test_saved_on_the_notice_and_the_same_bits_later(place: Installation, undist
 
     sets = (*TRAINING, "tokenizer.checkpoint_every=399")
     assert disturbed(place, root, take_the_node_away, sets) == undisturbed
-    (step,) = saved
-    assert 100 <= step < 399, "on the notice: by its own rhythm it would have been the last but one"
+    assert saved, "on the notice: by its own rhythm there would be none before the last but one"
+    assert 100 <= min(saved) <= max(saved) < 399, saved
 
 
 def test_head_and_mlflow_are_not_evicted(place: Installation):

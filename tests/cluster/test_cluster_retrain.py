@@ -13,7 +13,7 @@ MODEL = "nightly"
 
 def config(steps: int) -> dict[str, object]:
     """A model of its own on the quickstart's tokenizer and latents."""
-    gate = {"minimum": 0.2}
+    gate = {"minimum": 0.0}
     return {"extends": "quickstart", "sit": {"steps": steps}, "register": {"name": MODEL, "gate": gate}}
 
 
