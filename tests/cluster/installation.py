@@ -21,10 +21,10 @@ from groups import Group
 from operations import blocks
 from own import Cluster
 from postgres import running_postgres
+from programs import PROJECT
 from redis_server import Redis, running_redis
 from rendering import values_of
 
-PROJECT = Path(__file__).parents[2]
 NAMESPACE, RELEASE = "dvae", "denoising-vae"
 BUCKET, ROOT = "denoising-vae", "s3://denoising-vae/trial"
 WORKERS, HEAD = "ray.io/node-type=worker", "ray.io/node-type=head"
@@ -106,26 +106,21 @@ class Installation:
         alive = [pod for pod in listed if "deletionTimestamp" not in pod["metadata"]]
         return sorted(alive, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
 
-    def wait(self, ready: Callable[[], bool], otherwise: str, seconds: float = 300) -> float:
-        """Ask every second until it is so; how many seconds it took. AssertionError, with the pods, past the time."""
-        begin = time.monotonic()
+    def wait(self, ready: Callable[[], bool], otherwise: str, seconds: float = 300) -> None:
+        """Ask every second until it is so. AssertionError, with the pods, past the time."""
+        end = time.monotonic() + seconds
         while not ready():
-            if time.monotonic() - begin > seconds:
+            if time.monotonic() > end:
                 raise AssertionError(f"{otherwise} after {seconds:.0f} s\n{self.state()}")
             time.sleep(1)
-        return time.monotonic() - begin
 
     def wait_until_reached(self, seconds: float = 300) -> None:
         """Until dashboard and MLflow answer at this side's ends of the forwards."""
         self.wait(_all_answer, "dashboard and MLflow are not reached", seconds)
 
-    def upgrade(self, recreated: bool = True) -> None:
-        """By the document's commands, to the values as they are written now; until the new head is there."""
-        before = [pod["metadata"]["uid"] for pod in self.pods(HEAD)]
+    def upgrade(self) -> None:
+        """By the document's commands to the values as they are written now, which recreate the cluster."""
         self.bash(self.document("Upgrade", "helm upgrade denoising-vae"))
-        if recreated:
-            there = lambda: [pod for pod in self.pods(HEAD) if pod["metadata"]["uid"] not in before]  # noqa: E731
-            self.wait(lambda: bool(there()), "there is no new head")
         self.wait_until_reached()
 
     def state(self) -> str:

@@ -4,12 +4,12 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import boto3
 import pyarrow.parquet as pq
 from installation import DASHBOARD, NAMESPACE, ROOT, Installation
+from programs import PROJECT
 from trained import wait_for_steps, weights
 
 from pipeline.storage import open_storage
@@ -31,7 +31,7 @@ def submission(root: str, *words: str, sets: tuple[str, ...] = (), attempts: int
 
 def start(place: Installation, words: list[str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        words, cwd=Path(__file__).parents[2], env=place.environment, text=True, stdin=subprocess.DEVNULL,
+        words, cwd=PROJECT, env=place.environment, text=True, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
