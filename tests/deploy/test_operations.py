@@ -1,6 +1,6 @@
-"""docs/operations.md: its commands exist, what it names is there, and what it does not call "not run here" is run.
+"""docs/operations.md: its commands exist, what it names is there, and what wants no pods is run.
 
-With a real API server: the Secrets are made as it says, the chart is installed and upgraded by Helm, and doctor agrees.
+With a real API server (tests/cluster runs what wants pods): the Secrets are made as it says, the chart is installed and upgraded by Helm, and doctor agrees.
 """
 
 import json
