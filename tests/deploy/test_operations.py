@@ -1,6 +1,7 @@
 """docs/operations.md: its commands exist, what it names is there, and what wants no pods is run.
 
-With a real API server (tests/cluster runs what wants pods): the Secrets are made as it says, the chart is installed and upgraded by Helm, and doctor agrees.
+With a real API server: the Secrets are made as it says, the chart is installed and upgraded by Helm, and doctor agrees.
+What wants pods is run by tests/cluster.
 """
 
 import json
