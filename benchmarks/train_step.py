@@ -237,7 +237,7 @@ def trained_step_seconds(config: Config, root: Path, ray: bool) -> float:
             log_every=own.log_every, keep=2, storage=storage, work=work, lease="nonce", outbox="benchmark",
             stage=stage, fingerprint=fingerprint, peak_flops=1e9,
         )  # fmt: skip
-        train(TokenizerTrainee(config, storage, inputs, world), loop, world, lambda: False)
+        train(TokenizerTrainee(config, storage, inputs, world), loop, world, lambda: None)
     assert storage.exists(f"{work}/result.json"), "the training did not come to its end"
     events = [
         json.loads(line)

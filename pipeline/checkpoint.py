@@ -6,6 +6,7 @@ Ray Train's because Ray rewrites its record of them in place, so that a kill in 
 
 import hashlib
 import json
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -62,6 +63,7 @@ class Checkpoints:
         self.storage, self.folder, self.keep = storage, folder, keep
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._seconds = 0.0  # that the last one took to write
 
     def steps(self) -> list[int]:
         """The steps of which something is there, newest first."""
@@ -79,7 +81,15 @@ class Checkpoints:
             self._pending.result()
             self._pending = None
 
+    def would_be_whole_by(self, end: float) -> bool:
+        """Would one that is saved now be written by `end` (seconds since the epoch), if it takes as long as the last?
+
+        Not while another one is being written.
+        """
+        return (self._pending is None or self._pending.done()) and time.time() + self._seconds < end
+
     def _write(self, step: int, tree: Any, tensors: dict[str, Tensor]) -> None:
+        begin = time.monotonic()
         data = save(tensors)
         digest = hashlib.sha256(data).hexdigest()
         self.storage.write(f"{self._path(step)}/state.safetensors", data)
@@ -87,6 +97,7 @@ class Checkpoints:
         for old in self.steps()[self.keep :]:
             self.storage.delete(f"{self._path(old)}/state.json")
             self.storage.delete_folder(self._path(old))
+        self._seconds = time.monotonic() - begin
 
     def _path(self, step: int) -> str:
         return f"{self.folder}/{step:09d}"

@@ -5,6 +5,7 @@ The driver describes a job in plain data; each worker builds its trainee from it
 
 import errno
 import json
+import math
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -237,8 +238,6 @@ def _world(job: Job) -> Any:
 
 
 def _train(job: Job, world: Any) -> None:
-    import ray.train
-
     from pipeline.training import Loop, measured_peak, train
 
     if job.device == "cuda":
@@ -269,7 +268,17 @@ def _train(job: Job, world: Any) -> None:
         from pipeline.sit_trainee import SitTrainee
 
         trainee = SitTrainee(job.config, storage, job.inputs, world)
-    train(trainee, loop, world, lambda: job.watched and ray.train.get_preemption_info() is not None)
+    train(trainee, loop, world, _notice if job.watched else lambda: None)
+
+
+def _notice() -> float | None:
+    """When the first node of the group goes away, as Ray has heard; in `training.train`'s terms."""
+    import ray.train
+
+    told = ray.train.get_preemption_info()
+    if told is None:
+        return None
+    return told.deadline_ms / 1000 if told.deadline_ms else math.inf
 
 
 def _settle_cuda(deterministic: bool) -> None:

@@ -281,18 +281,20 @@ def _restore(trainee: Trainee[Any], history: History, checkpoints: Checkpoints, 
     return int(state["step"])
 
 
-def train(trainee: Trainee[Any], loop: Loop, world: World, preempted: Callable[[], bool]) -> None:
+def train(trainee: Trainee[Any], loop: Loop, world: World, notice: Callable[[], float | None]) -> None:
     """Train to the end from wherever the work folder stands, then leave the artifact's files and `result.json`.
 
-    `preempted` is asked on every rank every `log_every` steps: has a notice come that this node will go away? Raises
-    PipelineError when too many steps in a row had to be skipped, LeaseError when another driver has taken over.
+    `notice` is asked every `log_every` steps: when will a node of this group go away, in seconds since the epoch (inf
+    where that was not said), or None as long as none will? From then on as many checkpoints are saved as can be
+    written, so that the end of the node costs a few steps. Raises PipelineError when too many steps in a row had to be
+    skipped, LeaseError when another driver has taken over.
     """
     checkpoints = Checkpoints(loop.storage, f"{loop.work}/checkpoints", loop.keep)
     history = History()
     start = _restore(trainee, history, checkpoints, world)
     reporter = Reporter(loop, history.lines) if world.rank == 0 else None
     if start < loop.steps:
-        _run_steps(trainee, loop, world, history, checkpoints, reporter, start, preempted)
+        _run_steps(trainee, loop, world, history, checkpoints, reporter, start, notice)
     if reporter:
         reporter.close(history.lines[-1])
         checkpoints.wait()
@@ -309,12 +311,11 @@ def _run_steps(
     checkpoints: Checkpoints,
     reporter: Reporter | None,
     start: int,
-    preempted: Callable[[], bool],
+    notice: Callable[[], float | None],
 ) -> None:
     _settle_buckets(trainee, world, start)
     batches = trainee.batches(start, loop.steps)
     meter = Meter(loop, batches, trainee.flops_per_step)
-    warned = False
     for step, batch in enumerate(batches, start + 1):
         losses = trainee.step(batch, step - 1)
         history.add(_global_means(losses, world))
@@ -326,8 +327,8 @@ def _run_steps(
             line, measured = history.close_line(step), meter.read()
             if reporter:
                 reporter.line(line, measured)
-            if not warned and preempted():
-                warned = due = True
+            end = notice()
+            due = due or (end is not None and checkpoints.would_be_whole_by(end))
         if due and world.rank == 0:
             check_lease(loop.storage, f"{loop.work}/lease.json", loop.lease)
             checkpoints.save(step, _whole_state(trainee, history, step))

@@ -145,7 +145,14 @@ class Installation:
                 # Room for two clusters of two workers on two cores; each worker counts as one CPU of Ray's.
                 "head": {"resources": {"cpu": "150m", "memory": "3Gi"}, "shm": "512Mi"},
                 "autoscaler": {"idleTimeoutSeconds": 60, "resources": {"cpu": "50m", "memory": "512Mi"}},
-                "groups": {"cpu": {"max": 2, "resources": {"cpu": "300m", "memory": "4Gi"}, "shm": "1Gi"}},
+                "groups": {
+                    "cpu": {
+                        "max": 2,
+                        "resources": {"cpu": "300m", "memory": "4Gi"},
+                        "shm": "1Gi",
+                        "terminationGracePeriodSeconds": 40,  # less than the tests' trainings have left when it counts
+                    }
+                },
                 "mlflow": {
                     "resources": {"cpu": "100m", "memory": "2Gi"},
                     "database": {"existingSecret": "mlflow-database"},

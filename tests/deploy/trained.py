@@ -7,20 +7,23 @@ import time
 from pipeline.storage import open_storage
 
 
-def wait_for_steps(root: str, steps: int, seconds: float = 120) -> None:
-    """Until the tokenizer's trainer says that it has made so many."""
+def steps(root: str) -> int:
+    """How many the tokenizer's trainer has made, as it says itself; 0 before it says anything."""
     storage = open_storage(root)
+    for work in storage.folders(".work/train-tokenizer"):
+        try:
+            return int(json.loads(storage.read(f".work/train-tokenizer/{work}/progress.json"))["step"])
+        except FileNotFoundError:
+            continue
+    return 0
+
+
+def wait_for_steps(root: str, number: int, seconds: float = 120) -> None:
+    """Until it has made so many."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        for work in storage.folders(".work/train-tokenizer"):
-            try:
-                line = json.loads(storage.read(f".work/train-tokenizer/{work}/progress.json"))
-            except FileNotFoundError:
-                continue
-            if line["step"] >= steps:
-                return
+    while steps(root) < number:
+        assert time.monotonic() < end, "it makes no steps"
         time.sleep(0.5)
-    raise AssertionError("it makes no steps")
 
 
 def checkpoints(root: str) -> set[int]:

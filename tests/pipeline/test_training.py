@@ -2,6 +2,9 @@
 
 import json
 import math
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +212,7 @@ def test_a_lost_lease_stops_the_writer(tmp_path: Path) -> None:
     put_lease(made, "another")
     world = World(0, 1, torch.device("cpu"))
     with pytest.raises(LeaseError):
-        train(make_trainee(made, world), loop_of(made), world, lambda: False)
+        train(make_trainee(made, world), loop_of(made), world, lambda: None)
     assert not loop_of(made).storage.exists(f"{loop_of(made).work}/result.json")
     assert Checkpoints(loop_of(made).storage, f"{loop_of(made).work}/checkpoints", 2).newest() is None
 
@@ -234,7 +237,7 @@ def test_a_step_without_a_finite_gradient_is_skipped(tmp_path: Path) -> None:
     world = World(0, 1, torch.device("cpu"))
     trainee = make_trainee(made, world)
     poison(trainee, {3, 9, 10})
-    train(trainee, loop_of(made), world, lambda: False)
+    train(trainee, loop_of(made), world, lambda: None)
     assert all(torch.isfinite(weight).all() for weight in trainee.weights().values())
     assert history(made)[-1]["skipped"] == 3
 
@@ -246,11 +249,12 @@ def test_too_many_in_a_row_stop_the_run(tmp_path: Path) -> None:
     trainee = make_trainee(made, world)
     poison(trainee, set(range(6, 60)))
     with pytest.raises(PipelineError, match=rf"{MAX_SKIPPED_IN_A_ROW} steps in a row .* checkpoint is step"):
-        train(trainee, loop_of(made), world, lambda: False)
+        train(trainee, loop_of(made), world, lambda: None)
 
 
-def test_preemption_saves_once(tmp_path: Path) -> None:
-    made = job(tmp_path, "train-sit", 1, None, "sit.checkpoint_every=100", "sit.log_every=5")
+def saved_after_a_notice(folder: Path, notice: Callable[[], float | None], seconds: float = 0.0) -> list[int]:
+    """The steps of a training of 24 that are saved, of which the last one always is, when a write takes so long."""
+    made = job(folder, "train-sit", 1, None, "sit.checkpoint_every=100", "sit.log_every=5")
     put_lease(made)
     world, saved = World(0, 1, torch.device("cpu")), []
     trainee = make_trainee(made, world)
@@ -259,11 +263,37 @@ def test_preemption_saves_once(tmp_path: Path) -> None:
     def noting(self: Checkpoints, step: int, state: dict[str, Any]) -> None:
         saved.append(step)
         save(self, step, state)
+        self.wait()  # as if the steps took longer than the write
+        self._seconds = max(self._seconds, seconds)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoints, "save", noting)
-        train(trainee, loop_of(made), world, lambda: True)
-    assert saved == [5, 24]
+        train(trainee, loop_of(made), world, notice)
+    return saved
+
+
+def test_after_a_notice_everything_is_saved_that_can_be(tmp_path: Path) -> None:
+    assert saved_after_a_notice(tmp_path / "none", lambda: None) == [24]
+    assert saved_after_a_notice(tmp_path / "no end", lambda: math.inf) == [5, 10, 15, 20, 24]
+    later = iter([None, None, time.time() + 3600, time.time() + 3600, None])
+    assert saved_after_a_notice(tmp_path / "later", lambda: next(later)) == [15, 20, 24]
+
+
+def test_nothing_is_begun_that_would_not_be_whole_in_time(tmp_path: Path) -> None:
+    assert saved_after_a_notice(tmp_path / "over", lambda: time.time() - 1) == [24]
+    assert saved_after_a_notice(tmp_path / "once", lambda: time.time() + 10, seconds=20) == [5, 24]
+
+
+def test_none_is_begun_while_one_is_written(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path.as_uri())
+    checkpoints, goes_on = Checkpoints(storage, "c", keep=2), threading.Event()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "write", lambda *_: goes_on.wait())
+        checkpoints.save(1, {"step": 1})
+        assert not checkpoints.would_be_whole_by(math.inf)
+        goes_on.set()
+        checkpoints.wait()
+    assert checkpoints.would_be_whole_by(math.inf)
 
 
 def test_learning_rate() -> None:
