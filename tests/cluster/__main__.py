@@ -1,4 +1,6 @@
-"""`make cluster`: the cluster alone, kept until Ctrl-C, to look around in or to run the same tests against again."""
+"""`make cluster`: the cluster alone, kept until Ctrl-C, to look around in or to run the same tests against again.
+
+With the word `prepare` only what takes long the first time: its programs and images."""
 
 import signal
 import sys
@@ -7,13 +9,18 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("servers", "image")]
 
-from own import running_cluster  # noqa: E402  the path comes first
-from programs import missing  # noqa: E402
+import images  # noqa: E402  the path comes first
+from own import running_cluster  # noqa: E402
+from programs import build, missing  # noqa: E402
 
 
 def main() -> None:
     if reason := missing():
         sys.exit(f"error: no cluster can be run here: {reason}.")
+    if sys.argv[1:] == ["prepare"]:
+        with tempfile.TemporaryDirectory(prefix="dvae-cluster-", dir="/var/tmp") as folder:
+            images.make(build(), Path(folder) / "images")
+        return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with running_cluster(Path(tempfile.mkdtemp(prefix="dvae-cluster-", dir="/var/tmp"))) as cluster:
         for name in ("KUBECONFIG", "PATH"):
