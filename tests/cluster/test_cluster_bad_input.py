@@ -16,7 +16,6 @@ from installation import RELEASE, ROOT, Beside, Installation, install_operator
 from own import Cluster
 from work import start
 
-pytestmark = pytest.mark.slow
 SPACE = "bad"
 ELSEWHERE = "http://mlflow.elsewhere:5000"
 DOCTOR = f"python -m deploy doctor --namespace {SPACE} --root {ROOT}"

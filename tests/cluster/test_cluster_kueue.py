@@ -9,6 +9,7 @@ from addons import start_kueue
 from installation import NAMESPACE, ROOT, Installation
 from work import done, ended, rayjob, start
 
+pytestmark = pytest.mark.slow
 QUEUE = "research"
 
 

@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import pytest
 from installation import HEAD, ROOT, WORKERS, Installation
 from work import TRAINING, done, ended, start, submission
+
+pytestmark = pytest.mark.slow
 
 
 def test_from_none_to_two_and_back(place: Installation):

@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
 from installation import RELEASE, Installation
 from mlflow import MlflowClient
 
 from pipeline.graph import NAMES
 from pipeline.registry import champion
+
+pytestmark = pytest.mark.slow
 
 
 def test_every_stage_ends_well(quickstart: dict[str, str]):
