@@ -5,22 +5,25 @@ Before anything is installed for the other tests, by the name of this file; in a
 import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from addons import OPERATOR, old_crds
+from groups import Group
 from installation import RELEASE, ROOT, Beside, Installation, install_operator
 from own import Cluster
 from work import start
 
 SPACE = "bad"
+TOKEN = "0" * 64
 ELSEWHERE = "http://mlflow.elsewhere:5000"
 DOCTOR = f"python -m deploy doctor --namespace {SPACE} --root {ROOT}"
 RAYJOB = ["python", "-m", "deploy", "rayjob", "stage", "prepare", "quickstart", "--namespace", SPACE, "--root", ROOT]
-SUBMIT = f"python -m deploy submit stage prepare quickstart --root {ROOT} --address http://localhost:8299"
+DASHBOARD = "http://localhost:8299"  # which no forward leads to: one to a head that does not come cannot be made
+SUBMIT = f"python -m deploy submit stage prepare quickstart --root {ROOT} --address {DASHBOARD}"
 HELM = f"helm install {RELEASE} helm/denoising-vae --namespace {SPACE} --values {{}}"
 
 
@@ -41,7 +44,7 @@ class Bad(Installation):
         self.cluster.kubectl("--namespace", SPACE, "create", "secret", "generic", name, *words)
 
     def secrets(self) -> None:
-        self.secret("ray-token", auth_token="0" * 64)
+        self.secret("ray-token", auth_token=TOKEN)
         keys = {name: self.beside.keys[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
         self.secret("s3-keys", **keys)
 
@@ -71,6 +74,19 @@ class Bad(Installation):
             process.kill()
             process.wait()
         raise AssertionError("".join(said))
+
+    def refused(self, command: str) -> str:
+        """The one line, of what and how to mend it, that such a command ends with."""
+        told = self.run(command)
+        (line,) = told.stderr.splitlines()
+        assert told.returncode != 0
+        return line
+
+    def submission_finds_nobody(self) -> None:
+        """Whatever keeps the head away."""
+        line = self.refused(SUBMIT)
+        assert f"no dashboard answers at {DASHBOARD}" in line
+        assert "Is the cluster up, and its port forwarded?" in line
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +129,8 @@ def test_kuberay_is_missing(bare: Bad):
     assert 'no matches for kind "RayCluster" in version "ray.io/v1"' in told.stderr
     assert "ensure CRDs are installed first" in told.stderr
     assert "is not there. Install KubeRay's operator of version 1.6 or newer." in bare.red("KubeRay's CRDs")
+    assert "has no releases of the chart. Install helm/denoising-vae there" in bare.refused(" ".join(RAYJOB))
+    bare.submission_finds_nobody()
 
 
 def test_its_crds_are_too_old(bare: Bad):
@@ -126,6 +144,10 @@ def test_its_crds_are_too_old(bare: Bad):
         told = bare.install(**with_mlflow_elsewhere())
         assert told.returncode != 0
         assert re.search(r"\.spec\.\w+: field not declared in schema", told.stderr), told.stderr
+        line = bare.refused(" ".join(RAYJOB))
+        assert "strict decoding error: unknown field" in line
+        assert "`deploy doctor` says what fits here." in line
+        bare.submission_finds_nobody()
     finally:
         bare.cluster.kubectl("delete", *(word for path in crds for word in ("--filename", str(path))))
 
@@ -136,9 +158,7 @@ def test_a_secret_is_missing(bad: Bad):
     assert line.endswith(f"Secret ray-token is not there. kubectl -n {SPACE} create secret generic ray-token ...")
     line = bad.rayjob_says("CreateContainerConfigError")
     assert 'secret "ray-token" not found. Make what is missing, and it goes on by itself.' in line
-    told = bad.run(SUBMIT)
-    assert told.returncode == 69
-    assert "no dashboard answers at http://localhost:8299" in told.stderr
+    bad.submission_finds_nobody()
 
 
 def test_the_image_cannot_be_pulled(bad: Bad):
@@ -148,6 +168,7 @@ def test_the_image_cannot_be_pulled(bad: Bad):
     for line in (bad.red("pods"), bad.rayjob_says("ErrImagePull")):
         assert "registry.invalid" in line
         assert "Correct image.repository and image.tag" in line
+    bad.submission_finds_nobody()
 
 
 def test_the_quota_is_too_small(bad: Bad):
@@ -159,6 +180,7 @@ def test_the_quota_is_too_small(bad: Bad):
     for line in (bad.red("Ray cluster"), bad.rayjob_says("refused")):
         assert "exceeded quota: small" in line
         assert "Raise what is exceeded, or ask for less." in line
+    bad.submission_finds_nobody()
 
 
 def test_there_is_no_such_storage_class(bad: Bad):
@@ -167,3 +189,19 @@ def test_there_is_no_such_storage_class(bad: Bad):
     assert bad.install(mlflow={"database": sqlite, "basicAuth": {"enabled": False}}).returncode == 0
     line = bad.red("volumes")
     assert "there is no storage class no-such-class." in line
+    with forwarded_head(bad):
+        told = bad.run(f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN={TOKEN} {SUBMIT}")
+    assert told.returncode == 0, "what MLflow missed is kept for it" + told.stdout + told.stderr
+    assert re.search(r"(nothing listens|MLflow) at http://\S+mlflow\S*", told.stdout + told.stderr)
+
+
+@contextmanager
+def forwarded_head(bad: Bad) -> Iterator[None]:
+    bad.bash(f"kubectl -n {SPACE} wait --for=condition=HeadPodReady raycluster/{RELEASE} --timeout=5m")
+    forward = f"kubectl -n {SPACE} port-forward service/{RELEASE}-head-svc 8299:8265"
+    group = Group(["bash", "-c", forward], bad.folder / "forward.log", bad.environment)
+    try:
+        bad.wait(lambda: bad.run(f"curl --silent {DASHBOARD}").returncode == 0, "the head is not reached")
+        yield
+    finally:
+        group.end()

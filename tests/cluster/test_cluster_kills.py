@@ -5,9 +5,7 @@ import time
 
 import pytest
 from installation import HEAD, RELEASE, ROOT, WORKERS, Installation
-from work import TRAINING, disturbed, ended, kill, latents, start, submission
-
-from pipeline.storage import open_storage
+from work import TRAINING, disturbed, encoded_shards, ended, kill, latents, start, submission
 
 pytestmark = pytest.mark.slow
 
@@ -43,12 +41,13 @@ def test_the_kubelet_is_away_for_a_minute(place: Installation, undisturbed: dict
 def test_a_worker_is_killed_while_it_encodes(place: Installation, undisturbed: dict[str, str]):
     """The latent store holds each key once."""
     root = f"{ROOT}-undisturbed"
-    sets = (*TRAINING, "encode.canary_psnr=1")
+    sets = (*TRAINING, "encode.canary_psnr=1", "encode.shard_rows=4", "encode.batch_size=4")
     encoding = start(place, submission(root, "stage", "encode", "quickstart", sets=sets, attempts=5))
-    storage = open_storage(root)
-    place.wait(lambda: bool(list(storage.folders(".work/encode"))), "it does not encode")
+    place.wait(lambda: encoded_shards(root) >= 10, "it does not encode")
     kill(place, WORKERS)
+    before = encoded_shards(root)
     code, out, error = ended(encoding)
     assert code == 0, f"{out}\n{error}\n{place.state()}"
     keys = latents(root)
     assert len(keys) == len(set(keys)) > 1000
+    assert 4 * before < len(keys), "it was not at its end when its workers died"

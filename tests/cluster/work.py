@@ -50,7 +50,9 @@ def done(place: Installation, words: list[str], seconds: float = 900) -> str:
 
 def kill(place: Installation, selector: str) -> None:
     """Every such pod, as a node that is gone: no notice, no grace."""
-    for pod in place.pods(selector):
+    pods = place.pods(selector)
+    assert pods, f"there is nothing to kill: {selector}"
+    for pod in pods:
         place.kubectl("delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force")
 
 
@@ -82,6 +84,12 @@ def latents(root: str) -> list[str]:
     shards = sorted(entry.path for entry in storage.list(f"encode/{name}") if entry.path.endswith(".parquet"))
     tables = [pq.read_table(io.BytesIO(storage.read(path)), columns=["key"]) for path in shards]
     return [key for table in tables for key in table.column("key").to_pylist()]
+
+
+def encoded_shards(root: str) -> int:
+    """How many an encoding that goes on has written."""
+    storage = open_storage(root)
+    return sum(len(list(storage.list(f".work/encode/{name}/shards"))) for name in storage.folders(".work/encode"))
 
 
 def objects(place: Installation, prefix: str) -> set[str]:
