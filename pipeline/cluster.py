@@ -178,7 +178,10 @@ def await_pool(config: ClusterConfig, stage: str, say: Callable[[str], None]) ->
     while not _has_node(wanted):
         words = ", ".join(f"{name} {amount:g}" for name, amount in wanted.items())
         if _is_autoscaled():
-            say(f"{stage}: no node of its pool yet ({words}): the autoscaler is asked for one")
+            say(
+                f"{stage}: no node of its pool yet ({words}): the autoscaler is asked for one; where none comes, "
+                "`python -m deploy doctor` says why"
+            )
             return
         if is_local() or time.monotonic() - begin > _NODE_SECONDS:
             raise PipelineError(

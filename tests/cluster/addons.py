@@ -45,7 +45,8 @@ def enforce_policies(kubectl: Kubectl) -> None:
     kubectl("--namespace", "kube-system", "rollout", "status", "daemonset/kube-network-policies", "--timeout=120s")
 
 
-def start_kueue(kubectl: Kubectl, is_own: bool) -> None:
+@contextmanager
+def running_kueue(kubectl: Kubectl, is_own: bool) -> Iterator[None]:
     """As its own manifests have it, with webhooks and the certificates that it makes for them.
 
     In a cluster that is not our own by its published image.
@@ -61,8 +62,15 @@ def start_kueue(kubectl: Kubectl, is_own: bool) -> None:
             else:
                 container["image"] = f"registry.k8s.io/kueue/kueue:{module.name.rpartition('@')[2]}"
             container["resources"] = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
-    _apply(kubectl, objects)
-    kubectl("--namespace", "kueue-system", "rollout", "status", "deployment/kueue-controller-manager", "--timeout=180s")
+    try:
+        _apply(kubectl, objects)
+        ready = ("rollout", "status", "deployment/kueue-controller-manager", "--timeout=180s")
+        kubectl("--namespace", "kueue-system", *ready)
+        yield
+    finally:  # its webhooks first: without their service nobody could make a pod
+        kinds = "validatingwebhookconfigurations,mutatingwebhookconfigurations"
+        kubectl("delete", kinds, "--selector=app.kubernetes.io/name=kueue")
+        kubectl("delete", "namespace", "kueue-system", "--ignore-not-found", "--timeout=120s")
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """A cluster for the tests here: of this machine's own, or the one of KUBECONFIG where DVAE_CLUSTER_HOST says so."""
 
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +42,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         return
     if reason := missing():
         pytest.skip(f"no cluster can be run here: {reason}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # and takes its containers with it
     with running_cluster(folder) as own:
         yield own
 

@@ -58,15 +58,18 @@ def servers_beside(host: str, folder: Path) -> Iterator[Beside]:
 class Installation:
     """One release of the chart, and a shell of whoever looks after it."""
 
-    def __init__(self, cluster: Cluster, beside: Beside, folder: Path) -> None:
-        self.cluster, self.beside, self.folder = cluster, beside, folder
+    def __init__(
+        self, cluster: Cluster, beside: Beside, folder: Path, namespace: str = NAMESPACE, root: str = ROOT
+    ) -> None:
+        self.cluster, self.beside, self.folder, self.namespace, self.root = cluster, beside, folder, namespace, root
         self.values = folder / "values.yaml"
+        self.seconds = 0.0  # that `helm install` and `helm test` have taken
         self.environment = {
             **{name: value for name, value in cluster.environment.items() if not name.startswith(("AWS_", "RAY_"))},
             **beside.keys,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{cluster.environment['PATH']}",
             "HOME": str(folder),  # Helm's repositories and the like
-            "ROOT": ROOT,
+            "ROOT": root,
         }
         self.write_values()
 
@@ -98,7 +101,7 @@ class Installation:
         return found[0].replace("--values values.yaml", f"--values {self.values}")
 
     def kubectl(self, *words: str, given: str | None = None) -> str:
-        return self.cluster.kubectl("--namespace", NAMESPACE, *words, given=given)
+        return self.cluster.kubectl("--namespace", self.namespace, *words, given=given)
 
     def pods(self, selector: str) -> list[dict[str, Any]]:
         """Those that match and are not on their way out, the oldest first."""
@@ -125,8 +128,11 @@ class Installation:
 
     def state(self) -> str:
         """What there is, for whoever has to find out why something failed."""
-        events = self.kubectl("get", "events", "--sort-by=.lastTimestamp").splitlines()[-25:]
-        return "\n".join([self.kubectl("get", "pods,rayclusters,rayjobs", "--output=wide"), *events])
+        look = f"kubectl --namespace {self.namespace} get"
+        found = self.run(
+            f"{look} pods,rayclusters,rayjobs --output=wide; {look} events --sort-by=.lastTimestamp | tail -25"
+        )
+        return found.stdout + found.stderr
 
     def _values(self) -> dict[str, Any]:
         host, values = self.cluster.host, values_of("trial")
@@ -137,7 +143,7 @@ class Installation:
             values,
             {
                 "image": {"repository": repository, "tag": tag},
-                "site": {"root": ROOT},
+                "site": {"root": self.root},
                 "s3": {
                     "endpoint": self.beside.keys["AWS_ENDPOINT_URL"],
                     "env": {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required"},
@@ -177,7 +183,9 @@ def installed(cluster: Cluster, beside: Beside, folder: Path) -> Iterator[Instal
         stack.callback(remove, place)
         install_operator(place, stack)
         make_secrets(place)
+        begin = time.monotonic()
         place.bash(place.document("4. Chart"), timeout=1200)
+        place.seconds = time.monotonic() - begin
         yield place
 
 

@@ -38,8 +38,10 @@ def test_saved_on_the_notice_and_the_same_bits_later(place: Installation, undist
 def test_head_and_mlflow_are_not_evicted(place: Installation):
     """Their budgets allow none, so a node with them does not drain by itself."""
     node = node_of(place)
-    done = place.run(f"kubectl drain {node} --ignore-daemonsets --delete-emptydir-data --timeout=10s")
-    place.bash(f"kubectl uncordon {node}")
+    try:
+        done = place.run(f"kubectl drain {node} --ignore-daemonsets --delete-emptydir-data --timeout=10s")
+    finally:
+        place.bash(f"kubectl uncordon {node}")
     assert done.returncode != 0
     assert "Cannot evict pod as it would violate the pod's disruption budget" in done.stderr
     assert place.pods(HEAD)

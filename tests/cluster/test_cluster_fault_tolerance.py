@@ -18,14 +18,17 @@ def durable(place: Installation) -> Iterator[Installation]:
     place.write_values(
         head={"gcsFaultTolerance": {"enabled": True, "redisAddress": address, "existingSecret": "redis"}}
     )
-    place.upgrade()
-    yield place
-    # In this order: KubeRay would leave its finalizer on a cluster that no longer has Redis.
-    place.kubectl("delete", "raycluster", RELEASE, "--wait")
-    place.write_values()
-    place.bash(f"helm upgrade {RELEASE} helm/denoising-vae -n {NAMESPACE} --values {place.values} --force-conflicts")
-    place.wait(lambda: bool(place.pods(HEAD)), "there is no new head")
-    place.wait_until_reached()
+    try:
+        place.upgrade()
+        yield place
+    finally:
+        # In this order: KubeRay would leave its finalizer on a cluster that no longer has Redis.
+        place.kubectl("delete", "raycluster", RELEASE, "--timeout=180s")
+        place.write_values()
+        upgrade = f"helm upgrade {RELEASE} helm/denoising-vae --namespace {NAMESPACE} --values {place.values}"
+        place.bash(f"{upgrade} --force-conflicts")
+        place.wait(lambda: bool(place.pods(HEAD)), "there is no new head")
+        place.wait_until_reached()
 
 
 def test_the_workers_outlive_the_head(durable: Installation, undisturbed: dict[str, str]):
@@ -36,6 +39,7 @@ def test_the_workers_outlive_the_head(durable: Installation, undisturbed: dict[s
         kill(durable, HEAD)
 
     assert disturbed(durable, f"{ROOT}-durable", kill_the_head) == undisturbed
+    assert before
     assert set(before) <= {pod["metadata"]["uid"] for pod in durable.pods(WORKERS)}
 
 
@@ -44,7 +48,9 @@ def test_redis_is_killed(durable: Installation, undisturbed: dict[str, str]):
 
     def away() -> None:
         redis.kill()
-        time.sleep(15)
-        redis.start()
+        try:
+            time.sleep(15)
+        finally:
+            redis.start()
 
     assert disturbed(durable, f"{ROOT}-redis", away) == undisturbed

@@ -1,6 +1,7 @@
 """Groups with GPUs go where nodes have them. The node has none: it says that it has, and the pods compute on CPU."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
 from installation import ROOT, Installation
@@ -19,18 +20,20 @@ def say_gpus(place: Installation, count: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def with_a_pool(place: Installation) -> Installation:
+def with_a_pool(place: Installation) -> Iterator[Installation]:
     """A release whose tokenizers are trained on a pool with a GPU a pod."""
     group = {"enabled": True, "max": 1, "resources": {"cpu": "300m", "memory": "4Gi"}, "shm": "1Gi"}
     place.write_values(
         groups={"gpu-tokenizer": {**group, "gpus": 1, "mirror": {"size": "1Gi"}}},
         stagePools={stage: "gpu-tokenizer" for stage in NAMES if stage not in ("prepare", "register")},
     )
-    place.upgrade()
-    yield place
-    say_gpus(place, 0)
-    place.write_values()
-    place.upgrade()
+    try:
+        place.upgrade()
+        yield place
+    finally:
+        say_gpus(place, 0)
+        place.write_values()
+        place.upgrade()
 
 
 def test_it_waits_for_a_node_with_a_gpu_and_runs_there(with_a_pool: Installation):
@@ -50,4 +53,5 @@ def test_it_waits_for_a_node_with_a_gpu_and_runs_there(with_a_pool: Installation
     code, out, error = ended(training)
     assert code == 0, f"{out}\n{error}\n{place.state()}"
     assert "no node of its pool yet" in out, "who waits is told what for"
+    assert "where none comes, `python -m deploy doctor` says why" in out
     assert "no  " not in place.bash(doctor)

@@ -9,6 +9,12 @@ def test_helms_own_test(place: Installation):
     assert "Phase:          Succeeded" in told
 
 
+def test_it_is_ready_in_the_stated_time(place: Installation):
+    """With the image on the node. The document says half a minute, of a machine that does nothing else."""
+    print(f"ready in {place.seconds:.0f} s")
+    assert place.seconds < 180
+
+
 def test_doctor_finds_nothing_wrong(place: Installation):
     (command,) = [line for line in place.document("5. Doctor").splitlines() if "deploy doctor" in line]
     lines = place.bash(command).splitlines()

@@ -31,8 +31,11 @@ def test_the_kubelet_is_away_for_a_minute(place: Installation, undisturbed: dict
 
     def away() -> None:
         node.stop_program("kubelet", signal.SIGKILL)
-        time.sleep(60)
-        node.start_program("kubelet")
+        try:
+            time.sleep(60)
+            assert "NotReady" in place.bash("kubectl get nodes"), "nobody misses it"
+        finally:
+            node.start_program("kubelet")
 
     assert disturbed(place, f"{ROOT}-kubelet", away) == undisturbed
     place.wait_until_reached()
@@ -50,4 +53,4 @@ def test_a_worker_is_killed_while_it_encodes(place: Installation, undisturbed: d
     assert code == 0, f"{out}\n{error}\n{place.state()}"
     keys = latents(root)
     assert len(keys) == len(set(keys)) > 1000
-    assert 4 * before < len(keys), "it was not at its end when its workers died"
+    assert 10 <= before < len(keys) // 4, "it was in the middle when its workers died"

@@ -5,6 +5,7 @@ import http.server
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 import pytest
@@ -37,6 +38,7 @@ def targets(place: Installation) -> dict[str, str]:
         "mlflow": f"{mlflow['status']['podIP']}:5000",
         "s3": f"{s3.hostname}:{s3.port}",
         "metadata": f"{METADATA}:80",
+        "metadata by TLS": f"{METADATA}:443",  # at which heads reach the API server, whatever its address
     }
 
 
@@ -46,10 +48,12 @@ def metadata_service(place: Installation) -> Iterator[None]:
     if place.cluster.node is None:
         pytest.skip("the cluster's node is not ours: nobody can listen at that address")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory="/var/empty")
-    with http.server.ThreadingHTTPServer((METADATA, 80), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with ExitStack() as stack:
+        for port in (80, 443):
+            server = stack.enter_context(http.server.ThreadingHTTPServer((METADATA, port), handler))
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
         yield
-        server.shutdown()
 
 
 def reached_from(place: Installation, targets: dict[str, str], namespace: str, labels: dict[str, str]) -> set[str]:
@@ -83,19 +87,16 @@ def test_a_stranger_in_the_namespace_reaches_nothing(place: Installation, target
 
 def test_a_stranger_elsewhere_reaches_nothing_of_ours(place: Installation, targets, metadata_service):
     """S3 and the metadata address are not ours to keep from another namespace."""
-    assert reached_from(place, targets, "default", {}) == {"s3", "metadata"}
+    assert reached_from(place, targets, "default", {}) == {"s3", "metadata", "metadata by TLS"}
 
 
-def test_our_own_labels_reach_what_they_need_and_no_metadata(place: Installation, targets, metadata_service):
-    (worker,) = [
-        group["template"]["metadata"]["labels"]
-        for group in json.loads(place.kubectl("get", "raycluster", RELEASE, "--output=json"))["spec"][
-            "workerGroupSpecs"
-        ]
-        if group["groupName"] == "cpu"
-    ]
-    labels = {**worker, "ray.io/cluster": RELEASE}
-    assert reached_from(place, targets, "dvae", labels) == {"dashboard", "gcs", "mlflow", "s3"}
+@pytest.mark.parametrize("kind", ["head", "worker"])
+def test_our_own_labels_reach_what_they_need_and_no_metadata(place: Installation, targets, metadata_service, kind: str):
+    spec = json.loads(place.kubectl("get", "raycluster", RELEASE, "--output=json"))["spec"]
+    group = spec["headGroupSpec"] if kind == "head" else spec["workerGroupSpecs"][0]
+    labels = {**group["template"]["metadata"]["labels"], "ray.io/cluster": RELEASE, "ray.io/node-type": kind}
+    reached = reached_from(place, targets, "dvae", labels)
+    assert reached == {"dashboard", "gcs", "mlflow", "s3"}
 
 
 def test_no_pod_runs_as_root(place: Installation):

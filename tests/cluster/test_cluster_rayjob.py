@@ -5,11 +5,12 @@ from work import done, ended, objects, rayjob, start
 
 
 def test_it_comes_works_and_goes(place: Installation):
+    before = objects(place, "trial/.logs/")
     told = done(place, rayjob(f"{ROOT}-rayjob", "stage", "prepare", "quickstart"))
     assert "✓ prepare" in told
     nothing_is_left(place)
     assert objects(place, "trial-rayjob/prepare/")
-    assert objects(place, "trial/.logs/"), "what Ray has logged outlives the pods"
+    assert objects(place, "trial/.logs/") > before, "what Ray has logged outlives the pods"
 
 
 def test_the_jobs_exit_code_is_its_own(place: Installation):

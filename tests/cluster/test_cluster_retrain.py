@@ -1,6 +1,7 @@
 """The CronJob: it fires, finds nothing to do and says so; after a change of the config it trains and promotes."""
 
 import json
+from typing import Any
 
 import pytest
 from installation import Installation
@@ -26,25 +27,34 @@ def change(place: Installation, **retrain: object) -> None:
 
 def by_hand(place: Installation) -> str:
     """The document's two commands; what the job says."""
-    told = place.bash(place.document("Retraining", "kubectl -n dvae create job retrain-now"))
-    place.kubectl("wait", "job/retrain-now", "--for=condition=Complete", "--timeout=60s")
-    place.kubectl("delete", "job", "retrain-now")
+    try:
+        told = place.bash(place.document("Retraining", "kubectl -n dvae create job retrain-now"))
+        place.kubectl("wait", "job/retrain-now", "--for=condition=Complete", "--timeout=60s")
+    finally:
+        place.kubectl("delete", "job", "retrain-now", "--ignore-not-found")
     return told
 
 
 def test_nothing_to_do_by_schedule(place: Installation, quickstart: dict[str, str]):
     change(place, preset="quickstart", schedule="* * * * *", suspend=False)
-    jobs: list[dict[str, object]] = []
+    jobs: list[dict[str, Any]] = []
 
-    def fired() -> bool:
+    def has_fired() -> bool:
         listed = json.loads(place.kubectl("get", "jobs", "--output=json"))["items"]
-        jobs[:] = [job for job in listed if job["status"].get("succeeded")]
+        fired = [job for job in listed if owner(job) == "CronJob"]
+        jobs[:] = [job for job in fired if job["status"].get("succeeded")]
         return bool(jobs)
 
-    place.wait(fired, "the CronJob has not fired", 240)
-    change(place, preset="quickstart")
-    name = jobs[0]["metadata"]["name"]  # type: ignore[index]
-    assert "Nothing to do" in place.kubectl("logs", f"job/{name}")
+    try:
+        place.wait(has_fired, "the CronJob has not fired", 240)
+    finally:
+        change(place, preset="quickstart")
+    assert "Nothing to do" in place.kubectl("logs", f"job/{jobs[0]['metadata']['name']}")
+
+
+def owner(made: dict[str, Any]) -> str:
+    """What kind of object has made this one."""
+    return str(made["metadata"].get("ownerReferences", [{}])[0].get("kind"))
 
 
 def test_a_change_of_the_config_trains_and_promotes(place: Installation, quickstart: dict[str, str]):

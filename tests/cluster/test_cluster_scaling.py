@@ -30,6 +30,7 @@ def test_a_pool_may_grow_without_a_restart(place: Installation):
         group = "jsonpath={.spec.workerGroupSpecs[?(@.groupName=='cpu')].maxReplicas}"
         assert place.kubectl("get", "raycluster", RELEASE, f"--output={group}") == "3"
         root = f"{ROOT}-scaling"
+        done(place, submission(root, "stage", "prepare", "quickstart", sets=TRAINING))
         sets = (*TRAINING, "cluster.workers=3", "tokenizer.steps=20", "tokenizer.batch_size=48")
         training = start(place, submission(root, "stage", "train-tokenizer", "quickstart", sets=sets))
         place.wait(lambda: len([pod for pod in place.pods(WORKERS) if ready(pod)]) == 3, "there are no three workers")

@@ -3,6 +3,8 @@
 import io
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,7 @@ import boto3
 import pyarrow.parquet as pq
 from installation import DASHBOARD, NAMESPACE, ROOT, Installation
 from programs import PROJECT
-from trained import wait_for_steps, weights
+from trained import steps, wait_for_steps, weights
 
 from pipeline.storage import open_storage
 
@@ -59,18 +61,35 @@ def kill(place: Installation, selector: str) -> None:
 def disturbed(
     place: Installation, root: str, disturb: Callable[[], None], sets: tuple[str, ...] = TRAINING
 ) -> dict[str, str]:
-    """Train there; in the middle of it, this happens. The files that the training ends with."""
+    """Train there; in the middle of it, this happens. The files that the training ends with.
+
+    It has to go on from a checkpoint: one that begins anew would end with the same bits too.
+    """
     done(place, submission(root, "stage", "prepare", "quickstart", sets=sets))
     training = start(place, submission(root, "stage", "train-tokenizer", "quickstart", sets=sets, attempts=5))
+    made: list[int] = []
     try:
         wait_for_steps(root, _DISTURBED_AT, 300)
         disturb()
+        watch = threading.Thread(target=_watch, args=(root, training, made), daemon=True)
+        watch.start()
         code, out, error = ended(training)
+        watch.join()
     finally:
         training.kill()
     assert code == 0, f"{out}\n{error}\n{place.state()}"
     assert "✓ train-tokenizer" in out
+    assert made, "it was at its end before it was disturbed"
+    assert min(made) >= _DISTURBED_AT // 2, f"it began anew: {made}"
     return weights(root)
+
+
+def _watch(root: str, training: "subprocess.Popen[str]", made: list[int]) -> None:
+    """The steps that it says it has made, for as long as it goes on: at its end they are gone."""
+    while training.poll() is None:
+        if step := steps(root):
+            made.append(step)
+        time.sleep(0.5)
 
 
 def rayjob(root: str, *words: str, sets: tuple[str, ...] = (), more: tuple[str, ...] = ()) -> list[str]:
