@@ -67,10 +67,11 @@ def running_kueue(kubectl: Kubectl, is_own: bool) -> Iterator[None]:
         ready = ("rollout", "status", "deployment/kueue-controller-manager", "--timeout=180s")
         kubectl("--namespace", "kueue-system", *ready)
         yield
-    finally:  # its webhooks first: without their service nobody could make a pod
-        kinds = "validatingwebhookconfigurations,mutatingwebhookconfigurations"
-        kubectl("delete", kinds, "--selector=app.kubernetes.io/name=kueue")
-        kubectl("delete", "namespace", "kueue-system", "--ignore-not-found", "--timeout=120s")
+    finally:
+        # Those first by which the API server asks Kueue: with nobody there no pod could be made, no namespace deleted.
+        asked = ("ValidatingWebhookConfiguration", "MutatingWebhookConfiguration", "APIService")
+        _delete(kubectl, [made for made in objects if made["kind"] in asked])
+        _delete(kubectl, objects)
 
 
 @contextmanager
@@ -125,6 +126,11 @@ def _take_over(container: Object, command: list[str], arguments: list[str]) -> N
 
 def _apply(kubectl: Kubectl, objects: list[Object]) -> None:
     kubectl("apply", "--server-side", "--filename", "-", given=yaml.safe_dump_all(objects))
+
+
+def _delete(kubectl: Kubectl, objects: list[Object]) -> None:
+    words = ("--filename", "-", "--ignore-not-found", "--timeout=120s")
+    kubectl("delete", *words, given=yaml.safe_dump_all(objects))
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

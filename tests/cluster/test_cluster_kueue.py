@@ -25,6 +25,7 @@ def kueue(place: Installation) -> Iterator[Installation]:
         place.kubectl("delete", "rayjobs", "--all")
         place.kubectl("delete", "localqueue", QUEUE)
         place.cluster.kubectl("delete", "clusterqueue", QUEUE, "--timeout=60s")
+        place.cluster.kubectl("delete", "resourceflavor", "any", "--timeout=60s")
 
 
 def make_queue(place: Installation) -> None:
