@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +41,8 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         return
     if reason := missing():
         pytest.skip(f"no cluster can be run here: {reason}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # and takes its containers with it
+    # What was started is ended then, too: containers would outlive this process.
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("ended from outside", returncode=143))
     with running_cluster(folder) as own:
         yield own
 
