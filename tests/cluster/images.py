@@ -1,8 +1,10 @@
 """Images for the node: the product's, by this checkout's Dockerfile, and one of the programs that run in pods."""
 
 import json
+import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 from engine import build, podman
@@ -34,16 +36,36 @@ def load(node: Node, names: list[str]) -> None:
     missing = [name for name in names if name not in held or there.get(name) != wanted[name]]
     if not missing:
         return
+    _check_room(missing, held)
     # Several images in one stream share their layers, of which one has 7 GB; what containerd has of an older image
     # under the same name is read again, but neither written nor unpacked.
     save = ["podman", "save", "--quiet", "--format", "docker-archive", "--multi-image-archive", *missing]
-    with subprocess.Popen(save, stdout=subprocess.PIPE) as archive:
-        subprocess.run(
+    with (
+        tempfile.TemporaryDirectory(dir=node.folder) as scratch,  # Podman leaves its copies there when it is cut off
+        subprocess.Popen(save, stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": scratch}) as archive,
+    ):
+        taken = subprocess.run(
             ["ctr", "--address", node.containerd, "--namespace", "k8s.io", "images", "import", "-"],
-            stdin=archive.stdout, capture_output=True, check=True,
+            stdin=archive.stdout, capture_output=True, text=True, check=False,
         )  # fmt: skip
+    assert taken.returncode == 0, f"containerd did not take the images: {taken.stderr[-2000:]}"
     assert archive.returncode == 0, save
     record.write_text(json.dumps({**there, **{name: wanted[name] for name in missing}}))
+
+
+def _check_room(missing: list[str], held: set[str]) -> None:
+    """AssertionError where the import would fill the disk.
+
+    It takes twice the image's size: first Podman's temporary copy of its layers and the one that containerd keeps, then
+    (the temporary one is gone) that and the unpacked files. Once only where containerd has the layers already.
+    """
+    sizes = {name: int(podman("image", "inspect", name, "--format", "{{.Size}}").stdout) for name in missing}
+    needed = max(size * (1 if name in held else 2) for name, size in sizes.items())
+    free = shutil.disk_usage(CACHE).free
+    assert free > needed, (
+        f"the disk of {CACHE} has {free / 1e9:.0f} GB free, and to bring {', '.join(missing)} into containerd takes "
+        f"{needed / 1e9:.0f} GB for a while"
+    )
 
 
 def _make_programs(programs: Path, folder: Path) -> None:
