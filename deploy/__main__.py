@@ -170,7 +170,8 @@ def doctor(
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
     """Say what a run would miss: S3, MLflow, Ray, KubeRay, Secrets, nodes. Exit code 1 when something is red."""
-    from deploy import doctor as doctors
+    from deploy.doctor import checks
+    from deploy.findings import look
     from deploy.kube import Kube
 
     kube: Kube | PipelineError
@@ -180,7 +181,7 @@ def doctor(
         kube = error
     config = load_config("quickstart", set_, root)
     red = 0
-    for finding in doctors.look(doctors.checks(kube, release, config, address, nodes_on_demand)):
+    for finding in look(checks(kube, release, config, address, nodes_on_demand)):
         colour, word = {True: ("green", "ok"), False: ("red", "no"), None: ("dim", "-")}[finding.good]
         line = f"{finding.text.rstrip('.')}. {finding.mend}" if finding.mend else finding.text
         table.print(f"[{colour}]{word:<3}[/] {finding.what:<24} {escape(line)}", highlight=False, soft_wrap=True)

@@ -326,9 +326,9 @@ def stuck(pod: Object) -> tuple[str, str] | None:
 
 
 def not_made(name: str, status: Object) -> tuple[str, str] | None:
-    """Why pods of the RayCluster `name` are refused (a quota, an admission rule), and the mend; None when they are not.
+    """Why pods of `name` are refused (a quota, an admission rule), and the mend; None when they are not.
 
-    `status` is the RayCluster's, which a RayJob's has within.
+    `status` is that of a RayCluster, which a RayJob's has within, or of a Deployment.
     """
     for condition in status.get("conditions", []):
         if condition["type"] == "ReplicaFailure" and condition["status"] == "True":

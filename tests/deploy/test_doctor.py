@@ -17,6 +17,7 @@ from rendering import Object, kinds, named, render, values_of
 
 from deploy import doctor
 from deploy.errors import ConnectError, DeniedError
+from deploy.findings import Finding, look
 from deploy.kube import Kube
 from pipeline.loading import load_config
 from pipeline.s3 import _session, _settings
@@ -72,10 +73,10 @@ class World:
             "ray.io", "v1", self.name, "rayclusters", "r-denoising-vae", {"status": {"conditions": [condition]}}
         )
 
-    def look(self, root: str, on_demand: bool = False) -> dict[str, doctor.Finding]:
+    def look(self, root: str, on_demand: bool = False) -> dict[str, Finding]:
         os.environ["KUBECONFIG"] = str(self.server.kubeconfig())
         config = load_config("quickstart", None, root)
-        found = doctor.look(doctor.checks(Kube(self.name), None, config, None, on_demand))
+        found = look(doctor.checks(Kube(self.name), None, config, None, on_demand))
         return {one.what: one for one in found}
 
 
@@ -116,7 +117,7 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
 
-def red(found: dict[str, doctor.Finding]) -> dict[str, doctor.Finding]:
+def red(found: dict[str, Finding]) -> dict[str, Finding]:
     return {what: one for what, one in found.items() if one.good is False}
 
 
@@ -237,10 +238,24 @@ def test_a_head_that_is_not_ready_and_why(world, s3_root):
     assert red(world.look(s3_root)) == {}
 
 
+def test_mlflows_pod_that_is_refused(world, s3_root):
+    """By a quota: there is no pod then that could be stuck."""
+    name = "r-denoising-vae-mlflow"
+    condition = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate",
+                 "message": 'pods "r-denoising-vae-mlflow-1" is forbidden: exceeded quota: small'}  # fmt: skip
+    world.apps.patch_namespaced_deployment_status(name, world.name, {"status": {"conditions": [condition]}})
+    found = red(world.look(s3_root))
+    world.apps.patch_namespaced_deployment_status(name, world.name, {"status": {"conditions": None}})
+    assert list(found) == ["pods"]
+    assert found["pods"].text.startswith(f"{name}: its pods are refused: ")
+    assert found["pods"].text.endswith("exceeded quota: small")
+    assert found["pods"].mend == "Raise what is exceeded, or ask for less."
+
+
 def test_what_may_not_be_looked_at_is_red_and_the_rest_goes_on(world, s3_root, monkeypatch):
     monkeypatch.setenv("KUBECONFIG", str(world.server.kubeconfig("bob")))
     config = load_config("quickstart", None, s3_root)
-    found = {one.what: one for one in doctor.look(doctor.checks(Kube(world.name), None, config, None, False))}
+    found = {one.what: one for one in look(doctor.checks(Kube(world.name), None, config, None, False))}
     assert found["root"].good
     assert found["Kubernetes"].good
     assert 'User "bob" cannot get resource "customresourcedefinitions"' in found["KubeRay's CRDs"].text
@@ -248,7 +263,7 @@ def test_what_may_not_be_looked_at_is_red_and_the_rest_goes_on(world, s3_root, m
 
 def test_without_a_kubernetes_the_place_is_looked_at(tmp_path):
     config = load_config("quickstart", None, str(tmp_path))
-    found = {one.what: one for one in doctor.look(doctor.checks(ConnectError("none"), None, config, None, False))}
+    found = {one.what: one for one in look(doctor.checks(ConnectError("none"), None, config, None, False))}
     assert {what: one.good for what, one in found.items()} == {
         "root": True, "clock": None, "MLflow": True, "Ray": None, "Kubernetes": False
     }  # fmt: skip
@@ -257,9 +272,9 @@ def test_without_a_kubernetes_the_place_is_looked_at(tmp_path):
 # --- the place ---
 
 
-def place(root: str, address: str | None = None) -> dict[str, doctor.Finding]:
+def place(root: str, address: str | None = None) -> dict[str, Finding]:
     config = load_config("quickstart", None, root)
-    found = doctor.look(doctor.checks(ConnectError("none"), None, config, address, False))
+    found = look(doctor.checks(ConnectError("none"), None, config, address, False))
     return {one.what: one for one in found}
 
 
@@ -330,7 +345,7 @@ def test_a_clock_that_goes_wrong(s3_root, monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_port}")
     config = load_config("quickstart", None, s3_root)
-    finding = next(doctor.look(iter([("clock", lambda: doctor._clock(config))])))
+    finding = next(look(iter([("clock", lambda: doctor._clock(config))])))
     server.shutdown()
     assert finding.good is False
     assert "s ahead of" in finding.text

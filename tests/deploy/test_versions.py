@@ -15,6 +15,7 @@ import pytest
 
 from deploy import doctor
 from deploy.errors import ConnectError
+from deploy.findings import Finding, look
 from pipeline.loading import load_config
 
 PROJECT = Path(__file__).parents[2]
@@ -45,9 +46,9 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.shutdown()
 
 
-def ray_of(address: str, root: Path) -> doctor.Finding:
+def ray_of(address: str, root: Path) -> Finding:
     config = load_config("quickstart", None, str(root))
-    return {one.what: one for one in doctor.look(doctor.checks(ConnectError("-"), None, config, address, False))}["Ray"]
+    return {one.what: one for one in look(doctor.checks(ConnectError("-"), None, config, address, False))}["Ray"]
 
 
 def test_too_old_to_be_submitted_to(address, tmp_path):
