@@ -206,7 +206,8 @@ class Dashboard:
         except requests.RequestException as error:
             raise ConnectError(
                 f"no dashboard answers at {self.address} ({reason(error)})",
-                "Is the cluster up, and its port forwarded? Say --address or RAY_API_SERVER_ADDRESS.",
+                "Is its port forwarded? Say --address or RAY_API_SERVER_ADDRESS. What keeps a cluster from coming up, "
+                "`python -m deploy doctor` says.",
             ) from error
         except OSError as error:  # requests' own for a bundle that is not there
             raise ProtocolError(reason(error), "Correct REQUESTS_CA_BUNDLE.") from error
