@@ -1,6 +1,5 @@
 """`deploy rayjob` against a real API server; the test plays the operator, by writing statuses."""
 
-import base64
 import http.server
 import os
 import signal
@@ -15,95 +14,15 @@ from typing import Any
 
 import kubernetes
 import pytest
-import yaml
-from api_server import ApiServer, binaries
+from api_server import ApiServer
 from groups import free_port
-from rendering import Object, kinds, named, render, values_of
-from tls import certificate
+from rayjobs import chart, template, wish
+from rendering import Object, kinds, named
 
 from deploy import rayjob
-from deploy.rayjob import Wish
 from deploy.submit import stage_work
-from pipeline.config import ClusterConfig
-from pipeline.errors import ConfigError
 
 PROJECT = Path(__file__).parents[2]
-
-
-def chart(case: str = "trial", **values: Any) -> list[Object]:
-    return render({**values_of(case), **values})
-
-
-def template(case: str = "trial", **values: Any) -> Object:
-    config_map = named(chart(case, **values), "ConfigMap", "-rayjob")
-    return rayjob.parse_template(config_map["data"]["rayjob.yaml"], case)
-
-
-def wish(*stages: str, attempts: int = 1, queue: str | None = None, **cluster: Any) -> Wish:
-    return Wish(attempts, queue, stages, ClusterConfig(**cluster))
-
-
-# --- what is rendered ---
-
-
-def test_the_job_is_put_into_the_charts_pods(tmp_path):
-    work = stage_work("train-sit", "quickstart", ["sit.steps=7"], str(tmp_path))
-    given = template("gpu-production")
-    made = rayjob.render(given, work, wish("train-sit", attempts=4), 2)
-    assert made["metadata"]["name"] == f"{work.name}-2"
-    assert len(made["metadata"]["name"]) <= 47
-    spec = made["spec"]
-    assert spec["backoffLimit"] == 3
-    assert "clusterSelector" not in spec, "KubeRay refuses it beside a backoffLimit"
-    assert spec["shutdownAfterJobFinishes"] is True
-    assert spec["entrypoint"].startswith("python -m pipeline stage train-sit sent:quickstart --set sit.steps=7")
-    head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
-    assert {"name": "DVAE_SENT_CONFIG", "value": work.variables["DVAE_SENT_CONFIG"]} in head["env"]
-    assert "runtimeEnvYAML" not in spec, "KubeRay's submitter would put it through a shell"
-    before = given["spec"]["rayClusterSpec"]
-    assert spec["rayClusterSpec"]["workerGroupSpecs"] == before["workerGroupSpecs"], "the autoscaler sees to it"
-
-
-def test_with_a_queue_the_cluster_has_just_the_pods_of_the_work(tmp_path):
-    """Kueue admits a cluster whole, and nothing scales it afterwards."""
-    work = stage_work("train-sit", "quickstart", None, str(tmp_path))
-    for given, queue, name in ((template("kueue"), None, "research"), (template("gpu-production"), "other", "other")):
-        made = rayjob.render(given, work, wish("train-sit", "register", workers=3, queue=queue), 1)
-        assert made["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == name
-        cluster = made["spec"]["rayClusterSpec"]
-        assert "enableInTreeAutoscaling" not in cluster
-        sizes = {group["groupName"]: group["replicas"] for group in cluster["workerGroupSpecs"]}
-        assert sizes == {"gpu-sit": 3, "cpu": 1}
-        assert all(one["minReplicas"] == one["maxReplicas"] == one["replicas"] for one in cluster["workerGroupSpecs"])
-
-
-def test_kueues_elastic_jobs_keep_the_autoscaler(tmp_path):
-    work = stage_work("train-sit", "quickstart", None, str(tmp_path))
-    made = rayjob.render(template("everything"), work, wish("train-sit"), 1)
-    assert made["metadata"]["annotations"]["kueue.x-k8s.io/elastic-job"] == "true"
-    assert made["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] is True
-
-
-def test_more_pods_than_the_group_may_have_are_refused(tmp_path):
-    work = stage_work("train-sit", "quickstart", None, str(tmp_path))
-    with pytest.raises(ConfigError, match="train-sit wants 9 pods of the group gpu-sit, which has at most 8"):
-        rayjob.render(template("gpu-production"), work, wish("train-sit", workers=9), 1)
-
-
-@pytest.mark.parametrize("value", ["$HOME", "a;b", "a|b", "a>b", "`id`", "a\\b", "*", "(a)", "x{a,b}", "~/x"])
-def test_what_a_shell_would_read_is_refused(tmp_path, value):
-    work = stage_work("train-sit", "quickstart", [f"tracking.experiment={value}"], str(tmp_path))
-    with pytest.raises(ConfigError, match="shells would read"):
-        rayjob.render(template(), work, wish("train-sit"), 1)
-
-
-@pytest.mark.parametrize("value", ["a b", "a=b", "a,b", "a:b/c", "ä", "a'b c"])
-def test_what_no_shell_would_read_goes_through(tmp_path, value):
-    work = stage_work("train-sit", "quickstart", [f"tracking.experiment={value}"], str(tmp_path))
-    rayjob.render(template(), work, wish("train-sit"), 1)
-
-
-# --- what becomes of it ---
 
 
 class Place:
@@ -454,90 +373,3 @@ def test_a_log_that_may_not_be_read_is_said_once(place, tmp_path):
     assert "pods/log" in line_with(process, "its log cannot be shown")
     place.tell(job, "Complete", "SUCCEEDED")
     assert ended(process)[0] == 0
-
-
-# --- who does not get that far ---
-
-
-def refused(kubeconfig: Path, *more: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "deploy", "rayjob", "stage", "prepare", "quickstart", "--root", "/r", *more]
-    done = subprocess.run(
-        command, cwd=PROJECT, env={**os.environ, "KUBECONFIG": str(kubeconfig)}, text=True, capture_output=True,
-        timeout=90,
-    )  # fmt: skip
-    assert done.stderr.count("\n") == 1, done.stderr
-    return done.returncode, done.stderr
-
-
-def altered(given: ApiServer, path: Path, **cluster: str) -> Path:
-    content = yaml.safe_load(given.kubeconfig().read_text())
-    content["clusters"][0]["cluster"].update(cluster)
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
-def chart_file(folder: Path) -> Path:
-    (folder / "template.yaml").write_text(yaml.safe_dump(named(chart(), "ConfigMap", "-rayjob")))
-    return folder / "template.yaml"
-
-
-def test_refusals_are_told_apart(api_server, tmp_path):
-    code, error = refused(tmp_path / "nowhere")
-    assert (code, "no Kubernetes is configured here" in error) == (2, True)
-    code, error = refused(api_server.kubeconfig(), "--context", "other")
-    assert (code, "other" in error) == (2, True)
-    code, error = refused(altered(api_server, tmp_path / "port", server="https://127.0.0.1:abc"))
-    assert (code, "is no server's address" in error) == (2, True), error
-    away = altered(api_server, tmp_path / "away", server="https://127.0.0.1:9")
-    code, error = refused(away)
-    assert (code, "no Kubernetes answers at https://127.0.0.1:9" in error) == (69, True)
-    for authority in (certificate(tmp_path).read_bytes(), b"no certificate"):
-        strange = {"certificate-authority-data": base64.b64encode(authority).decode()}
-        code, error = refused(altered(api_server, tmp_path / "strange", **strange))
-        assert (code, f"{api_server.url}: TLS failed (" in error) == (76, True), error
-    right = yaml.safe_load(api_server.kubeconfig().read_text())
-    token = right["users"][0]["user"]["token"]
-    for text, expected, said in (
-        (f"{token}\n", 2, "has no releases"),
-        (f"{token}\ngeheim", 77, "no request can carry"),
-    ):
-        right["users"][0]["user"]["token"] = text
-        (tmp_path / "line-end").write_text(yaml.safe_dump(right))
-        code, error = refused(tmp_path / "line-end", "--namespace", api_server.namespace())
-        assert (code, said in error) == (expected, True), error
-        assert "geheim" not in error
-        assert token not in error
-    wrong = yaml.safe_load(api_server.kubeconfig().read_text())
-    wrong["users"][0]["user"]["token"] = "0" * 32
-    (tmp_path / "wrong").write_text(yaml.safe_dump(wrong))
-    code, error = refused(tmp_path / "wrong")
-    assert (code, "does not know these credentials" in error) == (77, True)
-    wrong["users"][0]["user"] = {"exec": {
-        "apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "interactiveMode": "Never",
-        "args": ["-c", "echo token has expired >&2; echo see the manual >&2; exit 1"],
-    }}  # fmt: skip
-    (tmp_path / "plugin").write_text(yaml.safe_dump(wrong))
-    code, error = refused(tmp_path / "plugin")
-    assert (code, "login has failed (exec: process returned 1. token has expired" in error) == (77, True), error
-    code, error = refused(api_server.kubeconfig(), "--template", str(chart_file(tmp_path)), "--queue", "")
-    assert (code, "--queue: '' is no name" in error) == (2, True), error
-    code, error = refused(api_server.kubeconfig(), "--namespace", api_server.namespace())
-    assert (code, "has no releases of the chart" in error) == (2, True)
-    (tmp_path / "other.yaml").write_text("kind: Pod\n")
-    code, error = refused(api_server.kubeconfig(), "--template", str(tmp_path / "other.yaml"))
-    assert (code, "is not the chart's RayJob" in error) == (2, True)
-
-
-def test_no_kuberay(tmp_path):
-    programs = binaries()
-    if programs is None:
-        pytest.skip("no etcd and kube-apiserver: `.ci/kubernetes-binaries build/kubernetes` builds them (needs Go)")
-    server = ApiServer(programs, tmp_path)
-    server._start_etcd()
-    server.start()
-    try:
-        code, error = refused(server.kubeconfig(), "--template", str(chart_file(tmp_path)))
-        assert (code, "has no RayJobs. Install KubeRay 1.6" in error) == (76, True), error
-    finally:
-        for process in (server._server, server._etcd):
-            os.killpg(process.pid, signal.SIGKILL)  # type: ignore[union-attr]

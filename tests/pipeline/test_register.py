@@ -7,13 +7,10 @@ import hashlib
 import io
 import os
 import shutil
-import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import mlflow
@@ -21,9 +18,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from groups import free_port
 from mlflow import MlflowClient
+from mlflow_server import running_mlflow
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -31,13 +28,12 @@ from models.generator import ImageGenerator, LatentStatistics
 from models.sit import SiT
 from models.tokenizer import Tokenizer
 from pipeline.artifacts import ArtifactWriter, Lease, Manifest, commit
-from pipeline.config import Config, GateConfig
+from pipeline.config import Config
 from pipeline.context import StageContext
 from pipeline.errors import PipelineError
 from pipeline.loading import load_config
 from pipeline.registry import FINGERPRINT_TAG, champion, has_version
 from pipeline.stages import register
-from pipeline.stages.register import Champion, decide
 from pipeline.storage import LocalStorage, open_storage
 from pipeline.tracking import OUTBOX, Outbox, tracking_uri
 
@@ -403,84 +399,21 @@ def test_mlflow_away_is_one_line_and_the_events_stay(tmp_path, networks, monkeyp
     assert list(world.storage.list(OUTBOX))
 
 
-metric = st.floats(-1e6, 1e6)
-
-
-@given(metric, metric, st.floats(0, 10), st.sampled_from(["lower", "higher"]))
-def test_the_gate_never_promotes_what_is_worse(value, other, margin, direction):
-    gate = GateConfig(metric="samples/m", direction=direction, margin=margin)
-    promoted, reason = decide(gate, value, Champion("7", other))
-    better = value > other if direction == "higher" else value < other
-    assert not promoted or better
-    assert promoted or not better or "margin" in reason
-    assert decide(gate, value, None)[0]
-
-
-@given(metric, metric, st.sampled_from(["lower", "higher"]))
-def test_the_minimum_holds_for_every_champion(value, minimum, direction):
-    gate = GateConfig(metric="samples/m", direction=direction, minimum=minimum)
-    good = value >= minimum if direction == "higher" else value <= minimum
-    assert decide(gate, value, None)[0] == good
-    assert good or not decide(gate, value, Champion("7", value - 1 if direction == "higher" else value + 1))[0]
-
-
-def test_margins_of_decimal_fractions_are_met_exactly():
-    gate = GateConfig(metric="samples/m", direction="higher", margin=0.05)
-    assert decide(gate, 0.95, Champion("1", 0.90))[0]  # in binary the difference is a little less than 0.05
-
-
-def test_nothing_is_promoted_by_a_number_that_is_none_or_against_one_unknown():
-    gate = GateConfig(metric="samples/m", direction="higher")
-    assert not decide(gate, float("nan"), None)[0]
-    promoted, reason = decide(gate, 1.0, Champion("4", None))
-    assert not promoted
-    assert "champion version 4 has no record of samples/m" in reason
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 def server(tmp_path):
-    """A real `mlflow server` that serves the artifacts too; its processes end with the test."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}"]
-    command += ["--artifacts-destination", str(tmp_path / "server-artifacts")]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with open(tmp_path / "server.log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-    try:
-        uri, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
-        while not _healthy(uri):
-            assert process.poll() is None, (tmp_path / "server.log").read_text()[-2000:]
-            assert time.monotonic() < deadline, "the server did not come up"
-            time.sleep(0.5)
-        yield uri
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
-
-
-def _healthy(uri: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{uri}/health", timeout=2) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
+    """It serves the artifacts too."""
+    with running_mlflow(tmp_path) as server:
+        yield server
 
 
 @pytest.mark.slow
 def test_against_a_real_server(tmp_path, networks, server):
-    world = World(tmp_path, networks, uri=server)
+    world = World(tmp_path, networks, uri=server.uri)
     name, fingerprint = "denoising-vae", world.fingerprint(0.95)
-    assert not has_version(server, name, fingerprint)
+    assert not has_version(server.uri, name, fingerprint)
     assert world.register(0.95).details["promoted"]
-    assert has_version(server, name, fingerprint)
-    assert not has_version(server, "another", fingerprint)
+    assert has_version(server.uri, name, fingerprint)
+    assert not has_version(server.uri, "another", fingerprint)
     assert world.register(0.95).details["version"] == "1"
     assert world.register(0.97).details["promoted"]
     assert world.aliases() == {"candidate": "2", "champion": "2"}

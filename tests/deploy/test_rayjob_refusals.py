@@ -1,0 +1,101 @@
+"""`deploy rayjob` where nothing can be created: one line each, by its own exit code."""
+
+import base64
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from api_server import ApiServer, binaries
+from rayjobs import chart
+from rendering import named
+from tls import certificate
+
+PROJECT = Path(__file__).parents[2]
+
+
+def refused(kubeconfig: Path, *more: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "deploy", "rayjob", "stage", "prepare", "quickstart", "--root", "/r", *more]
+    done = subprocess.run(
+        command, cwd=PROJECT, env={**os.environ, "KUBECONFIG": str(kubeconfig)}, text=True, capture_output=True,
+        timeout=90,
+    )  # fmt: skip
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.returncode, done.stderr
+
+
+def altered(given: ApiServer, path: Path, **cluster: str) -> Path:
+    content = yaml.safe_load(given.kubeconfig().read_text())
+    content["clusters"][0]["cluster"].update(cluster)
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def chart_file(folder: Path) -> Path:
+    (folder / "template.yaml").write_text(yaml.safe_dump(named(chart(), "ConfigMap", "-rayjob")))
+    return folder / "template.yaml"
+
+
+def test_refusals_are_told_apart(api_server, tmp_path):
+    code, error = refused(tmp_path / "nowhere")
+    assert (code, "no Kubernetes is configured here" in error) == (2, True)
+    code, error = refused(api_server.kubeconfig(), "--context", "other")
+    assert (code, "other" in error) == (2, True)
+    code, error = refused(altered(api_server, tmp_path / "port", server="https://127.0.0.1:abc"))
+    assert (code, "is no server's address" in error) == (2, True), error
+    away = altered(api_server, tmp_path / "away", server="https://127.0.0.1:9")
+    code, error = refused(away)
+    assert (code, "no Kubernetes answers at https://127.0.0.1:9" in error) == (69, True)
+    for authority in (certificate(tmp_path).read_bytes(), b"no certificate"):
+        strange = {"certificate-authority-data": base64.b64encode(authority).decode()}
+        code, error = refused(altered(api_server, tmp_path / "strange", **strange))
+        assert (code, f"{api_server.url}: TLS failed (" in error) == (76, True), error
+    right = yaml.safe_load(api_server.kubeconfig().read_text())
+    token = right["users"][0]["user"]["token"]
+    for text, expected, said in (
+        (f"{token}\n", 2, "has no releases"),
+        (f"{token}\ngeheim", 77, "no request can carry"),
+    ):
+        right["users"][0]["user"]["token"] = text
+        (tmp_path / "line-end").write_text(yaml.safe_dump(right))
+        code, error = refused(tmp_path / "line-end", "--namespace", api_server.namespace())
+        assert (code, said in error) == (expected, True), error
+        assert "geheim" not in error
+        assert token not in error
+    wrong = yaml.safe_load(api_server.kubeconfig().read_text())
+    wrong["users"][0]["user"]["token"] = "0" * 32
+    (tmp_path / "wrong").write_text(yaml.safe_dump(wrong))
+    code, error = refused(tmp_path / "wrong")
+    assert (code, "does not know these credentials" in error) == (77, True)
+    wrong["users"][0]["user"] = {"exec": {
+        "apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "interactiveMode": "Never",
+        "args": ["-c", "echo token has expired >&2; echo see the manual >&2; exit 1"],
+    }}  # fmt: skip
+    (tmp_path / "plugin").write_text(yaml.safe_dump(wrong))
+    code, error = refused(tmp_path / "plugin")
+    assert (code, "login has failed (exec: process returned 1. token has expired" in error) == (77, True), error
+    code, error = refused(api_server.kubeconfig(), "--template", str(chart_file(tmp_path)), "--queue", "")
+    assert (code, "--queue: '' is no name" in error) == (2, True), error
+    code, error = refused(api_server.kubeconfig(), "--namespace", api_server.namespace())
+    assert (code, "has no releases of the chart" in error) == (2, True)
+    (tmp_path / "other.yaml").write_text("kind: Pod\n")
+    code, error = refused(api_server.kubeconfig(), "--template", str(tmp_path / "other.yaml"))
+    assert (code, "is not the chart's RayJob" in error) == (2, True)
+
+
+def test_no_kuberay(tmp_path):
+    programs = binaries()
+    if programs is None:
+        pytest.skip("no etcd and kube-apiserver: `.ci/kubernetes-binaries build/kubernetes` builds them (needs Go)")
+    server = ApiServer(programs, tmp_path)
+    server._start_etcd()
+    server.start()
+    try:
+        code, error = refused(server.kubeconfig(), "--template", str(chart_file(tmp_path)))
+        assert (code, "has no RayJobs. Install KubeRay 1.6" in error) == (76, True), error
+    finally:
+        for process in (server._server, server._etcd):
+            os.killpg(process.pid, signal.SIGKILL)  # type: ignore[union-attr]

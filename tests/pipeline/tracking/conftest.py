@@ -1,0 +1,48 @@
+"""Outboxes, and an MLflow that answers or does not."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from outboxes import World
+
+from pipeline import tracking
+from pipeline.tracking import Post
+
+
+@pytest.fixture(scope="package")
+def template(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A database that MLflow has set up, which takes it seconds."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path.read_bytes()
+
+
+@pytest.fixture
+def world(tmp_path: Path, template: bytes, monkeypatch: pytest.MonkeyPatch) -> World:
+    for name in ("MLFLOW_TRACKING_URI", "DVAE_SITE"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "mlflow.db").write_bytes(template)
+    world = World(tmp_path)
+    monkeypatch.setattr(tracking, "_milliseconds", world.tick)
+    return world
+
+
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """A context in which MLflow does not answer."""
+
+    def refuse(_: Post) -> Any:
+        raise ConnectionError("connection refused")
+
+    class Away:
+        def __enter__(self) -> None:
+            self.patch = pytest.MonkeyPatch()
+            self.patch.setattr(Post, "client", property(refuse))
+
+        def __exit__(self, *_: object) -> None:
+            self.patch.undo()
+
+    return Away
