@@ -4,7 +4,6 @@ Their objects are those of their own Go modules, with the image exchanged for th
 
 import functools
 import http.server
-import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from network import QUEUE, run
 from programs import HERE, source
 
 OPERATOR = "kuberay-operator"
+_KUBERAY = "github.com/ray-project/kuberay/ray-operator"
 Object = dict[str, Any]
 Kubectl = Callable[..., str]
 
@@ -38,7 +38,7 @@ def enforce_policies(kubectl: Kubectl) -> None:
             del pod["volumes"]  # for NRI, which this containerd does not have
             (container,) = pod["containers"]
             del container["volumeMounts"]
-            _take_over(container, ["/kube-network-policies"], arguments)
+            _run_built(container, ["/kube-network-policies"], arguments)
             container["securityContext"]["runAsUser"] = 0
             container["resources"] = {"requests": {"cpu": "10m", "memory": "50Mi"}}
     _apply(kubectl, objects)
@@ -58,7 +58,7 @@ def running_kueue(kubectl: Kubectl, is_own: bool) -> Iterator[None]:
         if made["kind"] == "Deployment":
             (container,) = made["spec"]["template"]["spec"]["containers"]
             if is_own:
-                _take_over(container, ["/kueue"], container["args"])
+                _run_built(container, ["/kueue"], container["args"])
             else:
                 container["image"] = f"registry.k8s.io/kueue/kueue:{module.name.rpartition('@')[2]}"
             container["resources"] = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
@@ -76,36 +76,41 @@ def running_kueue(kubectl: Kubectl, is_own: bool) -> Iterator[None]:
 
 @contextmanager
 def operator_repository(kubectl: Kubectl, helm: str, folder: Path) -> Iterator[str]:
-    """The address of a Helm repository with a chart of KubeRay's operator.
+    """The address of a Helm repository with charts of KubeRay's operator: of the version in use and the one before.
 
-    The project's own charts are on the web alone. This one has the CRDs, roles and the Deployment of its module, so
-    that the commands that install it can be run as they are written.
+    The project's own charts are on the web alone. These have the CRDs, roles and the Deployment of their modules, so
+    that the commands that install them can be run as they are written.
     """
-    chart = folder / OPERATOR
-    version = _write_operator_chart(kubectl, chart)
-    run(helm, "package", chart, "--destination", folder)
-    shutil.rmtree(chart)
+    for program, module in ((OPERATOR, "kuberay"), (f"{OPERATOR}-former", "kuberay-former")):
+        _write_operator_chart(kubectl, folder / OPERATOR, source(module, _KUBERAY), program)
+        run(helm, "package", folder / OPERATOR, "--destination", folder)
+        shutil.rmtree(folder / OPERATOR)
     run(helm, "repo", "index", folder)
     handler = functools.partial(_Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        assert (folder / f"{OPERATOR}-{version}.tgz").exists()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 
 def old_crds() -> list[Path]:
-    """The CRDs of the newest KubeRay that is too old for us: without `authOptions.secretName`."""
-    module = "github.com/ray-project/kuberay/ray-operator@v1.5.0"
-    told = json.loads(run("go", "mod", "download", "-json", module))
-    return sorted((Path(told["Dir"]) / "config" / "crd" / "bases").glob("*.yaml"))
+    """The CRDs of the newest KubeRay that is too old for us: its `authOptions` have no `secretName`."""
+    return sorted((source("kuberay-too-old", _KUBERAY) / "config" / "crd" / "bases").glob("*.yaml"))
 
 
-def _write_operator_chart(kubectl: Kubectl, chart: Path) -> str:
-    module = source("kuberay", "github.com/ray-project/kuberay/ray-operator")
-    version = module.name.rpartition("@v")[2]
+def former_version() -> str:
+    """Of the KubeRay that came before the one in use."""
+    return _version(source("kuberay-former", _KUBERAY))
+
+
+def _version(module: Path) -> str:
+    return module.name.rpartition("@v")[2]
+
+
+def _write_operator_chart(kubectl: Kubectl, chart: Path, module: Path, program: str) -> None:
     (chart / "templates").mkdir(parents=True)
-    (chart / "Chart.yaml").write_text(yaml.safe_dump({"apiVersion": "v2", "name": OPERATOR, "version": version}))
+    about = {"apiVersion": "v2", "name": OPERATOR, "version": _version(module)}
+    (chart / "Chart.yaml").write_text(yaml.safe_dump(about))
     shutil.copytree(module / "config" / "crd" / "bases", chart / "crds")
     objects = [made for made in yaml.safe_load_all(kubectl("kustomize", str(module / "config" / "default"))) if made]
     for i, made in enumerate(one for one in objects if one["kind"] not in ("CustomResourceDefinition", "Namespace")):
@@ -114,13 +119,13 @@ def _write_operator_chart(kubectl: Kubectl, chart: Path) -> str:
                 place["namespace"] = "{{ .Release.Namespace }}"
         if made["kind"] == "Deployment":
             (container,) = made["spec"]["template"]["spec"]["containers"]
-            _take_over(container, ["/kuberay-operator"], container["args"])
+            _run_built(container, [f"/{program}"], container["args"])
             container["readinessProbe"]["initialDelaySeconds"] = 1
         (chart / "templates" / f"{i}.yaml").write_text(yaml.safe_dump(made))
-    return version
 
 
-def _take_over(container: Object, command: list[str], arguments: list[str]) -> None:
+def _run_built(container: Object, command: list[str], arguments: list[str]) -> None:
+    """Have it run one of the programs that were built here."""
     container.update(image=PROGRAMS, imagePullPolicy="Never", command=command, args=arguments)
 
 

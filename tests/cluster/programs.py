@@ -12,7 +12,7 @@ PROJECT = HERE.parents[1]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "denoising-vae-cluster"
 TOOLS = ("helm", "kubectl")  # what a platform engineer has
 NODE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
-IN_PODS = ("coredns", "kuberay-operator", "kueue", "kube-network-policies")
+IN_PODS = ("coredns", "kuberay-operator", "kuberay-operator-former", "kueue", "kube-network-policies")
 _FROM_DEBIAN = {
     "containerd": "containerd", "ctr": "containerd", "runc": "runc", "iptables": "iptables", "ip": "iproute2",
     "conntrack": "conntrack", "podman": "podman", "catatonit": "catatonit", "debootstrap": "debootstrap",

@@ -3,9 +3,11 @@
 The last file by its name: what it leaves installed is no longer what the others expect."""
 
 import base64
+import re
 
 import pytest
 import requests
+from addons import former_version
 from installation import DASHBOARD, HEAD, RELEASE, ROOT, Installation
 from work import disturbed, objects
 
@@ -45,13 +47,10 @@ def test_back_while_something_trains(place: Installation, undisturbed: dict[str,
 def test_what_stays_when_it_is_uninstalled(place: Installation, quickstart: dict[str, str]):
     place.wait_until_reached()
     uri = place.environment["MLFLOW_TRACKING_URI"]
-    before, version = objects(place, "trial/"), champion(uri, "denoising-vae")
+    before, version = objects("trial/"), champion(uri, "denoising-vae")
     assert version is not None
     place.bash(place.document("Uninstall"))
-    ours = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component in (ray, mlflow)"
-    # Until the last one has ended: KubeRay would take a head on its way out for that of a cluster of the same name.
-    place.wait(lambda: not place.kubectl("get", "pods", "--selector", ours, "--output=name"), "pods stay")
-    assert before <= objects(place, "trial/")
+    assert before <= objects("trial/")
     secrets = place.kubectl("get", "secrets", "--output=name").split()
     assert {f"secret/{name}" for name in ("mlflow-database", "mlflow-users", "ray-token", "s3-keys")} <= set(secrets)
     place.bash(place.document("4. Chart"))
@@ -63,10 +62,25 @@ def test_what_stays_when_it_is_uninstalled(place: Installation, quickstart: dict
 
 
 def test_kuberay_itself_is_upgraded(place: Installation):
-    (before,) = place.pods(HEAD)
-    place.bash(place.document("Upgrade", "helm repo update kuberay"))
-    (after,) = place.pods(HEAD)
-    assert after["metadata"]["uid"] == before["metadata"]["uid"], "no pod is restarted by it"
+    """From the version before: the new operator takes over what it finds, and restarts no pod."""
+    upgrade = place.document("Upgrade", "helm repo update kuberay")
+    (version,) = set(re.findall(r"--version (\S+)", upgrade))
+    place.bash(upgrade.replace(version, former_version()))
+    before = head_taken_over(place, former_version())
+    place.bash(upgrade)
+    assert head_taken_over(place, version) == before
+
+
+def head_taken_over(place: Installation, version: str) -> str:
+    """The uid of the head, once KubeRay of that version has looked at it: it notes itself on the pod."""
+
+    def is_noted() -> bool:
+        heads = place.pods(HEAD)
+        return bool(heads) and heads[0]["metadata"]["annotations"].get("ray.io/kuberay-version") == f"v{version}"
+
+    place.wait(is_noted, f"KubeRay {version} has not looked at the head")
+    (head,) = place.pods(HEAD)
+    return str(head["metadata"]["uid"])
 
 
 def test_a_token_is_rotated(place: Installation):
