@@ -121,10 +121,19 @@ class Installation:
         """Until dashboard and MLflow answer at this side's ends of the forwards."""
         self.wait(_all_answer, "dashboard and MLflow are not reached", seconds)
 
+    def apply(self) -> None:
+        """Have the release be as the values are written now, and wait for nothing."""
+        self.bash(f"helm upgrade {RELEASE} helm/denoising-vae -n {NAMESPACE} --values {self.values} --force-conflicts")
+
     def upgrade(self) -> None:
         """By the document's commands to the values as they are written now, which recreate the cluster."""
         self.bash(self.document("Upgrade", "helm upgrade denoising-vae"))
         self.wait_until_reached()
+
+    def doctor(self) -> "subprocess.CompletedProcess[str]":
+        """What the document's command says."""
+        (command,) = [line for line in self.document("5. Doctor").splitlines() if "deploy doctor" in line]
+        return self.run(command)
 
     def state(self) -> str:
         """What there is, for whoever has to find out why something failed."""
@@ -156,7 +165,7 @@ class Installation:
                         "max": 2,
                         "resources": {"cpu": "300m", "memory": "4Gi"},
                         "shm": "1Gi",
-                        "terminationGracePeriodSeconds": 40,  # less than the tests' trainings have left when it counts
+                        "terminationGracePeriodSeconds": 30,  # far less than the tests' trainings have left then
                     }
                 },
                 "mlflow": {
@@ -231,13 +240,10 @@ def forwarded(place: Installation) -> Iterator[dict[str, str]]:
                 group = Group(["bash", "-c", code], log, place.environment)
                 stack.callback(group.end)
         place.wait_until_reached(60)
-        secrets = [line for line in place.document("5. Doctor").splitlines() if line.startswith("export RAY_AUTH")]
-        token = place.bash(f'{secrets[0]}\necho "$RAY_AUTH_TOKEN"').strip()
-        yield {
-            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "MLFLOW_TRACKING_URI": MLFLOW,
-            "MLFLOW_TRACKING_USERNAME": _secret(place, "mlflow-users", "username"),
-            "MLFLOW_TRACKING_PASSWORD": _secret(place, "mlflow-users", "password"),
-        }  # fmt: skip
+        exports = [line for line in place.document("5. Doctor").splitlines() if line.startswith("export ")]
+        names = re.findall(r"\b([A-Z_]+)=", "\n".join(exports))
+        told = place.bash("\n".join([*exports, *(f'echo "${name}"' for name in names)])).splitlines()
+        yield dict(zip(names, told, strict=True))
 
 
 def _all_answer() -> bool:
@@ -246,10 +252,6 @@ def _all_answer() -> bool:
     except requests.RequestException:
         return False
     return all(answer.status_code < 500 for answer in answers)
-
-
-def _secret(place: Installation, name: str, key: str) -> str:
-    return place.bash(f"kubectl -n {NAMESPACE} get secret {name} -o jsonpath='{{.data.{key}}}' | base64 -d")
 
 
 def _name_database(place: Installation) -> None:

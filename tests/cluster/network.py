@@ -13,6 +13,7 @@ METADATA = "169.254.169.254"  # where clouds keep a node's credentials; here who
 PODS, SERVICES, DNS = "10.244.0.0/24", "10.96.0.0/16", "10.96.0.10"
 QUEUE = 98  # where kube-network-policies takes packets from
 _DEVICE = "node0"
+_NAMESPACES = Path("/var/run/netns")
 _CHAIN = "DVAE-POLICIES"
 
 
@@ -23,8 +24,8 @@ def run(*command: object, given: str | None = None) -> str:
     return done.stdout
 
 
-def raise_node() -> None:
-    """The node's address; a bridge without ports, since not every kernel has `dummy` devices."""
+def add_address() -> None:
+    """The node's, and a metadata service's; on a bridge without ports, since not every kernel has `dummy` devices."""
     run("ip", "link", "add", _DEVICE, "type", "bridge")
     run("ip", "address", "add", f"{ADDRESS}/32", "dev", _DEVICE)
     run("ip", "address", "add", f"{METADATA}/32", "dev", _DEVICE)
@@ -71,15 +72,21 @@ def write_plugins(folder: Path, leases: Path) -> None:
     (folder / "10-pods.conflist").write_text(json.dumps(content))
 
 
-def clear() -> None:
-    """Take away what this node, or a former one that was killed, has left: devices, rules, network namespaces."""
+def namespaces() -> set[str]:
+    """Names of all network namespaces that CNI's users, whoever they are, have made."""
+    return {path.name for path in _NAMESPACES.glob("cni-*")}
+
+
+def clear(others: set[str]) -> None:
+    """Take away what this node, or a former one that was killed, has left: devices, rules, all network namespaces but
+    those of others."""
     for table in ("mangle", "nat", "filter"):
         saved = run("iptables-save", "-t", table)
-        kept = [line for line in saved.splitlines() if not re.search(r"\bKUBE-|\bCNI-|\b" + _CHAIN, line)]
+        kept = [line for line in saved.splitlines() if not re.search(r"\bKUBE-|\b" + _CHAIN, line)]
         if len(kept) < len(saved.splitlines()):
             run("iptables-restore", "-T", table, given="\n".join(kept) + "\n")
-    for space in Path("/var/run/netns").glob("cni-*"):
-        subprocess.run(["umount", "--lazy", space], capture_output=True, check=False)
-        space.unlink(missing_ok=True)
+    for name in namespaces() - others:
+        subprocess.run(["umount", "--lazy", _NAMESPACES / name], capture_output=True, check=False)
+        (_NAMESPACES / name).unlink(missing_ok=True)
     if subprocess.run(["ip", "link", "show", _DEVICE], capture_output=True, check=False).returncode == 0:
         run("ip", "link", "delete", _DEVICE)

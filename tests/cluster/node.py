@@ -26,6 +26,7 @@ NAME = "node"
 _STORE = CACHE / "containerd"  # images stay from one time to the next
 _MARK = CACHE / "node"  # locked while one is up; names the folder of one that was killed
 _OTHERS = ("kubelet", "kube-proxy", "k3s", "k3s-server", "rke2")
+_OTHERS_NAMESPACES = "namespaces-of-others"  # a file in `folder`: the network namespaces that were there before
 _UP_SECONDS = 120.0
 
 
@@ -53,7 +54,7 @@ class Node:
 
     def start(self) -> None:
         """Everything but what takes pods."""
-        network.raise_node()
+        network.add_address()
         self._identities.write()
         self._start_control_plane()
         self._start_containerd()
@@ -73,7 +74,7 @@ class Node:
         for name in ("containerd", "etcd"):
             self.stop_program(name)
         _unmount(self.folder)
-        network.clear()
+        network.clear(_others_namespaces(self.folder))
         self._mark.truncate(0)
         self._mark.close()
 
@@ -106,9 +107,10 @@ class Node:
         if former:
             _kill_shims(Path(former))
             _unmount(Path(former))
-            network.clear()
+            network.clear(_others_namespaces(Path(former)))
         found = [one.info["name"] for one in psutil.process_iter(["name"]) if one.info["name"] in _OTHERS]
         assert not found, f"another Kubernetes runs on this machine ({', '.join(found)}): it would be damaged"
+        (self.folder / _OTHERS_NAMESPACES).write_text("\n".join(network.namespaces()))
         self._mark.truncate(0)
         self._mark.write(str(self.folder))
         self._mark.flush()
@@ -268,6 +270,12 @@ def _kill_shims(folder: Path) -> None:
             for process in [*shim.children(recursive=True), shim]:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
+
+
+def _others_namespaces(folder: Path) -> set[str]:
+    """Those that a node with its files there must leave alone: all, where its files have gone."""
+    file = folder / _OTHERS_NAMESPACES
+    return set(file.read_text().split()) if file.exists() else network.namespaces()
 
 
 def _unmount(folder: Path) -> None:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from installation import HEAD, NAMESPACE, RELEASE, ROOT, WORKERS, Installation
+from installation import HEAD, RELEASE, ROOT, WORKERS, Installation
 from work import disturbed, kill
 
 pytestmark = pytest.mark.slow
@@ -14,6 +14,7 @@ pytestmark = pytest.mark.slow
 def durable(place: Installation) -> Iterator[Installation]:
     """A release with fault tolerance of the GCS."""
     redis = place.beside.redis
+    before = redis.keys()
     address = f"redis://{redis.host}:{redis.port}"
     place.write_values(
         head={"gcsFaultTolerance": {"enabled": True, "redisAddress": address, "existingSecret": "redis"}}
@@ -24,11 +25,12 @@ def durable(place: Installation) -> Iterator[Installation]:
     finally:
         # In this order: KubeRay would leave its finalizer on a cluster that no longer has Redis.
         place.kubectl("delete", "raycluster", RELEASE, "--timeout=180s")
+        left = redis.keys()
         place.write_values()
-        upgrade = f"helm upgrade {RELEASE} helm/denoising-vae --namespace {NAMESPACE} --values {place.values}"
-        place.bash(f"{upgrade} --force-conflicts")
+        place.apply()
         place.wait(lambda: bool(place.pods(HEAD)), "there is no new head")
         place.wait_until_reached()
+        assert left == before, "KubeRay has not emptied Redis"
 
 
 def test_the_workers_outlive_the_head(durable: Installation, undisturbed: dict[str, str]):

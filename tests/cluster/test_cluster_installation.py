@@ -10,13 +10,15 @@ def test_helms_own_test(place: Installation):
 
 
 def test_it_is_ready_in_the_stated_time(place: Installation):
-    """With the image on the node. The document says 30 to 40 s, of a machine that does nothing else."""
+    """With the image on the node. The document says 30 to 40 s, of a machine that does nothing else: on one that is
+    busy it may be three times as much."""
     print(f"ready in {place.seconds:.0f} s")
-    assert place.seconds < 180
+    assert place.seconds < 120
 
 
 def test_doctor_finds_nothing_wrong(place: Installation):
-    (command,) = [line for line in place.document("5. Doctor").splitlines() if "deploy doctor" in line]
-    lines = place.bash(command).splitlines()
+    told = place.doctor()
+    assert told.returncode == 0, told.stdout + told.stderr
+    lines = told.stdout.splitlines()
     assert len(lines) > 8
     assert not [line for line in lines if not line.startswith(("ok ", "-  "))], lines

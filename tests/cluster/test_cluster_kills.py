@@ -5,7 +5,7 @@ import time
 
 import pytest
 from installation import HEAD, RELEASE, ROOT, WORKERS, Installation
-from work import TRAINING, disturbed, encoded_shards, ended, kill, latents, start, submission
+from work import TRAINING, disturbed, encoded_shards, ended, keys, kill, start, submission
 
 pytestmark = pytest.mark.slow
 
@@ -51,6 +51,6 @@ def test_a_worker_is_killed_while_it_encodes(place: Installation, undisturbed: d
     before = encoded_shards(root)
     code, out, error = ended(encoding)
     assert code == 0, f"{out}\n{error}\n{place.state()}"
-    keys = latents(root)
-    assert len(keys) == len(set(keys)) > 1000
+    assert len(set(keys(root, "encode"))) > 1000
+    assert sorted(keys(root, "encode")) == sorted(keys(root, "prepare", "shards/train-*.parquet"))
     assert 10 <= before < len(keys) // 4, "it was in the middle when its workers died"

@@ -98,24 +98,19 @@ class Listener:
         return next(line for line in self.said if words in line)
 
 
-def test_doctor_knows_the_queue(kueue: Installation):
-    """The standing cluster has none; a queue's name that is wrong is another test's, without pods."""
-    told = kueue.bash("python -m deploy doctor --namespace dvae --root $ROOT --address http://localhost:8265")
-    assert "Kueue is not used" in told
-
-
 def test_admitted_when_quota_is_free_and_waiting_when_not(kueue: Installation):
     first, second = start(kueue, queued(0.2)), None
     try:
         kueue.wait(lambda: "Admitted" in conditions(kueue), "the first is not admitted", 60)
         second = start(kueue, queued(0.3))
-        line = Listener(second).line(f"queue {QUEUE}: waits")
-        assert "insufficient unused quota for cpu" in line
+        waiting = Listener(second)
+        assert "insufficient unused quota for cpu" in waiting.line(f"queue {QUEUE}: waits")
         for process in (first, second):
             assert process.stdout
             out = process.stdout.read()
             assert process.wait(600) == 0, out + kueue.state()
             assert "✓ prepare" in out
+        assert waiting.line(f"queue {QUEUE}: admitted")
     finally:
         for process in (first, second):
             if process:
@@ -137,3 +132,17 @@ def test_more_than_there_ever_is(kueue: Installation):
         finally:
             job.kill()
             kueue.kubectl("delete", "rayjobs", "--all")
+
+
+def test_the_standing_cluster_is_admitted_too(kueue: Installation):
+    kueue.write_values(kueue={"enabled": True, "queueName": QUEUE})
+    try:
+        kueue.upgrade()
+        told = kueue.doctor()
+        assert told.returncode == 0, told.stdout + told.stderr
+        (line,) = [line for line in told.stdout.splitlines() if line[4:].startswith("queue")]
+        assert f"LocalQueue {QUEUE}" in line
+        assert "Admitted" in conditions(kueue)
+    finally:
+        kueue.write_values()
+        kueue.upgrade()

@@ -5,7 +5,7 @@ import http.server
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from urllib.parse import urlsplit
 
 import pytest
@@ -15,45 +15,61 @@ from installation import DASHBOARD, HEAD, RELEASE, Installation
 from network import METADATA
 
 _CONNECT = """
-import socket, sys
-for name in sys.argv[1:]:
+import concurrent.futures, socket, sys
+
+def connect(name):
     host, port = name.rsplit(":", 1)
     try:
         socket.create_connection((host, int(port)), 4).close()
-        print(name, "reached")
+        return "reached"
     except OSError:
-        print(name, "not reached")
+        return "not reached"
+
+with concurrent.futures.ThreadPoolExecutor() as pool:
+    for name, told in zip(sys.argv[1:], pool.map(connect, sys.argv[1:])):
+        print(name, told)
 """
+METADATA_SERVICE = {"metadata", "metadata by TLS"}
+REACHED = {  # by whom, what
+    "head": {"dashboard", "gcs", "mlflow", "s3"},
+    "worker": {"dashboard", "gcs", "mlflow", "s3"},
+    "mlflow": {"s3", "postgres"},
+    "retrain": {"dashboard", "mlflow", "s3"},
+    "submitter": {"dashboard"},
+    "test": {"dashboard", "mlflow"},
+}
 
 
 @pytest.fixture(scope="module")
-def targets(place: Installation) -> dict[str, str]:
-    """What there is to reach, by addresses that need no DNS."""
+def targets(place: Installation) -> Iterator[dict[str, str]]:
+    """What there is to reach, by addresses that need no DNS; in a cluster of our own a metadata service as well."""
     (head,) = place.pods(HEAD)
     (mlflow,) = place.pods("app.kubernetes.io/component=mlflow")
-    s3 = urlsplit(place.beside.keys["AWS_ENDPOINT_URL"])
-    return {
+    s3, database = urlsplit(place.beside.keys["AWS_ENDPOINT_URL"]), urlsplit(place.beside.database)
+    there = {
         "dashboard": f"{head['status']['podIP']}:8265",
         "gcs": f"{head['status']['podIP']}:6379",
         "mlflow": f"{mlflow['status']['podIP']}:5000",
         "s3": f"{s3.hostname}:{s3.port}",
-        "metadata": f"{METADATA}:80",
-        "metadata by TLS": f"{METADATA}:443",  # at which heads reach the API server, whatever its address
+        "postgres": f"{database.hostname}:{database.port}",
     }
-
-
-@pytest.fixture(scope="module")
-def metadata_service(place: Installation) -> Iterator[None]:
-    """Somebody who listens where clouds hand out a node's credentials."""
-    if place.cluster.node is None:
-        pytest.skip("the cluster's node is not ours: nobody can listen at that address")
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory="/var/empty")
     with ExitStack() as stack:
-        for port in (80, 443):
-            server = stack.enter_context(http.server.ThreadingHTTPServer((METADATA, port), handler))
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            stack.callback(server.shutdown)
+        if place.cluster.node is not None:  # on another's node nobody can listen at that address
+            for port in (80, 443):
+                stack.enter_context(metadata_service(port))
+            # At 443 heads reach the API server, whatever its address.
+            there |= {"metadata": f"{METADATA}:80", "metadata by TLS": f"{METADATA}:443"}
+        yield there
+
+
+@contextmanager
+def metadata_service(port: int) -> Iterator[None]:
+    """Somebody who listens where clouds hand out a node's credentials."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory="/var/empty")
+    with http.server.ThreadingHTTPServer((METADATA, port), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         yield
+        server.shutdown()
 
 
 def reached_from(place: Installation, targets: dict[str, str], namespace: str, labels: dict[str, str]) -> set[str]:
@@ -81,22 +97,30 @@ def reached_from(place: Installation, targets: dict[str, str], namespace: str, l
     return {name for name, address in targets.items() if told[address] == "reached"}
 
 
-def test_a_stranger_in_the_namespace_reaches_nothing(place: Installation, targets, metadata_service):
+def labels_of(place: Installation, kind: str) -> dict[str, str]:
+    """By which the chart's policies know such a pod."""
+    if kind not in ("head", "worker"):
+        names = {"name": "denoising-vae", "instance": RELEASE, "component": kind}
+        return {f"app.kubernetes.io/{key}": value for key, value in names.items()}
+    spec = json.loads(place.kubectl("get", "raycluster", RELEASE, "--output=json"))["spec"]
+    group = spec["headGroupSpec"] if kind == "head" else spec["workerGroupSpecs"][0]
+    labels: dict[str, str] = group["template"]["metadata"]["labels"]
+    return labels
+
+
+def test_a_stranger_in_the_namespace_reaches_nothing(place: Installation, targets: dict[str, str]):
     assert reached_from(place, targets, "dvae", {}) == set()
 
 
-def test_a_stranger_elsewhere_reaches_nothing_of_ours(place: Installation, targets, metadata_service):
-    """S3 and the metadata address are not ours to keep from another namespace."""
-    assert reached_from(place, targets, "default", {}) == {"s3", "metadata", "metadata by TLS"}
+def test_a_stranger_elsewhere_reaches_nothing_of_ours(place: Installation, targets: dict[str, str]):
+    """What lies beside the cluster and the metadata address are not ours to keep from another namespace."""
+    expected = {"s3", "postgres", *METADATA_SERVICE} & targets.keys()
+    assert reached_from(place, targets, "default", {}) == expected
 
 
-@pytest.mark.parametrize("kind", ["head", "worker"])
-def test_our_own_labels_reach_what_they_need_and_no_metadata(place: Installation, targets, metadata_service, kind: str):
-    spec = json.loads(place.kubectl("get", "raycluster", RELEASE, "--output=json"))["spec"]
-    group = spec["headGroupSpec"] if kind == "head" else spec["workerGroupSpecs"][0]
-    labels = {**group["template"]["metadata"]["labels"], "ray.io/cluster": RELEASE, "ray.io/node-type": kind}
-    reached = reached_from(place, targets, "dvae", labels)
-    assert reached == {"dashboard", "gcs", "mlflow", "s3"}
+@pytest.mark.parametrize("kind", REACHED)
+def test_our_own_labels_reach_what_they_need_and_no_metadata(place: Installation, targets: dict[str, str], kind: str):
+    assert reached_from(place, targets, "dvae", labels_of(place, kind)) == REACHED[kind]
 
 
 def test_no_pod_runs_as_root(place: Installation):

@@ -20,18 +20,13 @@ def config(steps: int) -> dict[str, object]:
 
 def change(place: Installation, **retrain: object) -> None:
     place.write_values(retrain=retrain)
-    place.bash(
-        f"helm upgrade denoising-vae helm/denoising-vae --namespace dvae --values {place.values} --force-conflicts"
-    )
+    place.apply()
 
 
 def by_hand(place: Installation) -> str:
-    """The document's two commands; what the job says."""
-    try:
-        told = place.bash(place.document("Retraining", "kubectl -n dvae create job retrain-now"))
-        place.kubectl("wait", "job/retrain-now", "--for=condition=Complete", "--timeout=60s")
-    finally:
-        place.kubectl("delete", "job", "retrain-now", "--ignore-not-found")
+    """By the document's commands; what the job says."""
+    told = place.bash(place.document("Retraining", "kubectl -n dvae create job retrain-now"))
+    place.kubectl("wait", "job/retrain-now", "--for=condition=Complete", "--timeout=60s")
     return told
 
 

@@ -23,10 +23,10 @@ def test_from_none_to_two_and_back(place: Installation):
 
 def test_a_pool_may_grow_without_a_restart(place: Installation):
     (before,) = place.pods(HEAD)
-    code = place.document("Grow and shrink pools", "helm upgrade denoising-vae")
-    assert "groups.gpu-sit.max=16" in code
+    grow = place.document("Grow and shrink pools", "helm upgrade denoising-vae")
+    assert "groups.gpu-sit.max=16" in grow
     try:
-        place.bash(code.replace("groups.gpu-sit.max=16", "groups.cpu.max=3"))
+        place.bash(grow.replace("groups.gpu-sit.max=16", "groups.cpu.max=3"))
         group = "jsonpath={.spec.workerGroupSpecs[?(@.groupName=='cpu')].maxReplicas}"
         assert place.kubectl("get", "raycluster", RELEASE, f"--output={group}") == "3"
         root = f"{ROOT}-scaling"

@@ -6,11 +6,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import boto3
 import pyarrow.parquet as pq
-from installation import DASHBOARD, NAMESPACE, ROOT, Installation
+from installation import BUCKET, DASHBOARD, NAMESPACE, Installation
 from programs import PROJECT
 from trained import steps, wait_for_steps, weights
 
@@ -70,16 +71,15 @@ def disturbed(
     made: list[int] = []
     try:
         wait_for_steps(root, _DISTURBED_AT, 300)
-        disturb()
         watch = threading.Thread(target=_watch, args=(root, training, made), daemon=True)
         watch.start()
+        disturb()
         code, out, error = ended(training)
         watch.join()
     finally:
         training.kill()
     assert code == 0, f"{out}\n{error}\n{place.state()}"
     assert "✓ train-tokenizer" in out
-    assert made, "it was at its end before it was disturbed"
     assert min(made) >= _DISTURBED_AT // 2, f"it began anew: {made}"
     return weights(root)
 
@@ -96,12 +96,12 @@ def rayjob(root: str, *words: str, sets: tuple[str, ...] = (), more: tuple[str, 
     return command("rayjob", *words, "--namespace", NAMESPACE, "--root", root, *more, sets=sets)
 
 
-def latents(root: str) -> list[str]:
-    """The key of every latent, shard by shard."""
+def keys(root: str, stage: str, files: str = "*.parquet") -> list[str]:
+    """Of every row of such files of the stage's one artifact, shard by shard."""
     storage = open_storage(root)
-    (name,) = storage.folders("encode")
-    shards = sorted(entry.path for entry in storage.list(f"encode/{name}") if entry.path.endswith(".parquet"))
-    tables = [pq.read_table(io.BytesIO(storage.read(path)), columns=["key"]) for path in shards]
+    (name,) = storage.folders(stage)
+    paths = sorted(entry.path for entry in storage.list(f"{stage}/{name}") if Path(entry.path).match(files))
+    tables = [pq.read_table(io.BytesIO(storage.read(path)), columns=["key"]) for path in paths]
     return [key for table in tables for key in table.column("key").to_pylist()]
 
 
@@ -111,9 +111,8 @@ def encoded_shards(root: str) -> int:
     return sum(len(list(storage.list(f".work/encode/{name}/shards"))) for name in storage.folders(".work/encode"))
 
 
-def objects(place: Installation, prefix: str) -> set[str]:
+def objects(prefix: str) -> set[str]:
     """Names in the bucket."""
     client: Any = boto3.client("s3")
-    bucket = ROOT.removeprefix("s3://").partition("/")[0]
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
     return {entry["Key"] for page in pages for entry in page.get("Contents", [])}

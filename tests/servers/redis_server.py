@@ -1,7 +1,9 @@
 """A Redis for tests that keeps what it is told on disk, can be killed, and comes back. From Debian's `redis-server`."""
 
+import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ class Redis:
     """At `host`:`port`, for those who have the password."""
 
     def __init__(self, folder: Path, host: str, password: str) -> None:
-        self.host, self.port = host, free_port()
+        self.host, self.port, self._password = host, free_port(), password
         self._log = folder / "redis.log"
         self._command = [
             "redis-server", "--bind", host, "--port", str(self.port), "--requirepass", password,
@@ -25,6 +27,13 @@ class Redis:
     def start(self) -> None:
         self._group = Group(self._command, self._log)
         self._group.wait_until(lambda: listens(self.port, self.host))
+
+    def keys(self) -> int:
+        """How many it holds."""
+        words = ["redis-cli", "-h", self.host, "-p", str(self.port), "DBSIZE"]
+        environment = {**os.environ, "REDISCLI_AUTH": self._password}
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+        return int(done.stdout)
 
     def kill(self) -> None:
         """As a lost node would: no good-bye."""
