@@ -17,7 +17,9 @@ def durable(place: Installation) -> Iterator[Installation]:
     before = redis.keys()
     address = f"redis://{redis.host}:{redis.port}"
     place.write_values(
-        head={"gcsFaultTolerance": {"enabled": True, "redisAddress": address, "existingSecret": "redis"}}
+        head={"gcsFaultTolerance": {"enabled": True, "redisAddress": address, "existingSecret": "redis"}},
+        # The next driver may wait for the dead one's lease, 60 s, which no worker shall take for idleness.
+        autoscaler={"idleTimeoutSeconds": 300},
     )
     try:
         place.upgrade()
