@@ -51,6 +51,6 @@ def test_a_worker_is_killed_while_it_encodes(place: Installation, undisturbed: d
     before = encoded_shards(root)
     code, out, error = ended(encoding)
     assert code == 0, f"{out}\n{error}\n{place.state()}"
-    assert len(set(keys(root, "encode"))) > 1000
-    assert sorted(keys(root, "encode")) == sorted(keys(root, "prepare", "shards/train-*.parquet"))
-    assert 10 <= before < len(keys) // 4, "it was in the middle when its workers died"
+    encoded = keys(root, "encode")
+    assert sorted(encoded) == sorted(keys(root, "prepare", "shards/train-*.parquet"))
+    assert 10 <= before < len(encoded) // 4, "it was in the middle when its workers died; four rows make a shard"

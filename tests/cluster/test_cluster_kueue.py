@@ -135,9 +135,10 @@ def test_more_than_there_ever_is(kueue: Installation):
 
 
 def test_the_standing_cluster_is_admitted_too(kueue: Installation):
-    kueue.write_values(kueue={"enabled": True, "queueName": QUEUE})
+    """With its workers from the beginning: nothing scales it."""
+    kueue.write_values(kueue={"enabled": True, "queueName": QUEUE}, groups={"cpu": {"min": 1}})
+    kueue.upgrade()
     try:
-        kueue.upgrade()
         told = kueue.doctor()
         assert told.returncode == 0, told.stdout + told.stderr
         (line,) = [line for line in told.stdout.splitlines() if line[4:].startswith("queue")]

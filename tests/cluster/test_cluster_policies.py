@@ -15,7 +15,7 @@ from installation import DASHBOARD, HEAD, RELEASE, Installation
 from network import METADATA
 
 _CONNECT = """
-import concurrent.futures, socket, sys
+import concurrent.futures, socket, sys, time
 
 def connect(name):
     host, port = name.rsplit(":", 1)
@@ -25,6 +25,7 @@ def connect(name):
     except OSError:
         return "not reached"
 
+time.sleep(5)  # until the pod's address is known to those who judge its packets: before, it may go anywhere
 with concurrent.futures.ThreadPoolExecutor() as pool:
     for name, told in zip(sys.argv[1:], pool.map(connect, sys.argv[1:])):
         print(name, told)
