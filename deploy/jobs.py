@@ -233,8 +233,9 @@ class Dashboard:
             )
         if status in (429, 502, 503, 504) or (status == 500 and method == "GET"):
             raise ConnectError(f"{self.address} answers {status}: the head is not there", "Wait, or look at its pod.")
-        if status == 500 and "No available agent" in answer.text:  # a head that has only just come up
-            raise ConnectError(f"{self.address} takes no jobs yet", "Wait, then try again.")
+        # Whoever would start the job is not there yet, or not any more: a head comes up, or is on its way out.
+        if status == 500 and re.search(r"No available agent|aiohttp\.client_exceptions", answer.text):
+            raise ConnectError(f"{self.address} takes no jobs now", "Wait, then try again.")
         if status != 200:
             text = " ".join(answer.text.split())
             raise ProtocolError(f"{method} {self.address}{path} answered {status}: {text[-200:]}", _NOT_RAY)

@@ -38,6 +38,8 @@ class Stub(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(self.body)
 
+    do_POST = do_GET
+
     def log_message(self, *_: Any) -> None:
         pass
 
@@ -64,6 +66,22 @@ def test_statuses_are_told_apart(stub, monkeypatch, status, kind):
     monkeypatch.setattr(Stub, "status", status)
     with pytest.raises(kind):
         Dashboard(stub, "t").jobs()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "RuntimeError: No available agent to submit job, please try again later.",
+        "aiohttp.client_exceptions.ClientConnectorError: Cannot connect to host 10.244.0.41:52365 ssl:default [Connect "
+        "call failed ('10.244.0.41', 52365)]",
+        "aiohttp.client_exceptions.ServerDisconnectedError: Server disconnected",
+    ],
+)
+def test_a_head_that_comes_or_goes_takes_no_jobs(stub, monkeypatch, told):
+    monkeypatch.setattr(Stub, "status", 500)
+    monkeypatch.setattr(Stub, "body", f"Traceback (most recent call last):\n  raise\n{told}\n".encode())
+    with pytest.raises(ConnectError, match="takes no jobs now"):
+        Dashboard(stub, "t").submit("a-1", "true", {}, {})
 
 
 class NoWebsocket(Stub):
