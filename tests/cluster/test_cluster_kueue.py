@@ -5,11 +5,12 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import yaml
 from addons import running_kueue
-from installation import NAMESPACE, ROOT, Installation
+from installation import NAMESPACE, RELEASE, ROOT, Installation
 from work import rayjob, start
 
 pytestmark = pytest.mark.slow
@@ -136,8 +137,7 @@ def test_more_than_there_ever_is(kueue: Installation):
 
 def test_the_standing_cluster_is_admitted_too(kueue: Installation):
     """With its workers from the beginning: nothing scales it."""
-    kueue.write_values(kueue={"enabled": True, "queueName": QUEUE}, groups={"cpu": {"min": 1}})
-    kueue.upgrade()
+    begin_anew(kueue, kueue={"enabled": True, "queueName": QUEUE}, groups={"cpu": {"min": 1}})
     try:
         told = kueue.doctor()
         assert told.returncode == 0, told.stdout + told.stderr
@@ -145,5 +145,14 @@ def test_the_standing_cluster_is_admitted_too(kueue: Installation):
         assert f"LocalQueue {QUEUE}" in line
         assert "Admitted" in conditions(kueue)
     finally:
-        kueue.write_values()
-        kueue.upgrade()
+        begin_anew(kueue)
+
+
+def begin_anew(place: Installation, **values: Any) -> None:
+    """Kueue allows no other queue for a RayCluster that runs."""
+    place.kubectl("delete", "raycluster", RELEASE, "--timeout=180s")
+    place.kubectl("wait", "--for=delete", "pod", f"--selector=ray.io/cluster={RELEASE}", "--timeout=180s")
+    place.write_values(**values)
+    place.apply()
+    place.kubectl("wait", "--for=condition=HeadPodReady", f"raycluster/{RELEASE}", "--timeout=300s")
+    place.wait_until_reached()
