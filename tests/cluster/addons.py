@@ -60,7 +60,7 @@ def running_kueue(kubectl: Kubectl, is_own: bool) -> Iterator[None]:
             if is_own:
                 _run_built(container, ["/kueue"], container["args"])
             else:
-                container["image"] = f"registry.k8s.io/kueue/kueue:{module.name.rpartition('@')[2]}"
+                container["image"] = f"registry.k8s.io/kueue/kueue:v{_version(module)}"
             container["resources"] = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
     try:
         _apply(kubectl, objects)

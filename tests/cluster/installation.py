@@ -130,6 +130,15 @@ class Installation:
         self.bash(self.document("Upgrade", "helm upgrade denoising-vae"))
         self.wait_until_reached()
 
+    def begin_anew(self, **changes: Any) -> None:
+        """To these values where the RayCluster may not be changed, but has to be deleted first."""
+        self.kubectl("delete", "raycluster", RELEASE, "--timeout=180s")
+        self.kubectl("wait", "--for=delete", "pod", f"--selector=ray.io/cluster={RELEASE}", "--timeout=180s")
+        self.write_values(**changes)
+        self.apply()
+        self.kubectl("wait", "--for=condition=HeadPodReady", f"raycluster/{RELEASE}", "--timeout=300s")
+        self.wait_until_reached()
+
     def doctor(self) -> "subprocess.CompletedProcess[str]":
         """What the document's command says."""
         (command,) = [line for line in self.document("5. Doctor").splitlines() if "deploy doctor" in line]

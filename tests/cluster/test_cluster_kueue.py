@@ -1,16 +1,15 @@
-"""Short-lived clusters behind Kueue: admitted when quota is free, waiting when not, and `deploy` says which."""
+"""Clusters behind Kueue, short-lived ones and the standing one: admitted or waiting, and `deploy` says which."""
 
 import json
 import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 import yaml
 from addons import running_kueue
-from installation import NAMESPACE, RELEASE, ROOT, Installation
+from installation import NAMESPACE, ROOT, Installation
 from work import rayjob, start
 
 pytestmark = pytest.mark.slow
@@ -137,7 +136,8 @@ def test_more_than_there_ever_is(kueue: Installation):
 
 def test_the_standing_cluster_is_admitted_too(kueue: Installation):
     """With its workers from the beginning: nothing scales it."""
-    begin_anew(kueue, kueue={"enabled": True, "queueName": QUEUE}, groups={"cpu": {"min": 1}})
+    # Kueue allows no other queue for a RayCluster that runs.
+    kueue.begin_anew(kueue={"enabled": True, "queueName": QUEUE}, groups={"cpu": {"min": 1}})
     try:
         told = kueue.doctor()
         assert told.returncode == 0, told.stdout + told.stderr
@@ -145,14 +145,4 @@ def test_the_standing_cluster_is_admitted_too(kueue: Installation):
         assert f"LocalQueue {QUEUE}" in line
         assert "Admitted" in conditions(kueue)
     finally:
-        begin_anew(kueue)
-
-
-def begin_anew(place: Installation, **values: Any) -> None:
-    """Kueue allows no other queue for a RayCluster that runs."""
-    place.kubectl("delete", "raycluster", RELEASE, "--timeout=180s")
-    place.kubectl("wait", "--for=delete", "pod", f"--selector=ray.io/cluster={RELEASE}", "--timeout=180s")
-    place.write_values(**values)
-    place.apply()
-    place.kubectl("wait", "--for=condition=HeadPodReady", f"raycluster/{RELEASE}", "--timeout=300s")
-    place.wait_until_reached()
+        kueue.begin_anew()
