@@ -67,6 +67,21 @@ def test_helm_3_renders_the_same(case):
     assert third == fourth
 
 
+@pytest.mark.parametrize(
+    ("known", "is_old"), [((), False), (("RayCluster",), True), (("RayCluster", "RayCronJob"), False)]
+)
+def test_crds_of_before_kuberay_1_6_are_refused(known, is_old):
+    binary = helm3()
+    if binary is None:
+        pytest.skip("there is no Helm 3: name one by HELM3")
+    command = [binary, "template", "r", str(CHART), "--kube-version", "1.34.0"]
+    command += ["--values", str(CHART / "ci" / "trial-values.yaml")]
+    command += [f"--api-versions=ray.io/v1/{kind}" for kind in known]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ("KubeRay's CRDs in this cluster are older than 1.6" in told.stderr) == is_old
+    assert (told.returncode != 0) == is_old, told.stderr
+
+
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_core_objects_are_valid(objects, version):
     core = [made for made in objects if made["apiVersion"] in CORE]

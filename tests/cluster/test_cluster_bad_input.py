@@ -157,7 +157,7 @@ def test_its_crds_are_too_old(bare: Bad):
         assert "has no authOptions.secretName: it is older than KubeRay 1.6. Apply the CRDs" in line
         told = bare.install(**with_mlflow_elsewhere())
         assert told.returncode != 0
-        assert re.search(r"\.spec\.[\w.]+: field not declared in schema", told.stderr), told.stderr  # any of several
+        assert "KubeRay's CRDs in this cluster are older than 1.6: apply newer ones" in told.stderr
         line = bare.refused(" ".join(RAYJOB))
         assert "strict decoding error: unknown field" in line
         assert "`deploy doctor` says what fits here." in line

@@ -31,8 +31,7 @@ from deploy.retrain import REJECTED
 PROJECT = Path(__file__).parents[2]
 # Kubernetes' and Helm's, which tests/cluster has heard them say.
 WORDS_OF_OTHERS = (
-    "is forbidden", "no matches for kind", "field not declared in schema", "exceeded quota",
-    "CreateContainerConfigError", "strict decoding error",
+    "is forbidden", "no matches for kind", "exceeded quota", "CreateContainerConfigError", "strict decoding error",
 )  # fmt: skip
 NAMESPACE, RELEASE = "dvae", "denoising-vae"
 
