@@ -96,10 +96,10 @@ def connect(config: ClusterConfig, debug: bool = False, trains: bool = False) ->
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
-    except (RuntimeError, ConnectionError, ValueError, OSError) as error:
+    except Exception as error:  # which Ray raises as such when its node does not come up in time
         raise PipelineError(
             f"Ray did not start: {' '.join(str(error).split())[:300]}",
-            "Look into /tmp/ray/session_latest/logs, or run with --debug.",
+            "On a machine that is busy, try again; else look into /tmp/ray/session_latest/logs, or run with --debug.",
         ) from error
     signal.signal(signal.SIGTERM, before)  # Ray's own handler would skip our clean-up
     if trains and is_local():

@@ -43,6 +43,24 @@ _AUTOSCALED = """
     cluster.await_pool(pools, "encode", print)
 """
 
+_STARVED = """
+    from pipeline import cluster
+    from pipeline.config import ClusterConfig
+    from pipeline.errors import PipelineError
+
+    cluster.set_environment()
+    from ray._private import services
+
+    def never(*_):
+        raise RuntimeError("this node has not registered")
+
+    services.get_node = never
+    try:
+        cluster.connect(ClusterConfig())
+    except PipelineError as error:
+        print(error)
+"""
+
 
 def said(program: str) -> str:
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], text=True, capture_output=True, timeout=200)
@@ -55,6 +73,12 @@ def test_a_local_ray_gets_no_nodes():
     assert "encode wants a node with CPU 1, GPU 1, and there is none, nor an autoscaler" in told
     assert "encode wants a node with CPU 1, pool-none 0.001, and there is none" in told
     assert told.endswith("[]\n")
+
+
+def test_a_node_that_does_not_come_up_in_time():
+    told = said(_STARVED)
+    assert "Ray did not start: The current node timed out during startup." in told
+    assert "On a machine that is busy, try again" in told
 
 
 def test_an_autoscaler_is_waited_for():
