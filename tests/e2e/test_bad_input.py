@@ -380,7 +380,7 @@ def test_label_out_of_range(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_cleanly_and_the_same_command_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     root = tmp_path / "runs"
-    more = ("--set", "tokenizer.steps=600", "--set", "tokenizer.checkpoint_every=10", "--until", "train-tokenizer")
+    more = ("--set", "tokenizer.steps=200", "--set", "tokenizer.checkpoint_every=10", "--until", "train-tokenizer")
     process = subprocess.Popen(
         arguments(root, *more), cwd=PROJECT, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -38,15 +38,16 @@ def call(command: str, root: Path, *more: str) -> subprocess.CompletedProcess[st
     return done
 
 
-def contents(root: Path) -> dict[str, str]:
-    """Hashes of both trainers' weights and histories."""
-    kept = {}
-    for stage in ("train-tokenizer", "train-sit"):
-        (manifest,) = (root / stage).glob("*/manifest.json")
-        for name, record in json.loads(manifest.read_text())["files"].items():
-            if name.endswith((".safetensors", ".jsonl")):
-                kept[f"{stage}/{name}"] = record["sha256"]
-    return kept
+def contents(root: Path, stage: str) -> dict[str, str]:
+    """Hashes of what a stage has made: images or latents, or weights and history."""
+    (manifest,) = (root / stage).glob("*/manifest.json")
+    hashes = {
+        name: record["sha256"]
+        for name, record in json.loads(manifest.read_text())["files"].items()
+        if name.endswith((".parquet", ".safetensors", ".jsonl"))
+    }
+    assert hashes
+    return hashes
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_verify_and_repair(undisturbed: Path) -> None:
     (weights,) = (undisturbed / "train-sit").glob("*/weights.safetensors")
     sets = ["--root", str(undisturbed)]
     base = [sys.executable, "-m", "pipeline", "artifact"]
-    before = contents(undisturbed)
+    before = contents(undisturbed, "train-sit")
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     found = subprocess.run([*base, "verify", *sets], cwd=PROJECT, text=True, capture_output=True)
     assert found.returncode == 1
@@ -122,15 +123,16 @@ def test_verify_and_repair(undisturbed: Path) -> None:
     mended = subprocess.run([*base, "repair", name, *sets], cwd=PROJECT, text=True, capture_output=True, timeout=300)
     assert mended.returncode == 0, mended.stdout + mended.stderr
     assert "restored" in mended.stdout
-    assert contents(undisturbed) == before
+    assert contents(undisturbed, "train-sit") == before
     assert subprocess.run([*base, "verify", *sets], cwd=PROJECT).returncode == 0
 
 
 def start(root: Path, undisturbed: Path, moment: str) -> subprocess.Popen[bytes]:
-    """A run whose stages before that of the moment are there already, as another run has made them."""
-    for stage in NAMES[: NAMES.index(MOMENTS[moment][0])]:
-        shutil.copytree(undisturbed / stage, root / stage)
-    command = arguments("run", root, "--until", "train-sit")
+    """A run of one stage; those before it are there already, as another run has made them."""
+    stage = MOMENTS[moment][0]
+    for earlier in NAMES[: NAMES.index(stage)]:
+        shutil.copytree(undisturbed / earlier, root / earlier)
+    command = arguments("run", root, "--until", stage)
     return subprocess.Popen(
         command, cwd=PROJECT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
     )
@@ -168,8 +170,9 @@ def test_killed_driver(undisturbed: Path, tmp_path: Path, moment: str) -> None:
     process.wait()
     _, alive = psutil.wait_procs(below, timeout=120)
     assert not alive
-    call("run", root, "--until", "train-sit")
-    assert contents(root) == contents(undisturbed)
+    stage = MOMENTS[moment][0]
+    call("run", root, "--until", stage)
+    assert contents(root, stage) == contents(undisturbed, stage)
 
 
 @pytest.mark.parametrize("moment", ["tokenizer", "encode", "sit"])
@@ -185,7 +188,8 @@ def test_killed_worker(undisturbed: Path, tmp_path: Path, moment: str) -> None:
     assert victims, "no worker was seen"
     random.Random(0).choice(victims).send_signal(signal.SIGKILL)
     assert process.wait(timeout=500) == 0
-    assert contents(root) == contents(undisturbed)
+    stage = MOMENTS[moment][0]
+    assert contents(root, stage) == contents(undisturbed, stage)
 
 
 def test_killed_train_controller(undisturbed: Path, tmp_path: Path) -> None:
@@ -195,7 +199,7 @@ def test_killed_train_controller(undisturbed: Path, tmp_path: Path) -> None:
     (controller,) = [p for p in family(process) if "TrainController" in " ".join(p.cmdline())]
     controller.kill()
     assert process.wait(timeout=500) == 0
-    assert contents(root) == contents(undisturbed)
+    assert contents(root, "train-sit") == contents(undisturbed, "train-sit")
 
 
 def test_two_workers_are_the_same_experiment(undisturbed: Path) -> None:
