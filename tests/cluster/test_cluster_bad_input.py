@@ -41,6 +41,13 @@ class Bad(Installation):
         self.write_values(**changes)
         return self.run(f"helm install {RELEASE} helm/denoising-vae --namespace {SPACE} --values {self.values}")
 
+    def template(self) -> Path:
+        """The chart's RayJob in a file: Helm asks no cluster for it."""
+        told = self.bash(f"helm template {RELEASE} helm/denoising-vae -f {self.values} -s templates/rayjob.yaml")
+        file = self.values.with_name("rayjob.yaml")
+        file.write_text(told)
+        return file
+
     def install_and_see_nothing(self, **changes: Any) -> None:
         """Helm only hands the objects over; its notes say who looks at what becomes of them."""
         told = self.install(**changes)
@@ -88,6 +95,13 @@ class Bad(Installation):
             process.wait()
         raise AssertionError("".join(said))
 
+    def give_up(self) -> None:
+        """Delete the RayJob; KubeRay cannot stop its job without a token, but sees that the cluster has gone."""
+        (name,) = self.kubectl("get", "rayjobs", "--output=jsonpath={.items[*].metadata.name}").split()
+        self.kubectl("delete", "rayjob", name, "--wait=false")
+        self.kubectl("delete", "raycluster", f"--selector=ray.io/originated-from-cr-name={name}", "--timeout=60s")
+        self.kubectl("wait", f"rayjob/{name}", "--for=delete", "--timeout=60s")
+
     def refused(self, command: str) -> str:
         """The one line, of what and how to mend it, that such a command ends with."""
         told = self.run(command)
@@ -121,6 +135,7 @@ def bad(bare: Bad) -> Iterator[Bad]:
     with ExitStack() as stack:
         install_operator(bare, stack)
         yield bare
+        bare.bash(f"kubectl --namespace {SPACE} wait rayjobs,rayclusters --all --for=delete --timeout=180s")
         bare.bash(f"helm uninstall {OPERATOR} --namespace kuberay-system --wait")
 
 
@@ -158,7 +173,7 @@ def test_its_crds_are_too_old(bare: Bad):
         told = bare.install(**with_mlflow_elsewhere())
         assert told.returncode != 0
         assert "KubeRay's CRDs in this cluster are older than 1.6: apply newer ones" in told.stderr
-        line = bare.refused(" ".join(RAYJOB))
+        line = bare.refused(f"{' '.join(RAYJOB)} --template {bare.template()}")
         assert "strict decoding error: unknown field" in line
         assert "`deploy doctor` says what fits here." in line
         bare.submission_finds_nobody()
@@ -172,6 +187,7 @@ def test_a_secret_is_missing(bad: Bad):
     assert line.endswith(f"Secret ray-token is not there. kubectl -n {SPACE} create secret generic ray-token ...")
     line = bad.rayjob_says("CreateContainerConfigError")
     assert 'secret "ray-token" not found. Make what is missing, and it goes on by itself.' in line
+    bad.give_up()
     bad.submission_finds_nobody()
 
 
