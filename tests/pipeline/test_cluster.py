@@ -1,4 +1,4 @@
-"""Waiting for a node that can take a stage: there, on its way, or never to come."""
+"""A local Ray that does not come up, and waiting for a node for a stage: there, on its way, or never to come."""
 
 import subprocess
 import sys
