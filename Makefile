@@ -23,12 +23,12 @@ test-image: $(INSTALLED)
 
 test-cluster: $(INSTALLED)
 	@echo "a whole Kubernetes on this machine"
-	@test -n "$(DVAE_CLUSTER_HOST)" || $(BIN)/python tests/cluster prepare
+	@test -n "$(DVAE_CLUSTER_HOST)" || $(BIN)/python -m tests.cluster prepare
 	@$(BIN)/python -m pytest -m cluster --durations=25
 
 # The same cluster without tests, until Ctrl-C.
 cluster: $(INSTALLED)
-	@$(BIN)/python tests/cluster
+	@$(BIN)/python -m tests.cluster
 
 lint: $(INSTALLED)
 	@echo "lint"

@@ -13,16 +13,6 @@ from typing import Any
 
 import torch
 
-from pipeline import graph
-from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest
-from pipeline.config import Config
-from pipeline.data.index import known_classes
-from pipeline.data.listing import list_source
-from pipeline.data.prepare import prepare_unit
-from pipeline.data.sources import work_units
-from pipeline.loading import load_config
-from pipeline.storage import open_storage
-
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -75,88 +65,3 @@ def save(name: str, result: dict[str, Any], device: str = "cpu", folder: Path = 
     path = folder / f"{name}.json"
     path.write_text(json.dumps({**about, **result}, indent=1) + "\n")
     return path
-
-
-def config_at(root: Path, preset: str, *sets: str) -> Config:
-    """A preset's config with everything below `root`, its source listed."""
-    config = load_config(preset, [f"cluster.mirror={root / 'mirror'}", *sets], (root / "root").as_uri())
-    listing = list_source(config.data)
-    classes = known_classes(config.data, open_storage(config.root)) or len(listing.classes)
-    known = {"revision": listing.digest, "classes": classes}
-    return config.model_copy(update={"data": config.data.model_copy(update=known)})
-
-
-def writer_of(config: Config, stage: str) -> ArtifactWriter:
-    fingerprint = graph.fingerprints(config)[stage]
-    assert fingerprint is not None
-    return ArtifactWriter(open_storage(config.root), stage, fingerprint)
-
-
-def manifest_of(
-    stage: str, files: dict[str, FileRecord], config: Config, inputs: dict[str, Manifest], **details: Any
-) -> Manifest:
-    fingerprint = graph.fingerprints(config)[stage]
-    assert fingerprint is not None
-    return Manifest(
-        stage=stage,
-        fingerprint=fingerprint,
-        inputs={name: made.fingerprint for name, made in inputs.items()},
-        input_contents={name: made.content for name, made in inputs.items()},
-        config=graph.counted_config(graph.find_stage(stage), config),
-        files=dict(files),
-        rows=1,
-        metrics={},
-        details=details,
-        seconds=0.0,
-        git_sha=None,
-        image_digest=None,
-        created="2026-01-01T00:00:00+00:00",
-    )
-
-
-def prepared(config: Config) -> Manifest:
-    """The config's source, prepared without Ray."""
-    writer, storage = writer_of(config, "prepare"), open_storage(config.root)
-    splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
-    for unit in work_units(list_source(config.data), config.data):
-        for shard in prepare_unit(unit, config.data, config.seed, storage, writer.folder).shards:
-            writer.files[shard.path] = FileRecord(bytes=shard.bytes, sha256=shard.sha256)
-            splits[shard.split].append({"path": shard.path, "rows": shard.rows})
-    return manifest_of(
-        "prepare", writer.files, config, {}, splits=splits, classes=config.data.class_count, class_names=[]
-    )
-
-
-def encoded(config: Config, rows: int, scratch: Path) -> dict[str, Manifest]:
-    """The inputs of train-sit: random latents of the config's shape, and manifests to go with them."""
-    import numpy as np
-
-    from pipeline.data.shards import write_latent_shard
-
-    random = np.random.default_rng(0)
-    shape = (config.tokenizer.latent_dim, config.grid, config.grid)
-    mean, logvar = (random.normal(size=(rows, *shape)).astype(np.float16) for _ in range(2))
-    scratch.mkdir(parents=True, exist_ok=True)
-    path = scratch / "latents.parquet"
-    labels = np.arange(rows) % config.data.class_count
-    write_latent_shard(path, [f"k{i}" for i in range(rows)], labels, mean, logvar)
-    tokenizer = manifest_of(
-        "train-tokenizer",
-        {},
-        config,
-        {},
-        filter={"mask": config.tokenizer.mask, "keep": config.tokenizer.keep},
-    )
-    writer = writer_of(config, "encode")
-    writer.add(path, "latents/00000.parquet")
-    statistics_ = {str(level): {"mean": [0.0] * shape[0], "std": [1.0] * shape[0]} for level in range(4)}
-    encode = manifest_of(
-        "encode",
-        writer.files,
-        config,
-        {"train-tokenizer": tokenizer},
-        latent_shape=list(shape),
-        statistics=statistics_,
-        shards=[{"path": "latents/00000.parquet", "rows": rows}],
-    )
-    return {"train-tokenizer": tokenizer, "encode": encode}

@@ -1,7 +1,7 @@
 """How fast do examples come from the mirror to a batch? Against a plain PIL loop (images), and against a gather and a
 memcpy of the same bytes in memory (latents).
 
-Run: python benchmarks/loader.py [--rounds 5]. DVAE_TEST_DATA, when set, adds its photographs at 256 x 256.
+Run: python -m benchmarks.loader [--rounds 5]. DVAE_TEST_DATA, when set, adds its photographs at 256 x 256.
 Rates are medians; ratios are medians over rounds in which both sides ran one after the other.
 """
 
@@ -14,14 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from common import alternate, config_at, encoded, median_ratio, medians, prepared, save
 from PIL import Image
 
-from pipeline.config import Config
+from benchmarks.common import alternate, median_ratio, medians, save
+from pipeline.config.schema import Config
 from pipeline.data.decode import transform
 from pipeline.data.loader import ImageLoader, LatentLoader
-from pipeline.mirroring import reading_plan, training_images, training_latents
-from pipeline.storage import open_storage
+from pipeline.storage.uri import open_storage
+from pipeline.training.examples import reading_plan, training_images, training_latents
+from tests.support.artifacts import config_at, prepared, trainer_inputs
 
 
 def image_sides(config: Config, batch_size: int, batches: int) -> dict[str, Callable[[], float]]:
@@ -54,7 +55,9 @@ def latent_sides(
     config: Config, rows: int, batch_size: int, batches: int, scratch: Path
 ) -> dict[str, Callable[[], float]]:
     """Latents per second: our loader, NumPy's gather of the same rows from memory, and a copy of as many neighbours."""
-    store = training_latents(open_storage(config.root), encoded(config, rows, scratch)["encode"], config)
+    store = training_latents(
+        open_storage(config.root), trainer_inputs(config, "train-sit", scratch, rows)["encode"], config
+    )
     plan = reading_plan(config, batch_size, config.encode.shard_rows, 0, 1)
     mean, logvar, _ = store.take(np.arange(len(store)))
 

@@ -1,6 +1,6 @@
 """How many seconds pass from the command to the first training step, and with what?
 
-Run: python benchmarks/startup.py [--rounds 3]
+Run: python -m benchmarks.startup [--rounds 3]
 Each round is `python -m pipeline run quickstart --until train-tokenizer` at a fresh root, with three steps; the times
 are taken by `startup_trace/sitecustomize.py` in every process. CPU seconds are steadier than wall seconds on a shared
 machine.
@@ -15,14 +15,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import save
+from benchmarks.common import save
 
 HERE = Path(__file__).parent
 Event = tuple[float, float, str, str, str]  # wall, CPU, process, begin or end, name
 MARKS = {  # cause: (kind, name) of the event that ends it; each begins where the one before ended
-    "interpreter and imports of the command line": ("begin", "pipeline.cluster.connect"),
-    "Ray init (imports of Ray, MLflow, torch beside it)": ("end", "pipeline.cluster.connect"),
-    "prepare": ("begin", "pipeline.ray_training._fit"),
+    "interpreter and imports of the command line": ("begin", "pipeline.cluster.joining.connect"),
+    "Ray init (imports of Ray, MLflow, torch beside it)": ("end", "pipeline.cluster.joining.connect"),
+    "prepare": ("begin", "pipeline.training.on_ray.fit"),
     "controller's process and imports": (
         "begin",
         "ray.train.v2._internal.execution.controller.controller.TrainController.__init__",
@@ -31,11 +31,11 @@ MARKS = {  # cause: (kind, name) of the event that ends it; each begins where th
         "end",
         "ray.train.v2._internal.execution.controller.controller.TrainController.__init__",
     ),
-    "worker's process and imports": ("begin", "pipeline.ray_training.run_worker"),
-    "measured peak": ("end", "pipeline.training.measured_peak"),
-    "mirror": ("end", "pipeline.mirroring.training_images"),
-    "model and optimizer": ("end", "pipeline.tokenizer_trainee.TokenizerTrainee.__init__"),
-    "first step": ("end", "pipeline.tokenizer_trainee.TokenizerTrainee.step"),
+    "worker's process and imports": ("begin", "pipeline.training.on_ray.run_worker"),
+    "measured peak": ("end", "pipeline.training.worker.measured_peak"),
+    "mirror": ("end", "pipeline.training.examples.training_images"),
+    "model and optimizer": ("end", "pipeline.training.tokenizer.TokenizerTrainee.__init__"),
+    "first step": ("end", "pipeline.training.tokenizer.TokenizerTrainee.step"),
 }
 
 

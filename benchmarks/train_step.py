@@ -1,6 +1,6 @@
 """How long is a training step: against the machine's matmul peak, a plain loop, and the same loop without Ray?
 
-Run: python benchmarks/train_step.py [--preset quickstart] [--set a.b=c]... [--device cpu] [--threads N] [--no-ray]
+Run: python -m benchmarks.train_step [--preset quickstart] [--set a.b=c]... [--device cpu] [--threads N] [--no-ray]
 The data are the digits, brought to the preset's size, and random latents: a step's time does not depend on them. All
 sides of a comparison alternate in one run, and a ratio is the median of the rounds' ratios. MFU counts the model's
 FLOPs as the trainer does (attention products in, the discriminator's not), over the peak measured in the same round.
@@ -18,21 +18,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import alternate, config_at, encoded, median_ratio, medians, prepared, save
 from torch import Tensor, nn
 
-from models.alignment import alignment_loss_B
-from models.diffusion import drop_labels
+from benchmarks.common import alternate, median_ratio, medians, save
+from models.alignment import Student, alignment_loss_B
 from models.discriminator import discriminator_hinge
-from pipeline import cluster, graph
-from pipeline.artifacts import Holder, work_path
+from models.paths import drop_labels
+from pipeline import cluster
 from pipeline.config import Config
-from pipeline.ray_training import _fit, _settle_cuda
-from pipeline.sit_trainee import SitTrainee
 from pipeline.storage import open_storage
-from pipeline.tokenizer_trainee import TokenizerTrainee
-from pipeline.tracking import OUTBOX
-from pipeline.training import History, Loop, World, _global_means, generator, measured_peak, train
+from pipeline.tracking.outbox import OUTBOX
+from pipeline.training.history import History
+from pipeline.training.loop import global_means
+from pipeline.training.on_ray import fit
+from pipeline.training.optimizer import autocast, generator
+from pipeline.training.sit import SitTrainee
+from pipeline.training.tokenizer import TokenizerTrainee
+from pipeline.training.worker import measured_peak, set_up_cuda, train_as
+from pipeline.training.world import World
+from tests.support.artifacts import config_at, trainer_inputs
+from tests.support.trainers import job_of, put_lease
 
 Draws = dict[str, Tensor]
 
@@ -67,13 +72,13 @@ class PlainTokenizer:
     def __call__(self, batch: Any, draws: Draws, step: int) -> float:
         own, config = self.parts, self.parts.config
         x = torch.from_numpy(batch[0]).to(own.world.device).float() / 127.5 - 1
-        draw = own.regularizer.draw(generator(own.seed, step, "regularizer", torch.device("cpu")), len(x))
-        target = own.regularizer.image(x, draw)
-        with own._autocast():
-            made, posterior = own.tokenizer(x, draws["noise"], partial(own.regularizer.latent, draw=draw))
+        draw = own.objective.regularizer.draw(generator(own.seed, step, "regularizer", torch.device("cpu")), len(x))
+        target = own.objective.regularizer.image(x, draw)
+        with autocast(config.precision, own.world.device):
+            made, posterior = own.tokenizer(x, draws["noise"], partial(own.objective.regularizer.latent, draw=draw))
             loss = (made.float() - target).square().mean() + config.kl_weight * posterior.kl().mean()
-            if own.perceptual is not None:
-                loss = loss + config.perceptual_weight * own.perceptual(made.float(), target)
+            if own.objective.perceptual is not None:
+                loss = loss + config.perceptual_weight * own.objective.perceptual(made.float(), target)
             if self.adversarial:
                 own.discriminator.requires_grad_(False)
                 loss = loss - config.adversarial_weight * own.discriminator(made).float().mean()
@@ -81,7 +86,7 @@ class PlainTokenizer:
         optimize(loss, own.optimizer, config.clip)
         average(own.ema.model, own.tokenizer, config.ema_decay)
         if self.adversarial:
-            with own._autocast():
+            with autocast(config.precision, own.world.device):
                 real, fake = own.discriminator(torch.cat([target, made.detach()])).float().chunk(2)
             optimize(discriminator_hinge(real, fake), own.discriminator_optimizer, config.clip)
         return loss.item()
@@ -109,20 +114,19 @@ class PlainSit:
         own, config, device = self.parts, self.parts.config, self.parts.world.device
         mean, logvar = (torch.from_numpy(part).to(device).float() for part in batch[:2])
         z = mean + (0.5 * logvar).exp() * draws["posterior"]
-        low, high = own.alignment.draw_levels(generator(own.seed, step, "levels", torch.device("cpu")))
-        low_z, high_z = (own.statistics.normalise(own.latent_filter(z, level)) for level in (low, high))
+        objective = own.objective
+        levels = objective.alignment.draw_levels(generator(own.seed, step, "levels", torch.device("cpu")))
+        low_z, high_z = (objective.statistics.normalise(objective.latent_filter(z, level)) for level in levels)
         noise, t = draws["noise"], draws["t"]
         labels = torch.from_numpy(batch[2]).to(device)
-        labels = drop_labels(labels, draws["label_dropout"], config.label_dropout, own.data.class_count)
+        labels = drop_labels(labels, draws["label_dropout"], config.label_dropout, objective.null_label)
         time_B111 = t[:, None, None, None]
-        with own._autocast():
+        with autocast(config.precision, own.world.device):
             predicted, projected = own.model((1 - time_B111) * low_z + time_B111 * noise, t, labels)
             loss_B = (predicted.float() - (noise - low_z)).square().mean((1, 2, 3))
             if projected is not None:
-                teacher, uniform = own.ema.model, draws["teacher_t"]
-                loss_B = loss_B + alignment_loss_B(
-                    own.alignment, teacher, projected, low_z, high_z, noise, t, labels, uniform
-                )
+                student = Student(low_z, high_z, noise, t, labels, draws["teacher_t"])
+                loss_B = loss_B + alignment_loss_B(objective.alignment, own.ema.model, projected, student)
         loss = loss_B.mean()
         optimize(loss, own.optimizer, config.clip)
         average(own.ema.model, own.model.sit, config.ema_decay)
@@ -139,8 +143,8 @@ class Pair:
     step: int  # the step that is made again and again: the schedule's, and whether D takes part
 
     def ours(self, batch: Any) -> float:
-        """A step with what `training._run_steps` does around each."""
-        losses = _global_means(self.trainee.step(batch, self.step), self.trainee.world)
+        """A step with what `loop._run_steps` does around each."""
+        losses = global_means(self.trainee.step(batch, self.step), self.trainee.world)
         History().add(losses)
         return losses["loss"]
 
@@ -189,9 +193,7 @@ def _wait(device: torch.device) -> None:
 
 
 def inputs_of(config: Config, stage: str, root: Path) -> dict[str, Any]:
-    if stage == "train-tokenizer":
-        return {"prepare": prepared(config)}
-    return encoded(config, max(256, config.sit.batch_size), root / "scratch")
+    return trainer_inputs(config, stage, root / "scratch", rows=max(256, config.sit.batch_size))
 
 
 def make_pair(config: Config, root: Path, which: str, device: str, batches: int) -> Pair:
@@ -210,38 +212,19 @@ def make_pair(config: Config, root: Path, which: str, device: str, batches: int)
     return Pair(trainee, PlainTokenizer(twin, adversarial), made, step)
 
 
-class _Named:
-    """An object with these attributes: the little of a stage's context that `_fit` looks at."""
-
-    def __init__(self, **values: Any) -> None:
-        vars(self).update(values)
-
-
-def trained_step_seconds(config: Config, root: Path, ray: bool) -> float:
-    """Median seconds a step over the history's lines but the first two, with run_worker on Ray or without."""
-    stage, inputs = "train-tokenizer", inputs_of(config, "train-tokenizer", root)
-    fingerprint = graph.fingerprints(config)[stage]
-    assert fingerprint is not None
-    storage, work = open_storage(config.root), work_path(stage, fingerprint)
-    holder = Holder(owner="", machine="", pid=1, started=0, nonce="nonce", token=1, heartbeat=0)
-    storage.write(f"{work}/lease.json", holder.model_dump_json().encode())
+def trained_step_seconds(config: Config, root: Path, ray: bool, threads: int) -> float:
+    """Median seconds a step over the history's lines but the first two, on Ray or without."""
+    job = job_of(config, "train-tokenizer", inputs_of(config, "train-tokenizer", root), threads)
+    put_lease(job)
     if ray:
-        lease, outbox = _Named(holder=holder), _Named(key="benchmark")
-        known = {"config": config, "stage": stage, "fingerprint": fingerprint, "storage": storage, "work": work}
-        context: Any = _Named(**known, lease=lease, outbox=outbox, inputs=inputs)
-        _fit(context)
+        fit(job)
     else:
-        own, world = config.tokenizer, World(0, 1, torch.device(config.cluster.device))
-        loop = Loop(
-            name="tokenizer", steps=own.steps, batch_size=own.batch_size, checkpoint_every=own.checkpoint_every,
-            log_every=own.log_every, keep=2, storage=storage, work=work, lease="nonce", outbox="benchmark",
-            stage=stage, fingerprint=fingerprint, peak_flops=1e9,
-        )  # fmt: skip
-        train(TokenizerTrainee(config, storage, inputs, world), loop, world, lambda: None)
-    assert storage.exists(f"{work}/result.json"), "the training did not come to its end"
+        train_as(World.alone(config.cluster.device), job)
+    storage = open_storage(config.root)
+    assert storage.exists(f"{job.work}/result.json"), "the training did not come to its end"
     events = [
         json.loads(line)
-        for entry in storage.list(f"{OUTBOX}/benchmark")
+        for entry in storage.list(f"{OUTBOX}/{job.outbox}")
         for line in storage.read(entry.path).splitlines()
     ]
     seconds = [event["values"]["tokenizer/step_seconds"] for event in events]
@@ -257,7 +240,7 @@ def measure_ray(preset: str, sets: list[str], steps: int, rounds: int, device: s
     def side(ray: bool) -> float:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
-            return trained_step_seconds(config_at(root, preset, *sets, *own), root, ray)
+            return trained_step_seconds(config_at(root, preset, *sets, *own), root, ray, threads)
 
     with tempfile.TemporaryDirectory() as folder:
         settings = config_at(Path(folder), preset, *sets, *own).cluster
@@ -298,7 +281,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = config_at(Path(folder), given.preset, *sets)
         if given.device == "cuda":
-            _settle_cuda(config.cluster.deterministic)
+            set_up_cuda(config.cluster.deterministic)
         for which in ("tokenizer", "adversarial", "sit"):
             pair = make_pair(config, Path(folder), which, given.device, given.batches)
             row = result["steps"][which] = pair.measure(given.rounds, 0.3)

@@ -18,13 +18,13 @@ from rich.markup import escape
 
 from deploy.errors import Detached
 from deploy.jobs import Dashboard, token
-from deploy.rayjob import Delete, Wish
+from deploy.rayjob import Delete, JobOptions
 from deploy.submit import Work, remote_config, run_work, stage_work, submit
-from pipeline.command_line import Debug, Preset, Root, Sets, run_app
+from pipeline.cli import Debug, Preset, Root, Sets, run_app
+from pipeline.config import load_config, site_root
 from pipeline.errors import PipelineError
-from pipeline.graph import stages_until
-from pipeline.loading import load_config, site_root
 from pipeline.storage import open_storage
+from pipeline.workflow import stages_until
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 submit_app = typer.Typer(no_args_is_help=True, help="Run a stage, or all, on a Ray cluster.")
@@ -103,8 +103,8 @@ def rayjob_stage(
 ) -> None:
     """Run one stage there; its inputs are found by fingerprint."""
     work, cluster = stage_work(name, preset, set_, root), remote_config(preset, set_, root).cluster
-    wish = Wish(attempts, queue, (name,), cluster)
-    _rayjob(work, wish, Place(namespace, context, release, template), delete, render)
+    options = JobOptions(attempts, queue, (name,), cluster)
+    _rayjob(work, options, Place(namespace, context, release, template), delete, render)
 
 
 @rayjob_app.command("run")
@@ -125,8 +125,8 @@ def rayjob_run(
 ) -> None:
     """Run there every stage that is not there yet."""
     work, cluster = run_work(preset, until, set_, root), remote_config(preset, set_, root).cluster
-    wish = Wish(attempts, queue, tuple(stage.name for stage in stages_until(until)), cluster)
-    _rayjob(work, wish, Place(namespace, context, release, template), delete, render)
+    options = JobOptions(attempts, queue, tuple(stage.name for stage in stages_until(until)), cluster)
+    _rayjob(work, options, Place(namespace, context, release, template), delete, render)
 
 
 @app.command()
@@ -183,7 +183,7 @@ def doctor(
     red = 0
     for finding in look(checks(kube, release, config, address, nodes_on_demand)):
         colour, word = {True: ("green", "ok"), False: ("red", "no"), None: ("dim", "-")}[finding.good]
-        line = f"{finding.text.rstrip('.')}. {finding.mend}" if finding.mend else finding.text
+        line = f"{finding.text.rstrip('.')}. {finding.hint}" if finding.hint else finding.text
         table.print(f"[{colour}]{word:<3}[/] {finding.what:<24} {escape(line)}", highlight=False, soft_wrap=True)
         red += finding.good is False
     raise SystemExit(1 if red else 0)
@@ -239,21 +239,21 @@ class Place(NamedTuple):
     template: Path | None
 
 
-def _rayjob(work: Work, wish: Wish, place: Place, delete: Delete, render: bool) -> None:
+def _rayjob(work: Work, options: JobOptions, place: Place, delete: Delete, render: bool) -> None:
     from deploy import rayjob
     from deploy.kube import Kube
 
     given = rayjob.read_template(place.template) if place.template else None
     if render and given:
-        _echo(yaml.safe_dump(rayjob.render(given, work, wish, 1), sort_keys=False))
+        _echo(yaml.safe_dump(rayjob.render(given, work, options, 1), sort_keys=False))
         return
     kube = Kube(place.namespace, place.context)
     template = given or rayjob.find_template(kube, place.release)
     if render:
-        _echo(yaml.safe_dump(rayjob.render(template, work, wish, 1), sort_keys=False))
+        _echo(yaml.safe_dump(rayjob.render(template, work, options, 1), sort_keys=False))
         return
     try:
-        code = rayjob.run(kube, template, work, wish, delete, _say, _echo)
+        code = rayjob.run(kube, template, work, options, delete, _say, _echo)
     except Detached as left:
         _leave(left, f"{kube.address} in {kube.namespace}", f"kubectl -n {kube.namespace} delete rayjob {left.job}")
     raise SystemExit(code)

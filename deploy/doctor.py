@@ -1,4 +1,4 @@
-"""Is everything there that a run needs? One line a thing, green or red, each red with its mend. Changes nothing but a
+"""Is everything there that a run needs? One line a thing, green or red, each red with its hint. Changes nothing but a
 file that it writes to the root and takes away again.
 
 Each check stands alone: one that cannot be made is red and says why, and the others go on. Here are their order and
@@ -20,12 +20,10 @@ from deploy.jobs import Dashboard, reason, token
 from deploy.kube import Kube
 from deploy.rayjob import find_template
 from deploy.submit import check_remote, check_tracking
-from pipeline import registry
 from pipeline.config import Config
 from pipeline.errors import PipelineError
-from pipeline.s3 import S3Storage
-from pipeline.storage import open_storage
-from pipeline.tracking import tracking_uri
+from pipeline.storage import Storage, open_storage
+from pipeline.tracking import champion, tracking_uri
 
 _SKEW_SECONDS = 30.0  # half of a lease's patience; S3 itself bears 15 minutes
 
@@ -78,8 +76,8 @@ def _root(config: Config) -> str:
     """Write, write if absent, read, list and delete."""
     check_remote(config)
     storage, folder = open_storage(config.root), f".doctor/{secrets.token_hex(6)}"
-    if isinstance(storage, S3Storage):
-        _answer(storage)  # at once: S3's own client would try for a minute
+    if storage.endpoint is not None:
+        _answer(storage.endpoint, storage)  # at once: S3's own client would try for a minute
     path, data = f"{folder}/probe", secrets.token_bytes(64)
     if not storage.write_new(path, data) or storage.write_new(path, b"another"):
         raise UnfitError(
@@ -92,9 +90,8 @@ def _root(config: Config) -> str:
     return f"{storage.root}: written, read, listed, deleted"
 
 
-def _answer(storage: S3Storage) -> requests.Response:
-    """What the server says to somebody without a signature."""
-    endpoint = storage.endpoint
+def _answer(endpoint: str, storage: Storage) -> requests.Response:
+    """What the storage's server says to somebody without a signature."""
     try:
         return requests.get(endpoint, timeout=10, allow_redirects=False, verify=storage.authority or True)
     except (requests.RequestException, OSError) as error:
@@ -107,9 +104,9 @@ def _answer(storage: S3Storage) -> requests.Response:
 def _clock(config: Config) -> str:
     """This machine's clock against that of the S3 server."""
     storage = open_storage(config.root)
-    if not isinstance(storage, S3Storage):
+    if storage.endpoint is None:
         raise Skipped("the root is a folder")
-    answer = _answer(storage)
+    answer = _answer(storage.endpoint, storage)
     if "Date" not in answer.headers:
         raise Skipped(f"{answer.url} does not tell its time")
     skew = time.time() - parsedate_to_datetime(answer.headers["Date"]).timestamp()
@@ -124,8 +121,8 @@ def _clock(config: Config) -> str:
 def _mlflow(config: Config) -> str:
     check_tracking(config)
     uri = tracking_uri(config)
-    champion = registry.champion(uri, config.register.name)
-    named = f"version {champion}" if champion else "none yet"
+    version_there = champion(uri, config.register.name)
+    named = f"version {version_there}" if version_there else "none yet"
     return f"{uri}: answers; champion of {config.register.name}: {named}"
 
 

@@ -1,6 +1,6 @@
 """Doctor's checks of a Kubernetes: what the chart needs there, and what has become of a release.
 
-Each returns what it has seen, or raises UnfitError with the mend, or Skipped where it has nothing to look at.
+Each returns what it has seen, or raises UnfitError with the hint, or Skipped where it has nothing to look at.
 """
 
 import itertools

@@ -13,7 +13,7 @@ class Finding:
     what: str
     good: bool | None
     text: str
-    mend: str = ""
+    hint: str = ""
 
 
 class UnfitError(PipelineError):
@@ -35,7 +35,7 @@ def look(checks: Iterator[Check]) -> Iterator[Finding]:
         except Skipped as skipped:
             yield Finding(what, None, str(skipped))
         except PipelineError as error:
-            yield Finding(what, False, error.what, error.mend)
+            yield Finding(what, False, error.what, error.hint)
         except Exception as error:  # the other checks are worth as much
             yield Finding(
                 what, False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", "This is a bug."

@@ -17,7 +17,7 @@ from typing import Any
 from yaml import YAMLError
 
 from deploy.errors import ConnectError, DeniedError, ProtocolError
-from deploy.patience import POLL_SECONDS, Patience, Say
+from deploy.retrying import POLL_SECONDS, Retrying, Say
 from pipeline.errors import ConfigError
 
 Object = dict[str, Any]
@@ -26,7 +26,7 @@ _SECONDS = 20.0  # for an answer
 _WATCH_SECONDS = 20  # then the object is looked at anew: what keeps it waiting is told by other objects
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _IMAGE = "Correct image.repository and image.tag (or image.digest), or give image.pullSecrets."
-_STUCK = {  # what a container waits for that does not come by itself -> the mend
+_STUCK = {  # what a container waits for that does not come by itself -> the hint
     "ImagePullBackOff": _IMAGE,
     "ErrImagePull": _IMAGE,
     "ErrImageNeverPull": _IMAGE,
@@ -144,7 +144,7 @@ class Kube:
         Also now and then without a change. A watch that was cut, or whose version is too old (410), begins anew; an
         API server that is away is waited for.
         """
-        ask = Patience(self.address, say)
+        ask = Retrying(self.address, say)
         while True:
             job = ask(lambda: self._rayjob(name))
             if job is None:
@@ -226,13 +226,15 @@ class Kube:
         if error.status == 0:  # the client's own, for what happens before an answer
             return self._no_tls(told)
         if error.status == 401 or "system:anonymous" in told:  # so it is where the kubeconfig's plugin has failed
-            return DeniedError(f"{self.address} does not know these credentials", "Log in again, or mend KUBECONFIG.")
+            return DeniedError(
+                f"{self.address} does not know these credentials", "Log in again, or correct KUBECONFIG."
+            )
         if "admission webhook" in told:
             return ProtocolError(f"this cluster refuses it: {told}", "`deploy doctor` says what fits here.")
         if error.status == 403:
             granted = what in _GRANTED or what.startswith("log of")
-            mend = "Have the chart's rbac.submitters name you" if granted else "Ask an administrator of the cluster"
-            return DeniedError(told, f"{mend}, or use another context.")
+            hint = "Have the chart's rbac.submitters name you" if granted else "Ask an administrator of the cluster"
+            return DeniedError(told, f"{hint}, or use another context.")
         if error.status == 404:
             return ProtocolError(
                 f"{self.address} has no {what}", "Install KubeRay 1.6 or newer; `deploy doctor` says what is missing."
@@ -252,7 +254,9 @@ def _login_failures() -> Iterator[None]:
     finally:
         root.removeHandler(told)
     if told.lines:
-        raise DeniedError(f"the kubeconfig's login has failed ({told.lines[0]})", "Log in again, or mend KUBECONFIG.")
+        raise DeniedError(
+            f"the kubeconfig's login has failed ({told.lines[0]})", "Log in again, or correct KUBECONFIG."
+        )
 
 
 class _Kept(logging.Handler):
@@ -310,14 +314,14 @@ def _one_line(text: str) -> str:
 
 
 def stuck(pod: Object) -> tuple[str, str] | None:
-    """What keeps a pod from running, in Kubernetes' own words, and its mend; None when it only takes its time."""
+    """What keeps a pod from running, in Kubernetes' own words, and its hint; None when it only takes its time."""
     name, status = pod["metadata"]["name"], pod.get("status", {})
     look = f"See `kubectl -n {pod['metadata']['namespace']} describe pod {name}`."
     for container in (*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])):
         waiting = container.get("state", {}).get("waiting", {})
-        if mend := _STUCK.get(waiting.get("reason", "")):
+        if hint := _STUCK.get(waiting.get("reason", "")):
             why = first_line(waiting.get("message", "")).rstrip(".")
-            return f"pod {name}: {waiting['reason']}: {why}", f"{mend} {look}"
+            return f"pod {name}: {waiting['reason']}: {why}", f"{hint} {look}"
     for condition in status.get("conditions", []):
         if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
             why = first_line(condition.get("message", "")).rstrip(".")
@@ -326,7 +330,7 @@ def stuck(pod: Object) -> tuple[str, str] | None:
 
 
 def not_made(name: str, status: Object) -> tuple[str, str] | None:
-    """Why pods of `name` are refused (a quota, an admission rule), and the mend; None when they are not.
+    """Why pods of `name` are refused (a quota, an admission rule), and the hint; None when they are not.
 
     `status` is that of a RayCluster, which a RayJob's has within, or of a Deployment.
     """

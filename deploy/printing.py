@@ -1,9 +1,9 @@
 """Printing a log whose connection may be cut: a new one tells everything from the beginning, which is printed once."""
 
-from deploy.patience import Say
+from deploy.retrying import Say
 
 
-class Printed:
+class PrintOnce:
     """Hands on to `echo` what has not been handed on yet."""
 
     def __init__(self, echo: Say) -> None:

@@ -21,12 +21,12 @@ import yaml
 
 from deploy.errors import ConnectError, DeniedError, LostError, ProtocolError, followed
 from deploy.kube import KUEUE_VERSIONS, Kube, Object, check_name, first_line, not_made, stuck
-from deploy.patience import POLL_SECONDS, Say
-from deploy.printing import Printed
+from deploy.printing import PrintOnce
+from deploy.retrying import POLL_SECONDS, Say
 from deploy.submit import ROOT, Work, attempt_of, check_root
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.graph import NAMES
+from pipeline.workflow import NAMES
 
 Delete = Literal["success", "always", "never"]
 WORK = "denoising-vae/work"  # label: what a RayJob is to do
@@ -93,7 +93,7 @@ def read_template(path: Path) -> Object:
 
 
 @dataclass(frozen=True)
-class Wish:
+class JobOptions:
     """How the work is to be done."""
 
     attempts: int
@@ -102,15 +102,15 @@ class Wish:
     cluster: ClusterConfig
 
 
-def render(template: Object, work: Work, wish: Wish, attempt: int) -> Object:
+def render(template: Object, work: Work, options: JobOptions, attempt: int) -> Object:
     """The RayJob. ConfigError when the chart's groups are too small for the work."""
     job = copy.deepcopy(template)
     metadata, spec = job["metadata"], job["spec"]
     metadata["name"] = f"{work.name}-{attempt}"
     metadata["labels"][WORK] = work.name
-    if wish.queue is not None:
-        check_name("--queue", wish.queue)
-        metadata["labels"][QUEUE] = wish.queue
+    if options.queue is not None:
+        check_name("--queue", options.queue)
+        metadata["labels"][QUEUE] = options.queue
     metadata["annotations"].update({_key(name): text for name, text in work.metadata.items()})
     # By the head's environment: KubeRay's submitter puts a runtime_env through a shell, which would read it.
     head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
@@ -120,8 +120,8 @@ def render(template: Object, work: Work, wish: Wish, attempt: int) -> Object:
             f"KubeRay's shells would read a sign of `{work.entrypoint}`", "Write such a value into a preset's file."
         )
     spec["entrypoint"] = work.entrypoint
-    spec["backoffLimit"] = wish.attempts - 1
-    pods = _pods(json.loads(metadata["annotations"].pop(POOLS)), spec["rayClusterSpec"], wish)
+    spec["backoffLimit"] = options.attempts - 1
+    pods = _pods(json.loads(metadata["annotations"].pop(POOLS)), spec["rayClusterSpec"], options)
     if QUEUE in metadata["labels"] and metadata["annotations"].get(ELASTIC) != "true":
         _fix_size(spec["rayClusterSpec"], pods)
     return job
@@ -140,15 +140,15 @@ def _survives_shells(entrypoint: str) -> bool:
     return not re.search(r"[$`\\*?~{}]", entrypoint) and list(again) == words
 
 
-def _pods(pools: dict[str, str], cluster: Object, wish: Wish) -> dict[str, int]:
+def _pods(pools: dict[str, str], cluster: Object, options: JobOptions) -> dict[str, int]:
     """How many pods of each group the stages need. ConfigError where a group may not have so many."""
     groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
     wanted: dict[str, int] = {}
-    for stage in wish.stages:
+    for stage in options.stages:
         group = groups[pools[stage]]
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
         devices = sum(int(count) for name, count in limits.items() if "gpu" in name) or 1
-        pods = math.ceil(_devices(stage, wish.cluster) / devices)
+        pods = math.ceil(_devices(stage, options.cluster) / devices)
         if pods > group["maxReplicas"]:
             raise ConfigError(
                 f"{stage} wants {pods} pods of the group {pools[stage]}, which has at most {group['maxReplicas']}",
@@ -178,13 +178,13 @@ def _fix_size(cluster: Object, pods: dict[str, int]) -> None:
 # --- what happens to it ---
 
 
-def run(kube: Kube, template: Object, work: Work, wish: Wish, delete: Delete, say: Say, echo: Say) -> int:
+def run(kube: Kube, template: Object, work: Work, options: JobOptions, delete: Delete, say: Say, echo: Say) -> int:
     """Have the work done on a cluster of its own: attach to the RayJob that does it, else create one; its exit code.
 
     LostError when it did not come to its end, ProtocolError when KubeRay refuses it, Detached when this is interrupted
     and the RayJob goes on.
     """
-    name, how = _attach_or_create(kube, template, work, wish)
+    name, how = _attach_or_create(kube, template, work, options)
     with followed(name):
         say(how)
         status = _follow(kube, name, say, echo)
@@ -198,7 +198,7 @@ def run(kube: Kube, template: Object, work: Work, wish: Wish, delete: Delete, sa
     return _verdict(name, status)
 
 
-def _attach_or_create(kube: Kube, template: Object, work: Work, wish: Wish) -> tuple[str, str]:
+def _attach_or_create(kube: Kube, template: Object, work: Work, options: JobOptions) -> tuple[str, str]:
     """The name of the RayJob that does the work now, and how it came to. BusyError when it is for another root."""
     while True:
         earlier: dict[str, Object] = {job["metadata"]["name"]: job for job in kube.rayjobs(f"{WORK}={work.name}")}
@@ -207,7 +207,7 @@ def _attach_or_create(kube: Kube, template: Object, work: Work, wish: Wish) -> t
                 check_root(name, job["metadata"].get("annotations", {}).get(_key(ROOT)), work)
                 return name, f"attached to {name}, which is {_state(job) or 'new'} in {kube.namespace}"
         attempt = 1 + max((attempt_of(name, work.name) or 0 for name in earlier), default=0)
-        job = render(template, work, wish, attempt)
+        job = render(template, work, options, attempt)
         if kube.create_rayjob(job):
             return f"{work.name}-{attempt}", f"created {work.name}-{attempt} in {kube.namespace}"
         time.sleep(POLL_SECONDS)  # somebody was faster with the same work: attach to theirs
@@ -219,7 +219,7 @@ def _state(job: Object) -> str:
 
 def _follow(kube: Kube, name: str, say: Say, echo: Say) -> Object:
     """Say what becomes of the RayJob until it has ended; its last status. LostError when it is deleted before."""
-    said, logs = Said(say), Logs(kube, name, say, echo)
+    said, logs = SayOnce(say), Logs(kube, name, say, echo)
     for job in kube.watch_rayjob(name, say):
         status: Object = job.get("status", {})
         said(f"{name}: {_words(status)}")
@@ -240,7 +240,7 @@ def _follow(kube: Kube, name: str, say: Say, echo: Say) -> Object:
     raise LostError(f"{name} was deleted before it had come to its end", "The same command goes on from what is there.")
 
 
-class Said:
+class SayOnce:
     """Says what is new."""
 
     def __init__(self, say: Say) -> None:
@@ -342,7 +342,7 @@ class Logs:
 
     def _print(self, pod: str) -> None:
         """Until the pod has ended; a log that was cut is taken up where it was."""
-        printed = Printed(self._print_some)
+        printed = PrintOnce(self._print_some)
         while True:
             printed.again()
             try:

@@ -12,20 +12,17 @@ from typing import Literal
 
 from deploy.errors import BusyError
 from deploy.jobs import Dashboard
-from deploy.patience import Say
+from deploy.retrying import Say
 from deploy.submit import MODEL, Work, attempt_of, check_tracking, remote_config, run_work_of, submit
-from pipeline import registry
 from pipeline.artifacts import SHORT, Manifest, read_manifest
 from pipeline.config import Config
 from pipeline.console import duration
-from pipeline.data.index import write_index
-from pipeline.data.listing import list_source
+from pipeline.data import list_source, write_index
 from pipeline.errors import PipelineError
-from pipeline.graph import Node, fingerprints
-from pipeline.report import meaning, value_text
-from pipeline.runner import check_source, resolved, survey
+from pipeline.metrics import find_metric, value_text
 from pipeline.storage import open_storage
-from pipeline.tracking import tracking_uri
+from pipeline.tracking import CHAMPION, champion, tracking_uri
+from pipeline.workflow import Node, check_source, resolved, stage_fingerprints, survey
 
 Outcome = Literal["unchanged", "remembered", "promoted", "rejected", "failed"]
 REJECTED = 3  # the exit code of a candidate that the gate did not promote
@@ -113,13 +110,13 @@ def _index(config: Config, say: Say) -> None:
 
 def _decided(config: Config) -> Manifest | None:
     """The gate's earlier decision on this very candidate, whatever has become of what it was made from."""
-    fingerprint = fingerprints(config)["register"]
+    fingerprint = stage_fingerprints(config)["register"]
     assert fingerprint is not None
     return read_manifest(open_storage(config.root), "register", fingerprint)
 
 
 def _again(decided: Manifest) -> str:
-    where = f"register/{decided.fingerprint[:SHORT]}"
+    where = decided.name
     return (
         f"{decided.details['decision']} (on {decided.created[:10]}; remove {where} at the root to have it tried again)"
     )
@@ -148,20 +145,26 @@ def summary(done: Retraining) -> str:
     lines += [f"* {_champion(done.config)}", ""]
     lines += _table(("stage", "was", "is", "fingerprint", "time"), [_stage_row(*pair) for pair in _pairs(done)])
     metrics = {name: value for node in done.after if node.manifest for name, value in node.manifest.metrics.items()}
-    shown = [(f"`{name}`", value_text(name, value)) for name, value in metrics.items() if meaning(name).better]
+    shown = [(f"`{name}`", value_text(name, value)) for name, value in metrics.items() if _is_judged(name)]
     if shown:
         lines += ["", *_table(("metric", "value"), shown)]
     return "\n".join(lines) + "\n"
 
 
+def _is_judged(key: str) -> bool:
+    """Is there a better and a worse of this metric?"""
+    metric = find_metric(key)
+    return metric is not None and bool(metric.better)
+
+
 def _champion(config: Config) -> str:
     name = config.register.name
     try:
-        version = registry.champion(tracking_uri(config), name)
+        version = champion(tracking_uri(config), name)
     except PipelineError as error:
         return f"champion of `{name}`: not known from here ({error.what})"
     if version is None:
-        return f"no version of `{name}` has the alias `{registry.CHAMPION}`"
+        return f"no version of `{name}` has the alias `{CHAMPION}`"
     return f"champion of `{name}`: version {version}"
 
 

@@ -14,16 +14,14 @@ from pathlib import Path
 
 from deploy.errors import BusyError, LostError, ProtocolError, followed
 from deploy.jobs import Dashboard, Job
-from deploy.patience import POLL_SECONDS, Patience, Say
-from deploy.printing import Printed
+from deploy.printing import PrintOnce
+from deploy.retrying import POLL_SECONDS, Retrying, Say
 from pipeline.artifacts import SHORT
-from pipeline.config import Config
+from pipeline.config import SENT, SENT_VARIABLE, Config, load_config
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.graph import STAGES, find_stage, fingerprints, stages_until
-from pipeline.loading import SENT, SENT_VARIABLE, load_config
-from pipeline.runner import check_source, resolved
 from pipeline.storage import open_storage
 from pipeline.tracking import tracking_uri
+from pipeline.workflow import STAGES, check_source, find_stage, resolved, stage_fingerprints, stages_until
 
 _OLDEST = (2, 55)  # CVE-2026-41486
 
@@ -69,7 +67,7 @@ def _work(
     sets: list[str] | None,
     until: str | None = None,
 ) -> Work:
-    fingerprint = fingerprints(config)[stage]
+    fingerprint = stage_fingerprints(config)[stage]
     assert fingerprint is not None
     name = Path(preset).stem
     words = ["python", "-m", "pipeline", *command, SENT + name, *(["--until", until] if until else [])]
@@ -133,7 +131,7 @@ def submit(dashboard: Dashboard, work: Work, attempts: int, say: Say, echo: Say)
     Detached when this is interrupted and the job goes on.
     """
     _check_version(dashboard)
-    ask = Patience(dashboard.address, say)
+    ask = Retrying(dashboard.address, say)
     for left in reversed(range(attempts)):
         name, how = _attach_or_start(dashboard, work, ask)
         with followed(name):
@@ -169,7 +167,7 @@ def attempt_of(name: str, work: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _attach_or_start(dashboard: Dashboard, work: Work, ask: Patience) -> tuple[str, str]:
+def _attach_or_start(dashboard: Dashboard, work: Work, ask: Retrying) -> tuple[str, str]:
     """The name of the job that does the work now, and how it came to do so. BusyError when it is for another root."""
     while True:
         earlier = {job.id: job for job in ask(dashboard.jobs) if attempt_of(job.id, work.name) is not None}
@@ -192,9 +190,9 @@ def check_root(name: str, root: str | None, work: Work) -> None:
         )
 
 
-def _follow(dashboard: Dashboard, name: str, say: Say, echo: Say, ask: Patience) -> Job | None:
+def _follow(dashboard: Dashboard, name: str, say: Say, echo: Say, ask: Retrying) -> Job | None:
     """Print what the job says until it ends; the job as it ended, None when the cluster does not know it any more."""
-    printed, live = Printed(echo), True
+    printed, live = PrintOnce(echo), True
     while True:
         try:
             _print_live(dashboard, name, printed, ask)
@@ -212,7 +210,7 @@ def _follow(dashboard: Dashboard, name: str, say: Say, echo: Say, ask: Patience)
         time.sleep(POLL_SECONDS if live else _PART_SECONDS)
 
 
-def _print_live(dashboard: Dashboard, name: str, printed: Printed, ask: Patience) -> None:
+def _print_live(dashboard: Dashboard, name: str, printed: PrintOnce, ask: Retrying) -> None:
     """Print the log as it grows, until the job ends or the connection does. ProtocolError as `Dashboard.follow`."""
     printed.again()
     for piece in dashboard.follow(name):

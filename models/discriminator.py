@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.sizes import smallest_discriminated
+from .sizes import smallest_discriminated
 
 
 class PatchDiscriminator(nn.Module):

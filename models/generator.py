@@ -6,15 +6,17 @@ Shapes: B batch, D latent channels, h w latent grid, C channels, H W pixels.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from models.diffusion import Prediction, to_velocity
-from models.metrics import to_uint8
-from models.sampler import Method, image_noise, sample
-from models.sit import SiT
-from models.tokenizer import Tokenizer
+from .choices import Precision, Prediction, SamplerMethod
+from .metrics import to_uint8
+from .paths import to_velocity
+from .sampler import SAMPLERS, image_noise, sample
+from .sit import SiT
+from .tokenizers import Autoencoder
 
 
 class LatentStatistics(nn.Module):
@@ -50,39 +52,53 @@ class LatentStatistics(nn.Module):
         return z_BDhw.float() * self.std_D[:, None, None] + self.mean_D[:, None, None]
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are drawn from labels.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+
+    method: SamplerMethod
+    steps: int
+    """As in `sampler.sample`."""
+    guidance: float = 1.0
+    """Scale of classifier-free guidance."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Times t in which it acts."""
+    seed: int = 0
+    precision: Precision = "fp32"
+    """Autocast of networks and decoder, on every device."""
+
+    def __post_init__(self) -> None:
+        if self.method not in SAMPLERS:
+            raise ValueError(f"there is no method '{self.method}'; use one of {', '.join(SAMPLERS)}")
+
+
 class ImageGenerator(nn.Module):
     """Pictures of a class, each from the noise of its own seed.
 
     Args:
-        tokenizer: decodes latents; moved and put in eval mode together with this module, as is `sit`.
+        tokenizer: a module that decodes latents; moved and put in eval mode together with this module, as is `sit`.
         sit: predicts on normalised latents.
         statistics: those that the latents of `sit` were normalised with.
         prediction: what `sit` was trained to predict.
     """
 
-    def __init__(self, tokenizer: Tokenizer, sit: SiT, statistics: LatentStatistics, prediction: Prediction) -> None:
+    def __init__(self, tokenizer: Autoencoder, sit: SiT, statistics: LatentStatistics, prediction: Prediction) -> None:
         super().__init__()
         self.tokenizer, self.sit, self.statistics = tokenizer, sit, statistics
         self.prediction: Prediction = prediction
 
     @torch.no_grad()
-    def generate(
-        self,
-        label_B: Tensor,
-        *,
-        seed: int,
-        indices: Sequence[int],
-        method: Method,
-        steps: int,
-        guidance_scale: float = 1.0,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
-    ) -> Tensor:
-        """Samples latents and decodes them. A picture depends on its label, `seed` and its index, not on its batch.
+    def draw(self, label_B: Tensor, indices: Sequence[int], sampling: Sampling) -> Tensor:
+        """Samples latents and decodes them. A picture depends on its label, seed and index, not on its batch.
 
         Args:
             label_B: (B,) long on any device, from 0 to classes - 1.
-            seed, indices: picture i starts from `image_noise(seed, indices[i])`; none may be negative.
-            method, steps, guidance_scale, guidance_interval: as in `sampler.sample`.
+            indices: picture i starts from `image_noise(sampling.seed, indices[i])`; none may be negative.
+            sampling: method, steps, guidance, seed and precision.
 
         Returns:
             x_BCHW, uint8 in [0, 255], on this module's device.
@@ -91,20 +107,24 @@ class ImageGenerator(nn.Module):
             ValueError: a label out of range, an index too many or too few, or too few steps for the method.
         """
         self._check(label_B, indices)
-        device = self.statistics.mean_D.device
-        shape = self.tokenizer.latent_shape
-        z_BDhw = sample(
-            self._velocity,
-            image_noise(seed, indices, shape, device),
-            label_B.to(device),
-            null_label=self.sit.null_label,
-            method=method,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            guidance_interval=guidance_interval,
-            step_noise=lambda step: image_noise(seed, indices, shape, device, stream=step + 1),
-        )
-        return to_uint8(self.tokenizer.decode(self.statistics.denormalise(z_BDhw)))
+        device, shape = self.statistics.mean_D.device, self.tokenizer.latent_shape
+
+        def noise(stream: int) -> Tensor:
+            return image_noise(sampling.seed, indices, shape, device, stream)
+
+        with torch.autocast(device.type, torch.bfloat16, enabled=sampling.precision == "bf16"):
+            z_BDhw = sample(
+                self._velocity,
+                noise(0),
+                label_B.to(device),
+                null_label=self.sit.null_label,
+                method=sampling.method,
+                steps=sampling.steps,
+                guidance_scale=sampling.guidance,
+                guidance_interval=sampling.guidance_interval,
+                step_noise=lambda step: noise(step + 1),
+            )
+            return to_uint8(self.tokenizer.decode(self.statistics.denormalise(z_BDhw)))
 
     def _check(self, label_B: Tensor, indices: Sequence[int]) -> None:
         if label_B.shape != (len(indices),):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.resize import resize
+from .resize import resize
 
 CONVNEXT_WEIGHT = 0.1
 _NORMALIZE_EPS = 1e-10  # lpips' own

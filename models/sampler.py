@@ -5,14 +5,14 @@ Shapes: B batch, D latent channels, h w latent grid.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Method = Literal["euler", "heun", "sde"]
+from .choices import FEWEST_STEPS, SamplerMethod
+
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(z_BDhw, t_B, label_B) -> velocity_BDhw."""
 
@@ -24,7 +24,7 @@ def sample(
     label_B: Tensor,
     *,
     null_label: int,
-    method: Method,
+    method: SamplerMethod,
     steps: int,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
@@ -52,17 +52,13 @@ def sample(
     Raises:
         ValueError: too few steps, or `sde` without `step_noise`.
     """
-    if steps < (2 if method == "sde" else 1):
+    if steps < FEWEST_STEPS[method]:
         raise ValueError(f"{steps} steps are too few for {method}")
 
     def velocity(z_BDhw: Tensor, t: float) -> Tensor:
         return _guided(model_velocity, z_BDhw, t, label_B, null_label, guidance_scale, guidance_interval)
 
-    if method == "sde":
-        if step_noise is None:
-            raise ValueError("the sde method needs step_noise")
-        return _sample_sde(velocity, noise_BDhw.float(), steps, step_noise, last_step)
-    return _sample_ode(velocity, noise_BDhw.float(), steps, second_order=method == "heun")
+    return SAMPLERS[method](velocity, noise_BDhw.float(), steps, step_noise, last_step)
 
 
 def image_noise(
@@ -100,27 +96,36 @@ def _guided(
     return unconditional + scale * (conditional - unconditional)
 
 
-def _sample_ode(velocity: Callable[[Tensor, float], Tensor], z: Tensor, steps: int, second_order: bool) -> Tensor:
-    times = [1.0 - i / steps for i in range(steps)] + [0.0]
-    for t, t_next in itertools.pairwise(times):
+StepNoise = Callable[[int], Tensor] | None
+Guided = Callable[[Tensor, float], Tensor]
+"""(z_BDhw, t) -> velocity_BDhw, guidance included."""
+
+
+def _euler(velocity: Guided, z: Tensor, steps: int, step_noise: StepNoise, last_step: float) -> Tensor:  # noqa: ARG001
+    for t, t_next in _equal_steps(steps):
+        z = z + (t_next - t) * velocity(z, t)
+    return z
+
+
+def _heun(velocity: Guided, z: Tensor, steps: int, step_noise: StepNoise, last_step: float) -> Tensor:  # noqa: ARG001
+    for t, t_next in _equal_steps(steps):
         v = velocity(z, t)
-        if second_order:
-            v = 0.5 * (v + velocity(z + (t_next - t) * v, t_next))
+        v = 0.5 * (v + velocity(z + (t_next - t) * v, t_next))
         z = z + (t_next - t) * v
     return z
 
 
-def _sample_sde(
-    velocity: Callable[[Tensor, float], Tensor],
-    z: Tensor,
-    steps: int,
-    step_noise: Callable[[int], Tensor],
-    last_step: float,
-) -> Tensor:
+def _equal_steps(steps: int) -> Iterator[tuple[float, float]]:
+    return itertools.pairwise([*(1.0 - i / steps for i in range(steps)), 0.0])
+
+
+def _euler_maruyama(velocity: Guided, z: Tensor, steps: int, step_noise: StepNoise, last_step: float) -> Tensor:
     """dz = (v - w/2 score) dt + sqrt(w) dW, backwards in time.
 
     On the linear path the noise is n = z + (1 - t) v and the score -n / t, so that with w = 2 t the drift is v + n.
     """
+    if step_noise is None:
+        raise ValueError("the sde method needs step_noise")
     length = (1.0 - last_step) / (steps - 1)
     for i in range(steps - 1):
         t = 1.0 - i * length
@@ -129,3 +134,10 @@ def _sample_sde(
         z = z - length * drift + (2.0 * t * length) ** 0.5 * step_noise(i).to(z)
     v = velocity(z, last_step)
     return z - last_step * (v + z + (1.0 - last_step) * v)
+
+
+SAMPLERS: dict[SamplerMethod, Callable[[Guided, Tensor, int, StepNoise, float], Tensor]] = {
+    "euler": _euler,
+    "heun": _heun,
+    "sde": _euler_maruyama,
+}

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.sizes import MLP_RATIO, SIT_SIZES, TIMESTEP_CHANNELS
+from .sizes import MLP_RATIO, SIT_SIZES, TIMESTEP_CHANNELS
 
 __all__ = ["SIT_SIZES", "SiT"]
 

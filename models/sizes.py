@@ -4,6 +4,11 @@ GFLOPs count 2 x MAC of every Linear and Conv for one image; with `attention=Tru
 products of each block count as well, which is what MFU divides by. Norms and activations are never counted.
 """
 
+from collections import Counter
+from itertools import accumulate
+
+from .choices import Mask
+
 # Name: (width, depth, heads). SiT, Table 1 of Ma et al. 2024.
 SIT_SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 
@@ -14,6 +19,29 @@ MLP_RATIO = 4
 def smallest_discriminated(layers: int) -> int:
     """Side in pixels of the smallest image that a PatchGAN of so many strided layers takes."""
     return 3 << layers
+
+
+_COARSE_GRID = 16  # above it the shells are fine enough for every level to have a mask of its own
+
+
+def check_mask(grid: int, mask: Mask, keep: float) -> None:
+    """ValueError where a latent grid has no frequencies for the masks of S_l (`spectral.LatentFilter`).
+
+    That is: no frequency at all, not even the mean within the share that passes, or two levels of `remove` alike.
+    """
+    if grid < 2:
+        raise ValueError(f"a {grid} x {grid} latent has no frequencies to attenuate")
+    shares = (1.0, 0.75, 0.5, 0.25) if mask == "remove" else (keep,)
+    if min(shares) * grid**2 < 1.0:  # not even the constant
+        raise ValueError(f"keep {keep:g} leaves no frequency of a {grid} x {grid} latent")
+    if mask != "remove" or grid > _COARSE_GRID:
+        return
+    side = [min(i, grid - i) for i in range(grid)]
+    shells = Counter(a * a + b * b for a in side for b in side)
+    sums = list(accumulate(bins for _, bins in sorted(shells.items())))
+    kept = {sum(total <= share * grid**2 + 1e-9 for total in sums) for share in shares}
+    if len(kept) < len(shares):
+        raise ValueError(f"mask remove: on a {grid} x {grid} latent two levels share a mask")
 
 
 def _linear(inputs: int, outputs: int) -> int:

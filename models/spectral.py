@@ -4,17 +4,16 @@ Shapes: B batch, C image channels, H W pixels, D latent channels, h w latent gri
 """
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LEVELS = 4
+from .choices import Mask
+from .sizes import check_mask
+
 ATTENUATION = (0.0, 0.25, 0.5, 0.75)
 BLUR_SIGMA = (0.0, 0.05, 0.25, 0.5)  # pixels
-
-Mask = Literal["gain", "remove", "square", "dct"]
 
 _BLUR_RADIUS = math.ceil(4 * max(BLUR_SIGMA))
 
@@ -49,8 +48,7 @@ class LatentFilter(nn.Module):
         super().__init__()
         if not 0.0 < keep < 1.0:
             raise ValueError(f"keep must lie between 0 and 1, both excluded; it is {keep}")
-        if grid < 2:
-            raise ValueError(f"a latent grid of {grid} has no frequencies to attenuate")
+        check_mask(grid, mask, keep)
         self.grid = grid
         self.register_buffer("matrices", _filter_matrices(grid, mask, keep), persistent=False)
 
@@ -83,9 +81,6 @@ def _filter_matrices(grid: int, mask: Mask, keep: float) -> Tensor:
     """(L, N, N) fp32: the inverse transform of the masked transform of every unit impulse, computed in fp64."""
     radius_hw = _radius(grid, mask)
     masks_Lhw = torch.stack([_mask(radius_hw, mask, keep, p) for p in ATTENUATION])
-    kept = [int((level > 0).sum()) for level in masks_Lhw]
-    if mask == "remove" and len(set(kept)) < LEVELS:
-        raise ValueError(f"a latent grid of {grid} has too few frequencies for four levels of mask 'remove'")
     impulses_Nhw = torch.eye(grid * grid, dtype=torch.float64).view(-1, grid, grid)
     matrices = []
     for mask_hw in masks_Lhw:
@@ -109,8 +104,6 @@ def _lowest_shells(radius_hw: Tensor, share: float) -> Tensor:
     """True on the most whole shells, lowest first, that hold no more than `share` of all bins."""
     shells, bins = torch.unique(radius_hw, return_counts=True)
     fits: Tensor = bins.cumsum(0) <= share * radius_hw.numel() + 1e-9
-    if not fits[0]:
-        raise ValueError(f"a {tuple(radius_hw.shape)} grid has no whole shell within a share of {share} of its bins")
     lowest_hw: Tensor = radius_hw <= shells[fits][-1]
     return lowest_hw
 

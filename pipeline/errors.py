@@ -1,21 +1,21 @@
-"""The errors that a user is meant to read: one line that says what is wrong, where, and how to mend it.
+"""The errors that a user is meant to read: one line that says what is wrong, where, and what to do about it.
 
 Everything else is a bug and keeps its traceback. The command line (`__main__`) turns these into exit codes.
 """
 
 
 class PipelineError(Exception):
-    """Something the user can mend. `what` names the thing and the place, `mend` what to do about it."""
+    """Something the user can put right. `what` names the thing and the place, `hint` what to do about it."""
 
     exit_code = 1
 
-    def __init__(self, what: str, mend: str = "") -> None:
-        super().__init__(what, mend)
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what, hint)
         self.what = what
-        self.mend = mend
+        self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.what.rstrip('.')}. {self.mend}" if self.mend else self.what
+        return f"{self.what.rstrip('.')}. {self.hint}" if self.hint else self.what
 
 
 class ConfigError(PipelineError):

@@ -1,16 +1,12 @@
 """The benchmarks' measuring functions at tiny sizes: they run, and both sides compute the same."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-
-import loader
-import train_step
-from common import config_at
-from small import SETS
+from benchmarks import loader, train_step
+from tests.support.artifacts import config_at
+from tests.support.trainers import SETS
 
 
 @pytest.mark.parametrize("which", ["tokenizer", "adversarial", "sit"])

@@ -4,14 +4,14 @@ put into a shell."""
 import re
 import shlex
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from command_lines import parsed
 
-PROJECT = Path(__file__).parents[1]
+from tests.support import PROJECT
+from tests.support.command_lines import parsed
+
 FOLDER = PROJECT / ".github" / "workflows"
 NAMES = sorted(path.name for path in FOLDER.glob("*.yaml"))
 # Made by a step of the workflow itself, or on the runner.

@@ -16,13 +16,13 @@ from typing import Any
 
 # Module: the functions in it to be timed (the first call only).
 WATCHED: dict[str, tuple[str, ...]] = {
-    "pipeline.runner": ("Runner._alive", "Runner.make"),
-    "pipeline.cluster": ("connect", "disconnect"),
-    "pipeline.tracking": ("deliver",),
-    "pipeline.ray_training": ("run_training", "_fit", "run_worker", "_world"),
-    "pipeline.training": ("measured_peak", "train"),
-    "pipeline.mirroring": ("training_images",),
-    "pipeline.tokenizer_trainee": ("TokenizerTrainee.__init__", "TokenizerTrainee.step"),
+    "pipeline.workflow.runner": ("Runner._alive", "Runner.make"),
+    "pipeline.cluster.joining": ("connect", "disconnect"),
+    "pipeline.tracking.courier": ("deliver",),
+    "pipeline.training.on_ray": ("run_training", "fit", "run_worker", "_world"),
+    "pipeline.training.worker": ("measured_peak", "train"),
+    "pipeline.training.examples": ("training_images",),
+    "pipeline.training.tokenizer": ("TokenizerTrainee.__init__", "TokenizerTrainee.step"),
     "pipeline.data.prepare": ("prepare_unit",),
     "ray.train.v2.api.data_parallel_trainer": (
         "DataParallelTrainer.fit",
@@ -55,7 +55,7 @@ WATCHED: dict[str, tuple[str, ...]] = {
     "lpips": (),
     "torchmetrics": (),
     "boto3": (),
-    "pipeline.__main__": (),
+    "pipeline.cli.app": (),
     "pipeline.config": (),
 }  # fmt: skip
 

@@ -1,1 +1,38 @@
-"""From a source of images to batches: listing, reading, decoding, shards, their mirror, and the order of examples."""
+"""From a source of images to batches: listing, reading, decoding, shards, their mirror, and the order of examples.
+
+Listing and index are light; what needs pyarrow or Pillow loads when it is used.
+"""
+
+from typing import TYPE_CHECKING
+
+from pipeline.data.index import (
+    known_classes,
+    read_index,
+    recorded_revision,
+    revision_of,
+    write_index,
+)
+from pipeline.data.listing import DIGITS, Split, list_source
+from pipeline.lazy import lazy
+
+if TYPE_CHECKING:
+    from pipeline.data.decode import Pixels, UnreadableImage, decode_image, transform
+    from pipeline.data.loader import ImageLoader, LatentLoader, Plan
+    from pipeline.data.mirror import Mirror, StoredShard, mirror_directory, open_mirror
+    from pipeline.data.prepare import PreparedUnit, check_prepared, prepare_unit
+    from pipeline.data.prepared import Rows, choose_rows, read_images
+    from pipeline.data.shards import write_latent_shard
+    from pipeline.data.sources import FolderUnit, TarUnit, Unit, work_units
+    from pipeline.data.store import IMAGE_COLUMNS, LATENT_COLUMNS, ImageStore, Labels, LatentStore
+else:
+    __getattr__ = lazy(
+        __name__,
+        decode="Pixels UnreadableImage decode_image transform",
+        loader="ImageLoader LatentLoader Plan",
+        mirror="Mirror StoredShard mirror_directory open_mirror",
+        prepare="PreparedUnit check_prepared prepare_unit",
+        prepared="Rows choose_rows read_images",
+        shards="write_latent_shard",
+        sources="FolderUnit TarUnit Unit work_units",
+        store="IMAGE_COLUMNS LATENT_COLUMNS ImageStore Labels LatentStore",
+    )

@@ -36,7 +36,7 @@ class UnreadableImage(Exception):  # noqa: N818  # it names the image's state, a
         self.reason = reason
 
 
-def decode(image: Encoded, max_pixels: int | None) -> Image.Image:
+def decode_image(image: Encoded, max_pixels: int | None) -> Image.Image:
     """An encoded image as RGB, upright.
 
     Greyscale, CMYK, palette and 16-bit images are converted (16 bits scaled to 8, not clipped), transparent ones laid
@@ -111,7 +111,7 @@ def decode_batch(
 
     def fill(rows: range) -> None:
         for i in rows:
-            pixels = transform(decode(images[i], None), size, center_crop)
+            pixels = transform(decode_image(images[i], None), size, center_crop)
             mirrored = flips is not None and flips[i]
             x_BCHW[i] = (pixels[:, ::-1] if mirrored else pixels).transpose(2, 0, 1)
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.config import DataConfig
 from pipeline.data.listing import DIGITS_CLASSES, DIGITS_REVISION, Listing, list_source
-from pipeline.storage import LocalStorage, Storage, open_storage
+from pipeline.storage import Storage, open_storage
 
 
 class Index(BaseModel):
@@ -101,4 +101,4 @@ def known_classes(data: DataConfig, storage: Storage) -> int | None:
 
 def _is_local(data: DataConfig) -> bool:
     uris = (data.uri, data.validation_uri)
-    return all(isinstance(open_storage(uri), LocalStorage) for uri in uris if uri is not None)
+    return all(open_storage(uri).local_path() is not None for uri in uris if uri is not None)

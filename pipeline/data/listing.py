@@ -11,7 +11,7 @@ from typing import Literal
 
 from pipeline.config import DataConfig
 from pipeline.errors import DataError, StorageError
-from pipeline.storage import Entry, LocalStorage, Storage, open_storage, split_uri
+from pipeline.storage import Entry, Storage, open_storage, split_uri
 
 Split = Literal["train", "validation"]
 DIGITS = 1797  # images in scikit-learn's set
@@ -105,7 +105,7 @@ def _entries(field: str, uri: str, layout: str, progress: Callable[[int], None])
     except FileNotFoundError as error:
         raise DataError(f"{field} {uri}: '{error.filename or error}' is not there", "Correct the URI.") from error
     except StorageError as error:
-        raise DataError(f"{field} {error.what}", error.mend) from error
+        raise DataError(f"{field} {error.what}", error.hint) from error
     if not found:
         where = "in its sub-folders, one a class" if layout == "folder" else "there"
         raise DataError(
@@ -119,13 +119,15 @@ def _entries(field: str, uri: str, layout: str, progress: Callable[[int], None])
 def _open(uri: str, layout: str) -> tuple[Storage, Iterable[Entry]]:
     if layout != "folder" and PurePosixPath(uri).suffix.lower() in SUFFIXES[layout]:
         storage, name = split_uri(uri)
-        if not isinstance(storage, LocalStorage):
+        file = storage.local_path(name)
+        if file is None:
             return storage, (entry for entry in storage.list() if entry.path == name)
-        if storage.local(name).is_file():
-            return storage, [Entry(name, storage.local(name).stat().st_size)]
+        if file.is_file():
+            return storage, [Entry(name, file.stat().st_size)]
     storage = open_storage(uri)
-    if isinstance(storage, LocalStorage) and not storage.folder.exists():
-        raise FileNotFoundError(2, "no such folder", str(storage.folder))
+    folder = storage.local_path()
+    if folder is not None and not folder.exists():
+        raise FileNotFoundError(2, "no such folder", str(folder))
     return storage, storage.list()
 
 

@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.config import Shuffle
 from pipeline.data import order
 from pipeline.data.decode import Pixels, decode_batch
 from pipeline.data.shards import Moments
@@ -29,7 +30,7 @@ class Plan:
 
     seed: int
     batch_size: int  # global
-    shuffle: order.Shuffle
+    shuffle: Shuffle
     window_rows: int
     group_rows: int  # rows of a group under window: those of a shard
     rank: int

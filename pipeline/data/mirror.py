@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pipeline.artifacts import hash_file
 from pipeline.config import DataConfig
 from pipeline.errors import ContractError, StorageError
-from pipeline.storage import LocalStorage, Storage, cache_folder
+from pipeline.storage import Storage, cache_folder
 
 _VERSION = "1"  # raised when the files' layout changes
 _PARTIAL = ".partial-"
@@ -180,9 +180,10 @@ def _remove_partial(directory: Path) -> None:
 @contextmanager
 def _on_disk(storage: Storage, shard: StoredShard, directory: Path) -> Iterator[Path]:
     """The shard as a local file that hashes to what it should; a remote one is there for a moment only."""
+    local = storage.local_path(shard.path)
     try:
-        if isinstance(storage, LocalStorage):
-            path = storage.local(shard.path)
+        if local is not None:
+            path = local
         else:
             path = directory / f"{_PARTIAL}{secrets.token_hex(6)}.parquet"
             storage.download(shard.path, path)
@@ -195,7 +196,7 @@ def _on_disk(storage: Storage, shard: StoredShard, directory: Path) -> Iterator[
             f"Make it anew: `python -m pipeline artifact repair {'/'.join(shard.path.split('/')[:2])}`.",
         )
     yield path
-    if not isinstance(storage, LocalStorage):
+    if local is None:
         path.unlink()
 
 

@@ -4,13 +4,14 @@ No state is kept and no data touched; what is cached here can be computed again 
 """
 
 from functools import lru_cache
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.config import Shuffle
+
 Indices = npt.NDArray[np.int64]
-Shuffle = Literal["full", "window"]
 _T = TypeVar("_T", bound=np.generic)
 
 # What a stream of random numbers is for: two purposes never share one.

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.artifacts import hash_file
 from pipeline.config import DataConfig
-from pipeline.data.decode import UnreadableImage, decode
+from pipeline.data.decode import UnreadableImage, decode_image
 from pipeline.data.listing import Split
 from pipeline.data.shards import ImageShardWriter, ShardRecord, StoredExample
 from pipeline.data.sources import Unit, read_unit
@@ -71,7 +71,7 @@ def check_prepared(units: Iterable[PreparedUnit], data: DataConfig) -> None:
         first = quarantined[0]
         raise DataError(
             f"{len(quarantined)} of {total} images cannot be read; the first is {first.key}: {first.reason}",
-            f"Mend or remove them, or raise data.quarantine_budget (now {data.quarantine_budget:g}).",
+            f"Repair or remove them, or raise data.quarantine_budget (now {data.quarantine_budget:g}).",
         )
     if not any(shard.split == "train" for unit in units for shard in unit.shards):
         raise DataError(
@@ -87,7 +87,7 @@ def _write_shards(
     with ExitStack() as stack:
         for key, label, image in read_unit(unit, data):
             try:
-                width, height = decode(image, data.max_pixels).size
+                width, height = decode_image(image, data.max_pixels).size
             except UnreadableImage as error:
                 quarantined.append(Quarantined(key=key, reason=error.reason))
                 continue

@@ -25,9 +25,7 @@ from PIL import Image
 from pipeline.config import DataConfig
 from pipeline.data.listing import DIGITS, Listing, Split, class_of
 from pipeline.errors import DataError
-from pipeline.s3 import S3Storage
-from pipeline.s3_errors import arrow_refusal
-from pipeline.storage import Entry, LocalStorage, Storage, open_storage
+from pipeline.storage import Entry, Storage, arrow_refusal, open_storage
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label")
@@ -97,7 +95,7 @@ class ParquetUnit:
     stop: int
 
     def read(self) -> Iterator[RawExample]:
-        with _parquet(*_file_system(open_storage(self.uri)), self.path) as file:
+        with _parquet(*open_storage(self.uri).arrow(), self.path) as file:
             image, label = _columns(file.schema_arrow, self.path)
             first = 0  # the first row of a row group, then of a batch
             for group in range(file.num_row_groups):
@@ -198,7 +196,7 @@ def _folder_units(
 def _parquet_units(
     first: int, split: Split | None, root: str, entries: tuple[Entry, ...], size: int
 ) -> Iterator[ParquetUnit]:
-    files = _file_system(open_storage(root))
+    files = open_storage(root).arrow()
 
     def count(entry: Entry) -> int:
         with _parquet(*files, entry.path) as file:
@@ -235,10 +233,10 @@ def _said_of(where: str, what: str) -> Iterator[None]:
         if "AWS Error" in str(error):
             raise arrow_refusal(error, where) from error
         if isinstance(error, PermissionError):
-            mend = "Give this user permission to it."
+            hint = "Give this user permission to it."
         else:
-            mend = "It may be empty or cut short: copy it anew, or take it away."
-        raise DataError(f"{where} cannot be read as {what}: {' '.join(str(error).split())}", mend) from error
+            hint = "It may be empty or cut short: copy it anew, or take it away."
+        raise DataError(f"{where} cannot be read as {what}: {' '.join(str(error).split())}", hint) from error
 
 
 @contextmanager
@@ -247,14 +245,6 @@ def _parquet(files: pyarrow.fs.FileSystem, root: str, path: str) -> Iterator[pq.
     where = f"s3://{root}/{path}" if files.type_name == "s3" else f"{root}/{path}"
     with _said_of(where, "Parquet"), pq.ParquetFile(f"{root}/{path}", filesystem=files) as file:
         yield file
-
-
-def _file_system(storage: Storage) -> tuple[pyarrow.fs.FileSystem, str]:
-    """Arrow's way to the files of a storage, and the path of its root there."""
-    if isinstance(storage, LocalStorage):
-        return pyarrow.fs.LocalFileSystem(), str(storage.folder)
-    assert isinstance(storage, S3Storage)
-    return storage.arrow_files(), storage.arrow_path()
 
 
 def _columns(schema: pa.Schema, path: str) -> tuple[str, str]:
@@ -277,8 +267,9 @@ def _columns(schema: pa.Schema, path: str) -> tuple[str, str]:
 @contextmanager
 def _local(storage: Storage, path: str) -> Iterator[Path]:
     """The file on a local disk, fetched where it is remote: a cut download is taken up again, a cut stream is lost."""
-    if isinstance(storage, LocalStorage):
-        yield storage.local(path)
+    file = storage.local_path(path)
+    if file is not None:
+        yield file
         return
     with tempfile.TemporaryDirectory(prefix="dvae-") as folder:
         target = Path(folder, "source.tar")

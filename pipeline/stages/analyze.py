@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from models.choices import LEVELS
 from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome
 from pipeline.config import DataConfig
-from pipeline.context import StageContext
-from pipeline.data.prepared import choose_rows, read_images
+from pipeline.data import choose_rows, read_images
 from pipeline.storage import Storage, open_storage
+from pipeline.workflow import StageContext
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_LEVELS = 4
 _IMAGES = 256  # whose latents are analysed, at most
 _SHOWN = 8
 _BATCH = 64
@@ -89,8 +89,8 @@ def _latents(spec: Spec, images: np.ndarray) -> "Tensor":
     import torch
 
     from models.metrics import from_uint8
-    from pipeline.features import settle_device
-    from pipeline.networks import load_tokenizer
+    from pipeline.evaluation import settle_device
+    from pipeline.inference import load_tokenizer
 
     device = settle_device()
     tokenizer, latent_filter = load_tokenizer(open_storage(spec.root), spec.tokenizer, device)
@@ -98,7 +98,7 @@ def _latents(spec: Spec, images: np.ndarray) -> "Tensor":
     with torch.inference_mode():
         for x_BCHW in torch.split(torch.from_numpy(images.copy()), _BATCH):
             z_BDhw = tokenizer.encode(from_uint8(x_BCHW.to(device))).mean_BDhw
-            parts.append(torch.stack([latent_filter(z_BDhw, level) for level in range(_LEVELS)]).cpu())
+            parts.append(torch.stack([latent_filter(z_BDhw, level) for level in range(LEVELS)]).cpu())
     return torch.cat(parts, dim=1)
 
 
@@ -107,7 +107,7 @@ def _numbers(z_LBDhw: "Tensor", uniform_LBDhw: "Tensor") -> tuple[dict[str, floa
     from models.spectral import high_frequency_share, radial_spectrum, uniform_artifact
 
     metrics = {}
-    for level in range(_LEVELS):
+    for level in range(LEVELS):
         suffix = f"_level{level}" if level else ""
         metrics[f"latent/high_frequency_share{suffix}"] = float(high_frequency_share(z_LBDhw[level]))
         metrics[f"latent/uniform_off_dc{suffix}"] = float(uniform_artifact(uniform_LBDhw[level]))
@@ -123,12 +123,12 @@ def _pictures(
     spectra: dict[str, list[Any]],
 ) -> dict[str, bytes]:
     """The three figures. One PCA colours all latents, so that their colours can be compared."""
-    from pipeline import figures
+    from pipeline import reports
 
-    colours = figures.PrincipalColours(z_LBDhw[0])
+    colours = reports.PrincipalColours(z_LBDhw[0])
     shown = np.arange(min(_SHOWN, len(images))) * len(images) // min(_SHOWN, len(images))
     return {
-        "latents.png": figures.latent_levels(images[shown], colours(z_LBDhw[:, shown])),
-        "spectrum.png": figures.spectrum(np.array(spectra["radius"]), np.array(spectra["power"])),
-        "uniform.png": figures.uniform_latents(uniform, colours(uniform_LBDhw)),
+        "latents.png": reports.latent_levels(images[shown], colours(z_LBDhw[:, shown])),
+        "spectrum.png": reports.spectrum(np.array(spectra["radius"]), np.array(spectra["power"])),
+        "uniform.png": reports.uniform_latents(uniform, colours(uniform_LBDhw)),
     }

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from models.choices import LEVELS
 from pipeline import cluster
 from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome, read_checked
-from pipeline.context import StageContext
 from pipeline.errors import DataError, PipelineError
 from pipeline.storage import open_storage
+from pipeline.workflow import StageContext
 
 _CANARIES = 8  # images of a shard that are decoded again
-_LEVELS = 4
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _encode(context: StageContext, plan: Plan, shards: list[Shard]) -> Iterator[
 
 def decode_chunks(row: dict[str, Any], plan: Plan) -> list[dict[str, Any]]:
     """A shard's images as chunks of `batch_size`: uint8 pixels (b, 3, H, W), keys, labels, and what was unreadable."""
-    from pipeline.data.decode import UnreadableImage, decode, transform
+    from pipeline.data import UnreadableImage, decode_image, transform
 
     shard = Shard(**json.loads(row["shard"]))
     examples = _examples(plan, shard)
@@ -143,7 +143,7 @@ def decode_chunks(row: dict[str, Any], plan: Plan) -> list[dict[str, Any]]:
 
     def read(example: dict[str, Any]) -> tuple[str, int, np.ndarray] | dict[str, str]:
         try:
-            image = decode(example["image"], plan.max_pixels)
+            image = decode_image(example["image"], plan.max_pixels)
         except UnreadableImage as error:
             return {"key": example["key"], "reason": error.reason}
         return example["key"], example["label"], transform(image, plan.image_size, plan.center_crop)
@@ -195,7 +195,7 @@ class Encoder:
     def __init__(self, plan: Plan) -> None:
         import torch
 
-        from pipeline.networks import load_tokenizer, task_device
+        from pipeline.inference import load_tokenizer, task_device
 
         if not torch.cuda.is_available():
             torch.set_num_threads(1)
@@ -230,7 +230,7 @@ class Encoder:
         """
         matrices, sums = self.filter.matrices.double(), []
         flat_mean, flat_var = mean.double().flatten(2), logvar.double().exp().flatten(2)
-        for level in range(_LEVELS):
+        for level in range(LEVELS):
             filtered = flat_mean @ matrices[level].T
             square = filtered.square() + flat_var @ matrices[level].square().T
             sums.append([filtered.sum((0, 2)).tolist(), square.sum((0, 2)).tolist()])
@@ -260,7 +260,7 @@ class Writer:
         return [{"index": facts["shard"]}]
 
     def _write(self, index: int, chunks: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
-        from pipeline.data.shards import write_latent_shard
+        from pipeline.data import write_latent_shard
 
         storage = open_storage(self.plan.root)
         writer = ArtifactWriter(storage, "encode", self.plan.fingerprint)

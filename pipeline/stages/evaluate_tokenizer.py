@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome
+from models.choices import LEVELS
+from pipeline.artifacts import ArtifactWriter, Manifest, Outcome
 from pipeline.config import Config, WeightFile
-from pipeline.context import StageContext
-from pipeline.data.prepared import Rows, choose_rows, read_images
+from pipeline.data import Rows, choose_rows, read_images
 from pipeline.errors import DataError
 from pipeline.storage import open_storage
+from pipeline.workflow import StageContext
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from models.perceptual import LPIPS
 
-_LEVELS = 4
 _SHOWN = 8  # images of the figure
 
 
@@ -68,9 +68,7 @@ def run(context: StageContext) -> Outcome:
     specs = [Spec(work, index, unit) for index, unit in enumerate(units)]
     records = context.map(measure, specs, [len(unit.rows) for unit in units], unit="images", gpu=True)
     (distance,) = context.map(compare, [Comparison(work, len(units))], [1], unit="distance", gpu=True)
-    (figure,) = context.map(draw, [work], [1], unit="figure", gpu=True)
-    context.writer.add_stored("reconstructions.png", FileRecord.model_validate(figure))
-    context.show("reconstructions.png")
+    context.figure(draw, work, "reconstructions.png", gpu=True)
     metrics = {**_means(records), distance_name(own.network): float(distance["distance"])}
     return context.writer.outcome(rows, metrics, images=rows, reference="the validation images themselves")
 
@@ -85,7 +83,7 @@ def _means(records: list[dict[str, Any]]) -> dict[str, float]:
     rows, means = sum(record["rows"] for record in records), {}
     for name in records[0]["sums"]:
         total = np.sum([record["sums"][name] for record in records], axis=0)
-        for level in range(_LEVELS):
+        for level in range(LEVELS):
             means[f"reconstruction/{name}" + (f"_level{level}" if level else "")] = float(total[level] / rows)
     return means
 
@@ -94,7 +92,7 @@ def measure(spec: Spec) -> dict[str, Any]:
     """Reconstruct one task's images: sums of the measures at each level; features go to the work folder."""
     import torch
 
-    from pipeline.features import extract, settle_device, write_features
+    from pipeline.evaluation import extract, settle_device, write_features
 
     config, storage, device = spec.work.config, open_storage(spec.work.root), settle_device()
     images = torch.from_numpy(read_images(storage, spec.work.prepare, spec.images, config.data)[0])
@@ -106,7 +104,7 @@ def measure(spec: Spec) -> dict[str, Any]:
             if level == 0:
                 first_level.append(y_BCHW.cpu())
             for name, values_B in _measures(config, x_BCHW, y_BCHW).items():
-                sums.setdefault(name, [0.0] * _LEVELS)[level] += float(values_B.sum())
+                sums.setdefault(name, [0.0] * LEVELS)[level] += float(values_B.sum())
     for side, pixels in (("original", images), ("reconstruction", torch.cat(first_level))):
         write_features(storage, _features_path(spec.work, side, spec.index), extract(pixels, config.evaluate))
     return {"rows": len(images), "sums": sums}
@@ -121,12 +119,12 @@ def _reconstructions(work: Work, x_BCHW: "Tensor") -> "list[Tensor]":
     import torch
 
     from models.metrics import from_uint8, to_uint8
-    from pipeline.networks import load_tokenizer
+    from pipeline.inference import load_tokenizer
 
     tokenizer, latent_filter = load_tokenizer(open_storage(work.root), work.tokenizer, x_BCHW.device)
     with torch.inference_mode():
         z_BDhw = tokenizer.encode(from_uint8(x_BCHW)).mean_BDhw
-        return [to_uint8(tokenizer.decode(latent_filter(z_BDhw, level))) for level in range(_LEVELS)]
+        return [to_uint8(tokenizer.decode(latent_filter(z_BDhw, level))) for level in range(LEVELS)]
 
 
 def _measures(config: Config, x_BCHW: "Tensor", y_BCHW: "Tensor") -> "dict[str, Tensor]":
@@ -146,7 +144,7 @@ def _measures(config: Config, x_BCHW: "Tensor", y_BCHW: "Tensor") -> "dict[str, 
 @lru_cache(maxsize=1)
 def _lpips(weights: WeightFile, device: "torch.device") -> "LPIPS":
     from models.perceptual import LPIPS
-    from pipeline.networks import fetch_weights
+    from pipeline.inference import fetch_weights
 
     return LPIPS(str(fetch_weights(weights))).to(device)
 
@@ -161,15 +159,13 @@ class Comparison:
 
 def compare(spec: Comparison) -> dict[str, float]:
     """The Frechet distance between originals and reconstructions."""
-    from models.metrics import frechet_distance
-    from pipeline.features import moments
+    from pipeline.evaluation import frechet_between
 
-    storage = open_storage(spec.work.root)
-    sides = [
-        moments(storage, [_features_path(spec.work, side, index) for index in range(spec.tasks)], "pool")
+    original, reconstruction = (
+        [_features_path(spec.work, side, index) for index in range(spec.tasks)]
         for side in ("original", "reconstruction")
-    ]
-    return {"distance": frechet_distance(*sides[0], *sides[1])}
+    )
+    return {"distance": frechet_between(open_storage(spec.work.root), original, reconstruction)}
 
 
 def draw(work: Work) -> dict[str, Any]:
@@ -177,8 +173,8 @@ def draw(work: Work) -> dict[str, Any]:
     import torch
 
     from models.metrics import psnr_B
-    from pipeline.features import settle_device
-    from pipeline.figures import reconstructions
+    from pipeline.evaluation import settle_device
+    from pipeline.reports import reconstructions
 
     storage, device = open_storage(work.root), settle_device()
     units = choose_rows(work.prepare, "validation", min(_SHOWN, work.config.evaluate.images))

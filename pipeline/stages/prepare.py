@@ -9,12 +9,10 @@ from typing import Any
 
 from pipeline.artifacts import FileRecord, Outcome
 from pipeline.config import Config
-from pipeline.context import StageContext
-from pipeline.data.listing import list_source
-from pipeline.data.prepare import PreparedUnit, check_prepared, prepare_unit
-from pipeline.data.sources import FolderUnit, TarUnit, Unit, work_units
+from pipeline.data import FolderUnit, PreparedUnit, TarUnit, Unit, check_prepared, list_source, prepare_unit, work_units
 from pipeline.errors import DataError
 from pipeline.storage import open_storage
+from pipeline.workflow import StageContext
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,13 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import models
 from pipeline.artifacts import Manifest, Outcome, git_sha, read_manifest
 from pipeline.config import Config, GateConfig
-from pipeline.context import StageContext
 from pipeline.errors import ContractError, PipelineError
-from pipeline.model_card import all_metrics, model_card
-from pipeline.registry import CANDIDATE, CHAMPION, FINGERPRINT_TAG
-from pipeline.tracking import Post, deliver, tracking_uri
-from pipeline.tracking_errors import TrackingError
+from pipeline.inference import MODEL_FILE, copy_model_package, model_package
+from pipeline.reports import all_metrics, model_card
+from pipeline.tracking import CANDIDATE, CHAMPION, FINGERPRINT_TAG, Post, TrackingError, deliver, tracking_uri
+from pipeline.workflow import StageContext
 
 _METRIC_TAG = "dvae.metric."
 _FOLDER = "model"  # of the model in the run's artifacts
@@ -95,7 +93,9 @@ def _facts(config: Config, manifests: dict[str, Manifest]) -> dict[str, Any]:
         "level": sit["level"],
         "prediction": sit["prediction"],
         "statistics": sit["statistics"],
-        "sampling": config.sample.model_dump(mode="json", exclude={"count"}),
+        "sampling": config.sample.sampling(),
+        "batch_size": config.sample.batch_size,
+        "code": model_package(),
         "class_names": manifests["prepare"].details.get("class_names"),
     }
 
@@ -110,8 +110,8 @@ def _pack(context: StageContext) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     mlflow.pyfunc.save_model(
         target,
-        python_model=Path(__file__).parents[1] / "registered_model.py",
-        code_paths=[str(Path(models.__file__).parent)],
+        python_model=MODEL_FILE,
+        code_paths=[str(copy_model_package(context.scratch))],
         artifacts={
             "tokenizer": _weights(context, "train-tokenizer"),
             "sit": _weights(context, "train-sit"),
@@ -162,7 +162,7 @@ def _mlflow_needed(config: Config) -> Iterator[None]:
     try:
         yield
     except TrackingError as error:
-        raise PipelineError(f"MLflow is needed for register, and {error.what}", error.mend) from error
+        raise PipelineError(f"MLflow is needed for register, and {error.what}", error.hint) from error
     except (MlflowException, OSError) as error:
         raise PipelineError(
             f"MLflow is needed for register, and {tracking_uri(config)} said: {' '.join(str(error).split())[:300]}",

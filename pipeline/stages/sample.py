@@ -8,8 +8,8 @@ import numpy as np
 
 from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome
 from pipeline.config import SampleConfig
-from pipeline.context import StageContext
 from pipeline.storage import open_storage
+from pipeline.workflow import StageContext
 
 _GRID_COLUMNS = 10
 
@@ -49,9 +49,7 @@ def run(context: StageContext) -> Outcome:
     spec = GridSpec(
         context.storage.root, context.writer.folder, context.fingerprint, [s["path"] for s in shards], specs[0].classes
     )
-    (grid,) = context.map(draw_grid, [spec], [1], unit="grid")
-    context.writer.add_stored("grid.png", FileRecord.model_validate(grid))
-    context.show("grid.png")
+    context.figure(draw_grid, spec, "grid.png")
     return context.writer.outcome(own.count, {"samples/count": float(own.count)}, shards=shards)
 
 
@@ -59,7 +57,8 @@ def generate(spec: Spec) -> dict[str, Any]:
     """Make the images and leave them as `images/START.npz`: images uint8 (N, 3, H, W), labels int64 (N,)."""
     import torch
 
-    from pipeline.networks import load_generator, task_device
+    from models.generator import Sampling
+    from pipeline.inference import load_generator, task_device
 
     device, own = task_device(), spec.config
     if device.type == "cpu":
@@ -67,16 +66,8 @@ def generate(spec: Spec) -> dict[str, Any]:
     storage = open_storage(spec.root)
     indices = np.arange(spec.start, spec.stop)
     labels = indices % spec.classes
-    with torch.autocast(device.type, torch.bfloat16, enabled=own.precision == "bf16"):
-        images = load_generator(storage, spec.inputs, device).generate(
-            torch.from_numpy(labels),
-            seed=own.seed,
-            indices=indices.tolist(),
-            method=own.method,
-            steps=own.steps,
-            guidance_scale=own.guidance,
-            guidance_interval=own.guidance_interval,
-        )
+    generator = load_generator(storage, spec.inputs, device)
+    images = generator.draw(torch.from_numpy(labels), indices.tolist(), Sampling(**own.sampling()))
     writer = ArtifactWriter(storage, "sample", spec.fingerprint)
     name = f"images/{spec.start:06d}.npz"
     buffer = io.BytesIO()
@@ -96,7 +87,7 @@ class GridSpec:
 
 def draw_grid(spec: GridSpec) -> dict[str, Any]:
     """The first images of the first ten classes, a row a class, as grid.png."""
-    from pipeline.figures import sample_grid
+    from pipeline.reports import sample_grid
 
     storage = open_storage(spec.root)
     rows: dict[int, list[np.ndarray]] = {label: [] for label in range(min(spec.classes, 10))}

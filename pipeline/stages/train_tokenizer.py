@@ -1,12 +1,14 @@
 """train-tokenizer: the ViT autoencoder under multi-level spectral regularization. Leaves EMA weights and history."""
 
 from pipeline.artifacts import Outcome
-from pipeline.context import StageContext
-from pipeline.ray_training import run_training
+from pipeline.training import run_training
+from pipeline.workflow import StageContext
 
 
 def run(context: StageContext) -> Outcome:
-    from pipeline.tokenizer_trainee import network_arguments
-
-    own = context.config.tokenizer
-    return run_training(context, network=network_arguments(context.config), filter={"mask": own.mask, "keep": own.keep})
+    config = context.config
+    return run_training(
+        context,
+        network=config.tokenizer_network,
+        filter={"mask": config.tokenizer.mask, "keep": config.tokenizer.keep},
+    )

@@ -1,7 +1,8 @@
 """Every case of the chart's ci/, rendered."""
 
 import pytest
-from rendering import CASES, Object, rendered
+
+from tests.support.chart import CASES, Object, rendered
 
 
 @pytest.fixture(params=CASES)

@@ -14,7 +14,12 @@ import kubernetes_validate
 import pytest
 import yaml
 from helm_python import lint
-from rendering import (
+
+from deploy import rayjob
+from deploy.submit import stage_work
+from pipeline.config.schema import ClusterConfig
+from pipeline.workflow.graph import NAMES
+from tests.support.chart import (
     CASES,
     CHART,
     GOOD,
@@ -28,11 +33,6 @@ from rendering import (
     rendered,
     values_of,
 )
-
-from deploy import rayjob
-from deploy.submit import stage_work
-from pipeline.config import ClusterConfig
-from pipeline.graph import NAMES
 
 CORE = ("v1", "apps/v1", "batch/v1", "networking.k8s.io/v1", "policy/v1", "rbac.authorization.k8s.io/v1")
 KUBERNETES = ("1.37", "1.31")  # the newest schemas that are packaged, and those of two years before
@@ -120,8 +120,8 @@ def ray_schema(plural: str) -> dict[str, Any]:
 def work_on(objects: list[Object], queue: str | None) -> Object:
     """A RayJob as `deploy rayjob` would create it."""
     template = rayjob.parse_template(named(objects, "ConfigMap", "-rayjob")["data"]["rayjob.yaml"], "the chart")
-    wish = rayjob.Wish(3, queue, ("train-sit",), ClusterConfig())
-    return rayjob.render(template, stage_work("train-sit", "quickstart", None, "s3://b/p"), wish, 1)
+    options = rayjob.JobOptions(3, queue, ("train-sit",), ClusterConfig())
+    return rayjob.render(template, stage_work("train-sit", "quickstart", None, "s3://b/p"), options, 1)
 
 
 @pytest.fixture(params=["standing", "short-lived", "queued"])
@@ -199,7 +199,7 @@ def test_every_stage_finds_its_pool(objects):
 
 
 def test_the_site_file_is_a_config(objects, tmp_path, monkeypatch):
-    from pipeline.loading import load_config
+    from pipeline.config.loading import load_config
 
     text = named(objects, "ConfigMap", "-site")["data"]["site.yaml"]
     (tmp_path / "site.yaml").write_text(text)
@@ -266,7 +266,7 @@ def test_one_image_by_its_digest_where_given(case):
 
 def test_retrain_has_a_preset_of_its_own(tmp_path):
     """`retrain.config` is a preset's file, and goes by the name in the command."""
-    from pipeline.loading import load_config
+    from pipeline.config.loading import load_config
 
     objects = rendered("everything")
     text = named(objects, "ConfigMap", "-retrain")["data"]["retrain.yaml"]
@@ -372,14 +372,14 @@ def test_what_a_submitter_may_do_is_little():
 
 
 def test_dashboard_and_alerts_know_our_gauges():
-    from pipeline.gauges import _GAUGES
+    from pipeline.cluster.gauges import GAUGES
 
     objects = rendered("everything")
     (dashboard,) = [made for made in kinds(objects, "ConfigMap") if made["metadata"]["name"].endswith("-dashboard")]
     drawn = set(re.findall(r"ray_dvae_(\w+)", dashboard["data"]["denoising-vae.json"]))
     woken = set(re.findall(r"ray_dvae_(\w+)", json.dumps(kinds(objects, "PrometheusRule"))))
-    assert drawn == set(_GAUGES)
-    assert woken <= set(_GAUGES)
+    assert drawn == set(GAUGES)
+    assert woken <= set(GAUGES)
     assert woken
 
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from rendering import GOOD, Object, kinds, pod_specs, render, rendered
+from tests.support.chart import GOOD, Object, kinds, pod_specs, render, rendered
 
 METADATA = "169.254.169.254"
 

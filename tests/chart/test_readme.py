@@ -4,9 +4,10 @@ import json
 import re
 from typing import Any
 
-import readme
 import yaml
-from rendering import containers, kinds, pod_specs, render, rendered
+
+from tests.chart import readme
+from tests.support.chart import containers, kinds, pod_specs, render, rendered
 
 
 def test_it_is_current():

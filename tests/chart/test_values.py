@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 from helm_python import HelmError
-from rendering import GOOD, render
+
+from tests.support.chart import GOOD, render
 
 
 def with_value(path: str, value: Any) -> dict[str, Any]:

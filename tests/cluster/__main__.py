@@ -7,11 +7,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("servers", "image")]
-
-import images  # noqa: E402  the path comes first
-from own import running_cluster  # noqa: E402
-from programs import build, missing  # noqa: E402
+from tests.cluster import images
+from tests.cluster.own import running_cluster
+from tests.cluster.programs import build, missing
 
 
 def main() -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from images import PROGRAMS
-from network import QUEUE, run
-from programs import HERE, source
+
+from tests.cluster.images import PROGRAMS
+from tests.cluster.network import QUEUE, run
+from tests.cluster.programs import HERE, source
 
 OPERATOR = "kuberay-operator"
 _KUBERAY = "github.com/ray-project/kuberay/ray-operator"

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ceph import act_as
-from installation import DASHBOARD, ROOT, Beside, Installation, forwarded, installed, servers_beside
-from own import Cluster, running_cluster
-from programs import missing
-from trained import weights
-from work import TRAINING, done, submission
 
-from pipeline.graph import NAMES
+from pipeline.workflow.graph import NAMES
+from tests.cluster.installation import DASHBOARD, ROOT, Beside, Installation, forwarded, installed, servers_beside
+from tests.cluster.own import Cluster, running_cluster
+from tests.cluster.programs import missing
+from tests.cluster.work import TRAINING, done, submission
+from tests.support.ceph import act_as
+from tests.support.trained import weights
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,9 +7,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from engine import build, podman
-from node import PAUSE, Node
-from programs import CACHE, IN_PODS, PROJECT
+from tests.cluster.node import PAUSE, Node
+from tests.cluster.programs import CACHE, IN_PODS, PROJECT
+from tests.support.containers import build, podman
 
 APP = "localhost/denoising-vae:test"
 NEXT = "localhost/denoising-vae:next"  # the same code, as of another commit: what an upgrade brings

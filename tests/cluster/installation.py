@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import addons
 import requests
 import yaml
-from ceph import make_bucket, running_ceph
-from groups import Group
-from operations import blocks
-from own import Cluster
-from postgres import running_postgres
-from programs import PROJECT
-from redis_server import Redis, running_redis
-from rendering import values_of
+
+from tests.cluster import addons
+from tests.cluster.own import Cluster
+from tests.cluster.programs import PROJECT
+from tests.support.ceph import make_bucket, running_ceph
+from tests.support.chart import values_of
+from tests.support.groups import Group
+from tests.support.operations import blocks
+from tests.support.postgres import running_postgres
+from tests.support.redis_server import Redis, running_redis
 
 NAMESPACE, RELEASE = "dvae", "denoising-vae"
 BUCKET, ROOT = "denoising-vae", "s3://denoising-vae/trial"

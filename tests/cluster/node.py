@@ -12,14 +12,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import network
 import psutil
 import requests
 import yaml
-from groups import Group
-from identities import Identities
-from network import ADDRESS, DNS, PODS, SERVICES, run
-from programs import CACHE
+
+from tests.cluster import network
+from tests.cluster.identities import Identities
+from tests.cluster.network import ADDRESS, DNS, PODS, SERVICES, run
+from tests.cluster.programs import CACHE
+from tests.support.groups import Group
 
 PAUSE = "localhost/cluster-pause:test"  # the image that holds a pod's namespaces
 NAME = "node"

@@ -7,11 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import addons
-import images
-import programs
-from network import ADDRESS
-from node import Node
+from tests.cluster import addons, images, programs
+from tests.cluster.network import ADDRESS
+from tests.cluster.node import Node
 
 
 @dataclass(frozen=True)

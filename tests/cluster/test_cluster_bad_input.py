@@ -1,4 +1,4 @@
-"""What is wrong around the chart, and what Helm, doctor and a submission say: one line, what and how to mend it.
+"""What is wrong around the chart, and what Helm, doctor and a submission say: one line, what and what to do about it.
 
 Before anything is installed for the other tests, by the name of this file; in a namespace of its own."""
 
@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
-from addons import OPERATOR, old_crds
-from groups import Group
-from installation import RELEASE, ROOT, Beside, Installation, install_operator
-from own import Cluster
-from work import start
+
+from tests.cluster.addons import OPERATOR, old_crds
+from tests.cluster.installation import RELEASE, ROOT, Beside, Installation, install_operator
+from tests.cluster.own import Cluster
+from tests.cluster.work import start
+from tests.support.groups import Group
 
 SPACE = "bad"
 PLACE = f"{ROOT}-bad"
@@ -52,7 +53,7 @@ class Bad(Installation):
         """Helm only hands the objects over; its notes say who looks at what becomes of them."""
         told = self.install(**changes)
         assert told.returncode == 0, told.stderr
-        assert f"If it does not come up, this says why, and how to mend it:\n\n   {DOCTOR}" in told.stdout
+        assert f"If it does not come up, this says why, and what to do about it:\n\n   {DOCTOR}" in told.stdout
 
     def uninstall(self) -> None:
         self.run(f"helm uninstall {RELEASE} --namespace {SPACE} --ignore-not-found")
@@ -103,7 +104,7 @@ class Bad(Installation):
         self.kubectl("wait", f"rayjob/{name}", "--for=delete", "--timeout=60s")
 
     def refused(self, command: str) -> str:
-        """The one line, of what and how to mend it, that such a command ends with."""
+        """The one line, of what and what to do about it, that such a command ends with."""
         told = self.run(command)
         (line,) = told.stderr.splitlines()
         assert told.returncode != 0

@@ -3,9 +3,10 @@
 import re
 
 import pytest
-from installation import HEAD, NAMESPACE, RELEASE, ROOT, WORKERS, Installation
-from trained import checkpoints, steps
-from work import TRAINING, disturbed
+
+from tests.cluster.installation import HEAD, NAMESPACE, RELEASE, ROOT, WORKERS, Installation
+from tests.cluster.work import TRAINING, disturbed
+from tests.support.trained import checkpoints, steps
 
 pytestmark = pytest.mark.slow
 

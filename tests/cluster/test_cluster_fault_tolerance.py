@@ -4,8 +4,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from installation import HEAD, ROOT, WORKERS, Installation
-from work import disturbed, kill
+
+from tests.cluster.installation import HEAD, ROOT, WORKERS, Installation
+from tests.cluster.work import disturbed, kill
 
 pytestmark = pytest.mark.slow
 

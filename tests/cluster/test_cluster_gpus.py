@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from installation import ROOT, Installation
-from work import TRAINING, done, ended, start, submission
 
-from pipeline.graph import NAMES
+from pipeline.workflow.graph import NAMES
+from tests.cluster.installation import ROOT, Installation
+from tests.cluster.work import TRAINING, done, ended, start, submission
 
 pytestmark = pytest.mark.slow
 GPU_WORKERS = "ray.io/group=gpu-tokenizer"

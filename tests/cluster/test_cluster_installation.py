@@ -1,6 +1,6 @@
 """From nothing to a cluster that works, by the commands of docs/operations.md as they are written."""
 
-from installation import Installation
+from tests.cluster.installation import Installation
 
 
 def test_helms_own_test(place: Installation):

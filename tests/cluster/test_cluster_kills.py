@@ -4,8 +4,9 @@ import signal
 import time
 
 import pytest
-from installation import HEAD, RELEASE, ROOT, WORKERS, Installation
-from work import TRAINING, disturbed, encoded_shards, ended, keys, kill, start, submission
+
+from tests.cluster.installation import HEAD, RELEASE, ROOT, WORKERS, Installation
+from tests.cluster.work import TRAINING, disturbed, encoded_shards, ended, keys, kill, start, submission
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 
 import pytest
 import yaml
-from addons import running_kueue
-from installation import NAMESPACE, ROOT, Installation
-from work import rayjob, start
+
+from tests.cluster.addons import running_kueue
+from tests.cluster.installation import NAMESPACE, ROOT, Installation
+from tests.cluster.work import rayjob, start
 
 pytestmark = pytest.mark.slow
 QUEUE = "research"

@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 import yaml
-from installation import DASHBOARD, HEAD, RELEASE, Installation
-from network import METADATA
+
+from tests.cluster.installation import DASHBOARD, HEAD, RELEASE, Installation
+from tests.cluster.network import METADATA
 
 _CONNECT = """
 import concurrent.futures, socket, sys, time

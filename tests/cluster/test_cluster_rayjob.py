@@ -1,7 +1,7 @@
 """A short-lived cluster for one stage: made, waited for, its job's exit code handed on, taken away."""
 
-from installation import RELEASE, ROOT, Installation
-from work import done, ended, objects, rayjob, start
+from tests.cluster.installation import RELEASE, ROOT, Installation
+from tests.cluster.work import done, ended, objects, rayjob, start
 
 
 def test_it_comes_works_and_goes(place: Installation):

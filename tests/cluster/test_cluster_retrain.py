@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 import pytest
-from installation import Installation
 
-from pipeline.registry import champion
+from pipeline.tracking.registry import champion
+from tests.cluster.installation import Installation
 
 pytestmark = pytest.mark.slow
 MODEL = "nightly"

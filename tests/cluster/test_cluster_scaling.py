@@ -3,8 +3,9 @@
 from typing import Any
 
 import pytest
-from installation import HEAD, NAMESPACE, RELEASE, ROOT, WORKERS, Installation
-from work import TRAINING, done, ended, start, submission
+
+from tests.cluster.installation import HEAD, NAMESPACE, RELEASE, ROOT, WORKERS, Installation
+from tests.cluster.work import TRAINING, done, ended, start, submission
 
 pytestmark = pytest.mark.slow
 

@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from installation import RELEASE, Installation
 from mlflow import MlflowClient
 
-from pipeline.graph import NAMES
-from pipeline.registry import champion
+from pipeline.tracking.registry import champion
+from pipeline.workflow.graph import NAMES
+from tests.cluster.installation import RELEASE, Installation
 
 pytestmark = pytest.mark.slow
 

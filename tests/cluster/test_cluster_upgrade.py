@@ -7,11 +7,11 @@ import re
 
 import pytest
 import requests
-from addons import former_version
-from installation import DASHBOARD, HEAD, RELEASE, ROOT, Installation
-from work import disturbed, objects
 
-from pipeline.registry import champion
+from pipeline.tracking.registry import champion
+from tests.cluster.addons import former_version
+from tests.cluster.installation import DASHBOARD, HEAD, RELEASE, ROOT, Installation
+from tests.cluster.work import disturbed, objects
 
 pytestmark = pytest.mark.slow
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import boto3
 import pyarrow.parquet as pq
-from installation import BUCKET, DASHBOARD, NAMESPACE, Installation
-from programs import PROJECT
-from trained import steps, wait_for_steps, weights
 
-from pipeline.storage import open_storage
+from pipeline.storage.uri import open_storage
+from tests.cluster.installation import BUCKET, DASHBOARD, NAMESPACE, Installation
+from tests.cluster.programs import PROJECT
+from tests.support.trained import steps, wait_for_steps, weights
 
 _DISTURBED_AT = 100  # of 400 steps
 # A tokenizer that trains for a minute or so, with checkpoints on the way.

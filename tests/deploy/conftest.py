@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from api_server import ApiServer, binaries, running_api_server
-from ceph import act_as, make_bucket, running_ceph
-from head import Head, running_head
-from mlflow_server import running_mlflow
-from postgres import running_postgres
+
+from tests.support.api_server import ApiServer, binaries, running_api_server
+from tests.support.ceph import act_as, make_bucket, running_ceph
+from tests.support.mlflow_server import running_mlflow
+from tests.support.postgres import running_postgres
+from tests.support.ray_head import Head, running_head
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,11 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from api_server import STRANGER, ApiServer, binaries
 from kubernetes import client, watch
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
+
+from tests.support.api_server import STRANGER, ApiServer, binaries
 
 JOBS = ("ray.io", "v1")
 

@@ -12,17 +12,17 @@ from typing import Any
 
 import kubernetes
 import pytest
-from api_server import ApiServer
-from rendering import Object, kinds, named, render, values_of
 
 from deploy import doctor
 from deploy.errors import ConnectError, DeniedError
 from deploy.findings import Finding, look
 from deploy.kube import Kube
-from pipeline.loading import load_config
-from pipeline.s3 import _session, _settings
+from pipeline.config.loading import load_config
+from pipeline.storage.s3 import _session, _settings
+from tests.support import PROJECT
+from tests.support.api_server import ApiServer
+from tests.support.chart import Object, kinds, named, render, values_of
 
-PROJECT = Path(__file__).parents[2]
 VALUES = values_of("gpu-production") | {
     "groupDefaults": {"nodeSelector": {"pool": "gpu"}, "tolerations": [{"key": "gpu", "operator": "Exists"}],
                       "mirror": {"storageClassName": "fast"}},
@@ -149,7 +149,7 @@ def test_secrets_that_are_missing_or_lack_a_key(world, s3_root):
     world.core.delete_namespaced_secret("redis", world.name)
     (finding,) = red(world.look(s3_root)).values()
     assert finding.text == "Secret redis is not there"
-    assert "create secret generic redis" in finding.mend
+    assert "create secret generic redis" in finding.hint
     world.put_secret("redis", ["password"])
     (finding,) = red(world.look(s3_root)).values()
     assert finding.text == "Secret redis has no key redis-password"
@@ -181,7 +181,7 @@ def test_a_gpu_group_without_gpus(world, s3_root):
     found = red(world.look(s3_root))
     assert set(found) == {f"nodes for gpu-{pool}" for pool in ("tokenizer", "sit", "batch")}
     assert found["nodes for gpu-sit"].text == "none of the 2 nodes has 1 nvidia.com/gpu"
-    assert "--nodes-on-demand" in found["nodes for gpu-sit"].mend
+    assert "--nodes-on-demand" in found["nodes for gpu-sit"].hint
     assert red(world.look(s3_root, on_demand=True)) == {}
     world.core.patch_node_status("gpu-node", {"status": {"allocatable": {"nvidia.com/gpu": "8"}}})
     world.core.patch_node("gpu-node", {"spec": {"taints": [{"key": "other", "effect": "NoSchedule"}]}})
@@ -249,7 +249,7 @@ def test_mlflows_pod_that_is_refused(world, s3_root):
     assert list(found) == ["pods"]
     assert found["pods"].text.startswith(f"{name}: its pods are refused: ")
     assert found["pods"].text.endswith("exceeded quota: small")
-    assert found["pods"].mend == "Raise what is exceeded, or ask for less."
+    assert found["pods"].hint == "Raise what is exceeded, or ask for less."
 
 
 def test_what_may_not_be_looked_at_is_red_and_the_rest_goes_on(world, s3_root, monkeypatch):
@@ -286,7 +286,7 @@ def test_buckets(s3_root, bucket, what):
     assert finding.good is (what is None)
     if what:
         assert what in finding.text
-        assert "Create the bucket" in finding.mend
+        assert "Create the bucket" in finding.hint
 
 
 def test_a_place_that_only_this_machine_has(s3_root, monkeypatch):
@@ -305,7 +305,7 @@ def test_an_endpoint_where_nobody_is(s3_root, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     found = place(s3_root)
     assert found["root"].good is False
-    assert "AWS_ENDPOINT_URL" in found["root"].mend
+    assert "AWS_ENDPOINT_URL" in found["root"].hint
     assert found["clock"].good is False
 
 
@@ -324,7 +324,7 @@ def test_an_endpoint_that_a_file_names(s3_endpoint, monkeypatch, tmp_path):
         _settings.cache_clear()
         _session.cache_clear()
         assert "nobody" in place("s3://tests/x")["root"].text
-        assert "bug" not in place("s3://tests/x")["root"].mend
+        assert "bug" not in place("s3://tests/x")["root"].hint
     finally:
         _settings.cache_clear()
         _session.cache_clear()
@@ -349,7 +349,7 @@ def test_a_clock_that_goes_wrong(s3_root, monkeypatch):
     server.shutdown()
     assert finding.good is False
     assert "s ahead of" in finding.text
-    assert "NTP" in finding.mend
+    assert "NTP" in finding.hint
 
 
 def test_a_dashboard_that_answers_to_anybody(s3_root, s3_endpoint):

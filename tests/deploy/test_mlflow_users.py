@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import requests
 from mlflow import MlflowClient
-from mlflow_server import MlflowServer
-from rendering import named, render, values_of
 
-from pipeline.registry import champion
+from pipeline.tracking.registry import champion
+from tests.support.chart import named, render, values_of
+from tests.support.mlflow_server import MlflowServer
 
 pytestmark = pytest.mark.slow
 

@@ -7,23 +7,21 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from rendering import named, rendered
 
 import deploy.submit
 from deploy import rayjob
 from deploy.errors import BusyError, ConnectError, DeniedError, ProtocolError
 from deploy.jobs import Dashboard, token
 from deploy.kube import not_made
-from deploy.patience import Patience
+from deploy.retrying import Retrying
 from deploy.submit import check_root, stage_work
 from pipeline.errors import ConfigError
-
-PROJECT = Path(__file__).parents[2]
+from tests.support import PROJECT
+from tests.support.chart import named, rendered
 
 
 class Stub(http.server.BaseHTTPRequestHandler):
@@ -107,7 +105,7 @@ def test_a_log_comes_in_parts_where_no_websocket_gets_through(monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     said, printed = list[str](), list[str]()
     dashboard = Dashboard(f"http://127.0.0.1:{server.server_port}", None)
-    job = deploy.submit._follow(dashboard, "a-1", said.append, printed.append, Patience(dashboard.address, said.append))
+    job = deploy.submit._follow(dashboard, "a-1", said.append, printed.append, Retrying(dashboard.address, said.append))
     server.shutdown()
     assert job
     assert job.status == "SUCCEEDED"

@@ -19,16 +19,16 @@ import boto3
 import kubernetes
 import pytest
 import yaml
-from api_server import ApiServer, binaries
-from command_lines import parsed
 from helm_python import Config, HelmError
-from operations import TEXT, blocks, starting
-from rendering import CASES, CHART, Object, pod_specs, render, rendered, values_of
 
 from deploy import errors
 from deploy.retrain import REJECTED
+from tests.support import PROJECT
+from tests.support.api_server import ApiServer, binaries
+from tests.support.chart import CASES, CHART, Object, pod_specs, render, rendered, values_of
+from tests.support.command_lines import parsed
+from tests.support.operations import TEXT, blocks, starting
 
-PROJECT = Path(__file__).parents[2]
 # Kubernetes' and Helm's, which tests/cluster has heard them say.
 WORDS_OF_OTHERS = (
     "is forbidden", "no matches for kind", "exceeded quota", "CreateContainerConfigError", "strict decoding error",
@@ -108,12 +108,12 @@ def test_links_and_anchors_lead_somewhere():
 
 
 def test_every_alert_and_every_gauge_has_its_line():
-    from pipeline.gauges import _GAUGES
+    from pipeline.cluster.gauges import GAUGES
 
     (rule,) = [made for made in rendered("everything") if made["kind"] == "PrometheusRule"]
     for alert in (one["alert"] for group in rule["spec"]["groups"] for one in group["rules"]):
         assert re.search(rf"^\| {alert} \|", TEXT, re.MULTILINE), alert
-    for name in _GAUGES:
+    for name in GAUGES:
         assert f"`{name}`" in TEXT.partition("## Metrics and alerts")[2]
 
 

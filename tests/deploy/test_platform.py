@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import requests
 from mlflow import MlflowClient
-from small import SETS
-from test_submit import driver_of, ended, jobs
 
 from deploy.jobs import Dashboard
-from pipeline.graph import NAMES
-from pipeline.registry import champion
+from pipeline.tracking.registry import champion
+from pipeline.workflow.graph import NAMES
+from tests.deploy.test_submit import driver_of, ended, jobs
+from tests.support import PROJECT
+from tests.support.trainers import SETS
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
-PROJECT = Path(__file__).parents[2]
 TINY = [*SETS, "tokenizer.steps=60", "sample.count=20", "sample.steps=4", "encode.canary_psnr=1",
         "register.gate.minimum=0"]  # fmt: skip
 
@@ -98,7 +98,7 @@ def test_a_gauge_set_once_is_there_as_long_as_its_process(platform, tmp_path):
     """Ray's exporter forgets what was not set for a while: a stage that logs every minute must not flicker."""
     script = tmp_path / "train.py"
     script.write_text(
-        "import time, ray\nfrom pipeline.gauges import publish\n"
+        "import time, ray\nfrom pipeline.cluster import publish\n"
         "ray.init()\npublish('train-sit', {'loss': 0.5})\ntime.sleep(70)\n"
     )
     dashboard = Dashboard(platform.head.address, platform.head.token)

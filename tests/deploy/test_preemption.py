@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import requests
-from groups import Group
-from head import Head, running_head, running_worker
-from test_submit import ended, submit
-from trained import checkpoints, steps, wait_for_steps, weights
+
+from tests.deploy.test_submit import ended, submit
+from tests.support import PROJECT
+from tests.support.groups import Group
+from tests.support.ray_head import Head, running_head, running_worker
+from tests.support.trained import checkpoints, steps, wait_for_steps, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
-PROJECT = Path(__file__).parents[2]
 LONG = ("tokenizer.steps=1500", "tokenizer.checkpoint_every=1499", "cluster.cpus_per_worker=1")
 
 

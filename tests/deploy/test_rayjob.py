@@ -14,15 +14,14 @@ from typing import Any
 
 import kubernetes
 import pytest
-from api_server import ApiServer
-from groups import free_port
-from rayjobs import chart, template, wish
-from rendering import Object, kinds, named
 
 from deploy import rayjob
 from deploy.submit import stage_work
-
-PROJECT = Path(__file__).parents[2]
+from tests.support import PROJECT
+from tests.support.api_server import ApiServer
+from tests.support.chart import Object, kinds, named
+from tests.support.groups import free_port
+from tests.support.rayjobs import chart, job_options, template
 
 
 class Place:
@@ -181,7 +180,9 @@ def test_a_watch_from_before_a_compaction_begins_anew(place, monkeypatch):
 
     monkeypatch.setenv("KUBECONFIG", str(place.server.kubeconfig()))
     kube = Kube(place.name)
-    assert kube.create_rayjob(rayjob.render(template(), stage_work("prepare", "quickstart", None, "/r"), wish(), 1))
+    assert kube.create_rayjob(
+        rayjob.render(template(), stage_work("prepare", "quickstart", None, "/r"), job_options(), 1)
+    )
     old = place.wait_for()["metadata"]["resourceVersion"]
     place.server.compact()
     assert list(kube._events(place.jobs()[0]["metadata"]["name"], old)) == [], "410 is an end, not an error"

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from api_server import ApiServer, binaries
-from rayjobs import chart
-from rendering import named
-from tls import certificate
 
-PROJECT = Path(__file__).parents[2]
+from tests.support import PROJECT
+from tests.support.api_server import ApiServer, binaries
+from tests.support.chart import named
+from tests.support.rayjobs import chart
+from tests.support.tls import certificate
 
 
 def refused(kubeconfig: Path, *more: str) -> tuple[int, str]:

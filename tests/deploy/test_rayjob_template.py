@@ -1,17 +1,17 @@
 """What `deploy rayjob` makes of the chart's template: the RayJob that it would create."""
 
 import pytest
-from rayjobs import template, wish
 
 from deploy import rayjob
 from deploy.submit import stage_work
 from pipeline.errors import ConfigError
+from tests.support.rayjobs import job_options, template
 
 
 def test_the_job_is_put_into_the_charts_pods(tmp_path):
     work = stage_work("train-sit", "quickstart", ["sit.steps=7"], str(tmp_path))
     given = template("gpu-production")
-    made = rayjob.render(given, work, wish("train-sit", attempts=4), 2)
+    made = rayjob.render(given, work, job_options("train-sit", attempts=4), 2)
     assert made["metadata"]["name"] == f"{work.name}-2"
     assert len(made["metadata"]["name"]) <= 47
     spec = made["spec"]
@@ -30,7 +30,7 @@ def test_with_a_queue_the_cluster_has_just_the_pods_of_the_work(tmp_path):
     """Kueue admits a cluster whole, and nothing scales it afterwards."""
     work = stage_work("train-sit", "quickstart", None, str(tmp_path))
     for given, queue, name in ((template("kueue"), None, "research"), (template("gpu-production"), "other", "other")):
-        made = rayjob.render(given, work, wish("train-sit", "register", workers=3, queue=queue), 1)
+        made = rayjob.render(given, work, job_options("train-sit", "register", workers=3, queue=queue), 1)
         assert made["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == name
         cluster = made["spec"]["rayClusterSpec"]
         assert "enableInTreeAutoscaling" not in cluster
@@ -41,7 +41,7 @@ def test_with_a_queue_the_cluster_has_just_the_pods_of_the_work(tmp_path):
 
 def test_kueues_elastic_jobs_keep_the_autoscaler(tmp_path):
     work = stage_work("train-sit", "quickstart", None, str(tmp_path))
-    made = rayjob.render(template("everything"), work, wish("train-sit"), 1)
+    made = rayjob.render(template("everything"), work, job_options("train-sit"), 1)
     assert made["metadata"]["annotations"]["kueue.x-k8s.io/elastic-job"] == "true"
     assert made["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] is True
 
@@ -49,17 +49,17 @@ def test_kueues_elastic_jobs_keep_the_autoscaler(tmp_path):
 def test_more_pods_than_the_group_may_have_are_refused(tmp_path):
     work = stage_work("train-sit", "quickstart", None, str(tmp_path))
     with pytest.raises(ConfigError, match="train-sit wants 9 pods of the group gpu-sit, which has at most 8"):
-        rayjob.render(template("gpu-production"), work, wish("train-sit", workers=9), 1)
+        rayjob.render(template("gpu-production"), work, job_options("train-sit", workers=9), 1)
 
 
 @pytest.mark.parametrize("value", ["$HOME", "a;b", "a|b", "a>b", "`id`", "a\\b", "*", "(a)", "x{a,b}", "~/x"])
 def test_what_a_shell_would_read_is_refused(tmp_path, value):
     work = stage_work("train-sit", "quickstart", [f"tracking.experiment={value}"], str(tmp_path))
     with pytest.raises(ConfigError, match="shells would read"):
-        rayjob.render(template(), work, wish("train-sit"), 1)
+        rayjob.render(template(), work, job_options("train-sit"), 1)
 
 
 @pytest.mark.parametrize("value", ["a b", "a=b", "a,b", "a:b/c", "ä", "a'b c"])
 def test_what_no_shell_would_read_goes_through(tmp_path, value):
     work = stage_work("train-sit", "quickstart", [f"tracking.experiment={value}"], str(tmp_path))
-    rayjob.render(template(), work, wish("train-sit"), 1)
+    rayjob.render(template(), work, job_options("train-sit"), 1)

@@ -9,17 +9,17 @@ import uuid
 from pathlib import Path
 
 import pytest
-from head import Head
 from PIL import Image
-from small import SETS
 
 from deploy.jobs import Dashboard
+from pipeline.config.loading import load_config
 from pipeline.data.index import read_index
-from pipeline.loading import load_config
-from pipeline.registry import champion
-from pipeline.storage import open_storage
+from pipeline.storage.uri import open_storage
+from pipeline.tracking.registry import champion
+from tests.support import PROJECT
+from tests.support.ray_head import Head
+from tests.support.trainers import SETS
 
-PROJECT = Path(__file__).parents[2]
 TINY = [*SETS, "sample.count=20", "sample.steps=4", "encode.canary_psnr=1"]
 MADE_OF_SIT = ["train-sit", "sample", "evaluate-samples", "register"]
 

@@ -14,14 +14,14 @@ import psutil
 import pytest
 import requests
 import yaml
-from head import Head, running_head
-from small import SETS
 
 from deploy.jobs import Dashboard
 from deploy.submit import run_work, stage_work
+from tests.support import PROJECT
+from tests.support.ray_head import Head, running_head
+from tests.support.trainers import SETS
 
 pytestmark = pytest.mark.ray
-PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,8 @@ import pytest
 from deploy import doctor
 from deploy.errors import ConnectError
 from deploy.findings import Finding, look
-from pipeline.loading import load_config
-
-PROJECT = Path(__file__).parents[2]
+from pipeline.config.loading import load_config
+from tests.support import PROJECT
 
 
 class Dashboard(http.server.BaseHTTPRequestHandler):

@@ -16,9 +16,10 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
-from small import SETS
 
-PROJECT = Path(__file__).parents[2]
+from tests.support import PROJECT
+from tests.support.trainers import SETS
+
 ERROR_SECONDS = 5.0
 slow = [pytest.mark.slow, pytest.mark.ray]
 
@@ -77,7 +78,7 @@ OVERRIDES = {
     "level without a mask": ("sit.level=4", ("sit.level", "3", "config schema")),
     "keep nothing": ("tokenizer.keep=0", ("tokenizer.keep", "greater than 0")),
     "keep everything": ("tokenizer.keep=1", ("tokenizer.keep", "less than 1")),
-    "keep too little": ("tokenizer.keep=0.001", ("tokenizer.keep", "raise it")),
+    "keep too little": ("tokenizer.keep=0.001", ("tokenizer.keep", "raise keep")),
     "nothing above level 3": ("sit.level=3", ("level 3 has none",)),
     "malformed override": ("tokenizer.steps", ("tokenizer.steps", "a.b=c")),
     "yes for a number": ("tokenizer.steps=yes", ("tokenizer.steps", "yes and no")),
@@ -226,7 +227,7 @@ def test_no_words_at_all_give_the_help(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_what_is_not_there_yet(refused: Call, tmp_path: Path) -> None:
     refused("stage", "encode", "quickstart", said=("encode needs prepare", "stage prepare quickstart"), code=1)
-    import pipeline.drawing  # noqa: F401  # torch takes its own seconds, once
+    import pipeline.inference.drawing  # noqa: F401  # torch takes its own seconds, once
 
     words = ("sample", "quickstart", "--class", "1", "--n", "1", "--out", str(tmp_path / "out"))
     refused(*words, said=("train-tokenizer", "pipeline run"), code=1)
@@ -334,7 +335,7 @@ class TestOddImages:
     def test_they_are_converted_or_left_out(self, source: Path, tmp_path: Path) -> None:
         import pyarrow.parquet as pq
 
-        from pipeline.data.decode import decode
+        from pipeline.data.decode import decode_image
 
         done = self.prepare(source, tmp_path / "runs", "data.quarantine_budget=0.5")
         assert done.returncode == 0, done.stdout + done.stderr
@@ -349,7 +350,7 @@ class TestOddImages:
         assert "not an image" in reasons["dog/text.jpg"]
         assert "damaged" in reasons["dog/cut.jpg"]
         assert manifest["metrics"]["data/quarantined"] == 4
-        check_pixels({row["key"]: decode(row["image"], None) for row in rows})
+        check_pixels({row["key"]: decode_image(row["image"], None) for row in rows})
 
     def test_too_many_of_them_end_the_run(self, source: Path, tmp_path: Path) -> None:
         done = self.prepare(source, tmp_path / "runs", "data.quarantine_budget=0.1")

@@ -17,17 +17,17 @@ from typing import Any
 
 import boto3
 import pytest
-from ceph import ceph_is_installed, running_ceph
-from fault_proxy import FaultProxy, fault_proxy
-from mlflow_server import MlflowServer, running_mlflow
-from postgres import postgres_is_installed, running_postgres
-from small import SETS
 
-from pipeline.tracking import mlflow_client
+from pipeline.tracking.mlflow import mlflow_client
+from tests.support import PROJECT
+from tests.support.ceph import ceph_is_installed, running_ceph
+from tests.support.fault_proxy import FaultProxy, fault_proxy
+from tests.support.mlflow_server import MlflowServer, running_mlflow
+from tests.support.postgres import postgres_is_installed, running_postgres
+from tests.support.trainers import SETS
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
-PROJECT = Path(__file__).parents[2]
 TINY = [
     *SETS, "tokenizer.steps=60", "tokenizer.checkpoint_every=10", "sit.steps=60", "sit.checkpoint_every=10",
     "sample.count=20", "sample.steps=4", "encode.canary_psnr=1", "register.gate.minimum=0", "evaluate.images=64",

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from small import SETS
 
-from pipeline.graph import NAMES
+from pipeline.workflow.graph import NAMES
+from tests.support import PROJECT
+from tests.support.trainers import SETS
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
-PROJECT = Path(__file__).parents[2]
 TINY = [
     *SETS, "tokenizer.steps=120", "tokenizer.checkpoint_every=20", "sit.steps=120", "sit.checkpoint_every=20",
     "sample.count=20", "sample.steps=4", "encode.canary_psnr=1", "register.gate.minimum=0",
@@ -85,7 +85,7 @@ def test_the_champion_draws(undisturbed: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_runs_and_figures_are_in_mlflow(undisturbed: Path) -> None:
-    from pipeline.tracking import mlflow_client
+    from pipeline.tracking.mlflow import mlflow_client
 
     client = mlflow_client(f"sqlite:///{undisturbed}/mlflow.db")
     experiment = client.get_experiment_by_name("denoising-vae")

@@ -4,7 +4,8 @@ import os
 import subprocess
 
 import pytest
-from engine import NAME, PROJECT, Image, build, missing
+
+from tests.support.containers import NAME, PROJECT, Image, build, missing
 
 
 @pytest.fixture(scope="session")

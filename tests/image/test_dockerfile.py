@@ -2,11 +2,10 @@
 
 import re
 import tomllib
-from pathlib import Path
 
-from rendering import pod_specs, rendered
+from tests.support import PROJECT
+from tests.support.chart import pod_specs, rendered
 
-PROJECT = Path(__file__).parents[2]
 Stage = list[tuple[str, str]]  # instructions and their arguments
 
 
@@ -41,8 +40,8 @@ def test_the_builder_is_given_what_is_copied_and_nothing_else() -> None:
 
 
 def test_every_package_is_copied() -> None:
-    packages = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    assert {name.partition(".")[0] for name in packages} <= set(copied(stages()["code"]))
+    packages = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    assert {name.rstrip("*") for name in packages["include"]} <= set(copied(stages()["code"]))
 
 
 def test_code_moves_no_layer_of_packages() -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from engine import NAME, PROJECT, SEALED, Image, build, logs, podman, until
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from rendering import CHART
+
+from tests.support.chart import CHART
+from tests.support.containers import NAME, PROJECT, SEALED, Image, build, logs, podman, until
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(2400)]
 

@@ -13,10 +13,11 @@ import boto3
 import pytest
 import requests
 import yaml
-from engine import Image, logs, podman, until
-from groups import free_port
 from moto.server import ThreadedMotoServer
-from rendering import named, render, values_of
+
+from tests.support.chart import named, render, values_of
+from tests.support.containers import Image, logs, podman, until
+from tests.support.groups import free_port
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(2400)]
 

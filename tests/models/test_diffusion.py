@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.diffusion import diffusion_loss_B, drop_labels, interpolate, t_bin_means, target, to_velocity
+from models.paths import diffusion_loss_B, drop_labels, interpolate, t_bin_means, target, to_velocity
 
 z, noise = torch.randn(2, 4, 3, 2, 2, generator=torch.Generator().manual_seed(0)).unbind(0)
 

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.generator import ImageGenerator, LatentStatistics
+from models.generator import ImageGenerator, LatentStatistics, Sampling
 from models.metrics import to_uint8
 from models.sampler import image_noise
 from models.sit import SiT
-from models.tokenizer import Tokenizer
+from models.tokenizers.vit import Tokenizer
 
 CLASSES = 5
 
@@ -28,8 +28,8 @@ def generator() -> ImageGenerator:
 
 
 def pictures(generator: ImageGenerator, labels, indices, **changes):
-    settings = {"seed": 7, "method": "heun", "steps": 3, "guidance_scale": 1.5} | changes
-    return generator.generate(torch.tensor(labels), indices=indices, **settings)
+    sampling = Sampling(**{"seed": 7, "method": "heun", "steps": 3, "guidance": 1.5} | changes)
+    return generator.draw(torch.tensor(labels), indices, sampling)
 
 
 channel = st.tuples(st.floats(-10, 10), st.floats(0.01, 100))

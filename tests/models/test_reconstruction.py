@@ -3,10 +3,11 @@ import torch
 import torch.nn.functional as F
 
 from models.discriminator import PatchDiscriminator
-from models.reconstruction import Draw, LossWeights, make_regularizer, reconstruction_terms
+from models.reconstruction import LossWeights, reconstruction_terms
+from models.regularizers import REGULARIZERS, Draw, RegularizerOptions
 from models.resize import resize
 from models.spectral import ImageBlur, LatentFilter
-from models.tokenizer import DiagonalGaussian, Tokenizer
+from models.tokenizers.vit import DiagonalGaussian, Tokenizer
 
 
 def generator(seed=0):
@@ -14,7 +15,7 @@ def generator(seed=0):
 
 
 def test_spectral_draws_every_level_and_repeats_by_seed():
-    regularizer = make_regularizer("spectral", 8)
+    regularizer = REGULARIZERS["spectral"](RegularizerOptions(8))
     g = generator()
     levels = [regularizer.draw(g, 4).level for _ in range(400)]
     assert all(isinstance(level, int) for level in levels)
@@ -24,7 +25,7 @@ def test_spectral_draws_every_level_and_repeats_by_seed():
 
 
 def test_spectral_is_the_matched_pair_of_operators():
-    regularizer = make_regularizer("spectral", 8, mask="dct", keep=0.3)
+    regularizer = REGULARIZERS["spectral"](RegularizerOptions(8, mask="dct", keep=0.3))
     z, x = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 32, 32)
     for level in range(4):
         draw = Draw(level=level)
@@ -33,7 +34,7 @@ def test_spectral_is_the_matched_pair_of_operators():
 
 
 def test_levels_by_sample_are_sliced_for_a_rank():
-    regularizer = make_regularizer("spectral", 8, per_sample=True)
+    regularizer = REGULARIZERS["spectral"](RegularizerOptions(8, per_sample=True))
     draw = regularizer.draw(generator(), 6)
     z, x = torch.randn(6, 3, 8, 8), torch.randn(6, 3, 32, 32)
     for operator, value in ((regularizer.latent, z), (regularizer.image, x)):
@@ -43,7 +44,7 @@ def test_levels_by_sample_are_sliced_for_a_rank():
 
 
 def test_equivariance_turns_latent_and_image_alike():
-    regularizer = make_regularizer("equivariance", 4)
+    regularizer = REGULARIZERS["equivariance"](RegularizerOptions(4))
     z, x = torch.randn(1, 2, 4, 4), torch.randn(1, 3, 16, 16)
     turned = regularizer.image(x, Draw(quarter_turns=3))
     assert torch.equal(turned, x.rot90(3, (2, 3)))
@@ -61,7 +62,7 @@ def test_equivariance_turns_latent_and_image_alike():
 
 def test_equivariance_resizes_as_torch_does():
     x = torch.randn(1, 3, 16, 16)
-    resized = make_regularizer("equivariance", 4).image(x, Draw(side=3))
+    resized = REGULARIZERS["equivariance"](RegularizerOptions(4)).image(x, Draw(side=3))
     expected = torch.nn.functional.interpolate(x, (12, 12), mode="bicubic", antialias=True)
     torch.testing.assert_close(resized, expected, atol=1e-5, rtol=1e-5)
 
@@ -76,7 +77,9 @@ def test_resizing_by_matrices_is_torchs_own(mode, side):
 def test_equivariance_leaves_enough_for_the_discriminator():
     """At 32 pixels a quarter of the grid is less than a PatchGAN of two layers takes."""
     discriminator = PatchDiscriminator(3, 16, 2)
-    regularizer = make_regularizer("equivariance", 8, smallest_side=-(-discriminator.smallest_image // 4))
+    regularizer = REGULARIZERS["equivariance"](
+        RegularizerOptions(8, smallest_side=-(-discriminator.smallest_image // 4))
+    )
     x_BCHW = torch.randn(1, 3, 32, 32)
     for seed in range(40):
         draw = regularizer.draw(torch.Generator().manual_seed(seed), 1)
@@ -84,7 +87,7 @@ def test_equivariance_leaves_enough_for_the_discriminator():
 
 
 def test_none_changes_nothing():
-    regularizer = make_regularizer("none", 1)
+    regularizer = REGULARIZERS["none"](RegularizerOptions(1))
     z = torch.randn(1, 2, 4, 4)
     draw = regularizer.draw(generator(), 1)
     assert draw == Draw()
@@ -96,7 +99,7 @@ def test_none_changes_nothing():
 def test_every_regularizer_trains_a_tokenizer(kind):
     torch.manual_seed(0)
     model = Tokenizer(image_size=16, patch_size=4, latent_dim=3, width=16, depth=1, heads=2, hidden=24)
-    regularizer, g = make_regularizer(kind, 4), generator(3)
+    regularizer, g = REGULARIZERS[kind](RegularizerOptions(4)), generator(3)
     assert not regularizer.state_dict()
     x = torch.rand(2, 3, 16, 16) * 2 - 1
     for _ in range(3):

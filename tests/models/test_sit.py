@@ -1,10 +1,10 @@
 import pytest
 import torch
-from full_size import assert_a_step_does_what_its_gradient_says
-from small_sit import inputs, sit
 
-from models.diffusion import diffusion_loss_B, interpolate, target
+from models.paths import diffusion_loss_B, interpolate, target
 from models.sit import SIT_SIZES, SiT
+from tests.support.full_size import assert_a_step_does_what_its_gradient_says
+from tests.support.small_sit import inputs, sit
 
 
 @pytest.mark.parametrize("patch_size", [1, 2])

@@ -9,7 +9,7 @@ from torch import nn
 
 from models import sizes
 from models.sit import SIT_SIZES, SiT
-from models.tokenizer import Tokenizer
+from models.tokenizers.vit import Tokenizer
 
 PAPER = {"image_size": 256, "patch_size": 16, "width": 768, "depth": 12, "hidden": 2048}
 

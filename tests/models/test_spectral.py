@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.choices import LEVELS
 from models.spectral import (
     ATTENUATION,
-    LEVELS,
     ImageBlur,
     LatentFilter,
     high_frequency_share,
@@ -94,7 +94,7 @@ def test_bf16_keeps_its_dtype_and_is_filtered_in_fp32():
     [(1, "gain", 0.5), (8, "gain", 0.0), (8, "gain", 1.0), (2, "remove", 0.5), (2, "gain", 0.1)],
 )
 def test_a_level_without_a_mask_is_refused(grid, mask, keep):
-    with pytest.raises(ValueError, match=r"grid|keep"):
+    with pytest.raises(ValueError, match=r"latent|keep"):
         LatentFilter(grid, mask, keep)
 
 

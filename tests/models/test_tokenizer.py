@@ -1,10 +1,10 @@
 import pytest
 import torch
-from full_size import assert_a_step_does_what_its_gradient_says
 from torch.distributions import Independent, Normal, kl_divergence
 
 from models.reconstruction import LossWeights, reconstruction_terms
-from models.tokenizer import DiagonalGaussian, Tokenizer, rotary_table
+from models.tokenizers.vit import DiagonalGaussian, Tokenizer, rotary_table
+from tests.support.full_size import assert_a_step_does_what_its_gradient_says
 
 SMALL = {"image_size": 16, "patch_size": 4, "latent_dim": 3, "width": 16, "depth": 2, "heads": 2, "hidden": 24}
 

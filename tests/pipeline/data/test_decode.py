@@ -4,30 +4,30 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import made
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.decode import UnreadableImage, decode, decode_batch, transform
+from pipeline.data.decode import UnreadableImage, decode_batch, decode_image, transform
+from tests.support import sources
 
 LIMIT = 178_956_970
 
 
 def pixel(image: Image.Image, kind: str = "PNG", **options: object) -> tuple[int, ...]:
-    decoded = decode(made.encoded(image, kind, **options), LIMIT)
+    decoded = decode_image(sources.encoded(image, kind, **options), LIMIT)
     assert decoded.mode == "RGB"
     return tuple(decoded.getpixel((0, 0)))
 
 
 def test_rgb_is_as_it_was() -> None:
-    image = made.picture(1)
-    assert np.array_equal(np.asarray(decode(made.encoded(image), LIMIT)), np.asarray(image))
+    image = sources.picture(1)
+    assert np.array_equal(np.asarray(decode_image(sources.encoded(image), LIMIT)), np.asarray(image))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "PPM", "WEBP", "JPEG"])
 def test_every_format_that_is_listed_is_read(kind: str) -> None:
-    assert decode(made.encoded(made.picture(1), kind), LIMIT).size == (12, 10)
+    assert decode_image(sources.encoded(sources.picture(1), kind), LIMIT).size == (12, 10)
 
 
 def test_colour_modes_are_converted() -> None:
@@ -47,7 +47,7 @@ def test_sixteen_bits_are_scaled(value: int, expected: int) -> None:
     for kind in ("PNG", "TIFF"):
         assert pixel(image, kind) == (expected,) * 3
     big_endian = b"P5 2 2 65535 " + value.to_bytes(2, "big") * 4
-    assert decode(big_endian, LIMIT).getpixel((1, 1)) == (expected,) * 3
+    assert decode_image(big_endian, LIMIT).getpixel((1, 1)) == (expected,) * 3
 
 
 def test_transparency_is_laid_on_white() -> None:
@@ -63,7 +63,7 @@ def test_transparency_is_laid_on_white() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_applied(orientation: int) -> None:
-    upright = made.picture(3)
+    upright = sources.picture(3)
     back = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -76,20 +76,20 @@ def test_exif_rotation_is_applied(orientation: int) -> None:
     stored = upright.transpose(back[orientation]) if orientation in back else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
-    decoded = decode(made.encoded(stored, exif=exif), LIMIT)
+    decoded = decode_image(sources.encoded(stored, exif=exif), LIMIT)
     assert np.array_equal(np.asarray(decoded), np.asarray(upright))
 
 
 def cut(keep: float) -> Callable[[], bytes]:
     def make() -> bytes:
-        content = made.encoded(made.picture(1, 64, 64), "JPEG")
+        content = sources.encoded(sources.picture(1, 64, 64), "JPEG")
         return content[: int(len(content) * keep)]
 
     return make
 
 
 def flipped_bits() -> bytes:
-    content = bytearray(made.encoded(made.picture(1, 64, 64)))
+    content = bytearray(sources.encoded(sources.picture(1, 64, 64)))
     content[len(content) // 2] ^= 0xFF
     return bytes(content)
 
@@ -100,13 +100,13 @@ def flipped_bits() -> bytes:
         (lambda: b"", "zero bytes"),
         (lambda: b"not an image at all", "not an image"),
         (lambda: b"\x89PNG\r\n\x1a\n", "not an image|damaged"),
-        (lambda: made.encoded(made.picture(1))[:-30], "damaged"),
+        (lambda: sources.encoded(sources.picture(1))[:-30], "damaged"),
         (cut(0.5), "damaged"),
         (cut(0.02), "not an image|damaged"),
         (flipped_bits, "damaged"),
-        (lambda: made.huge_png(30_000, 30_000), "30000 x 30000 pixels are more than data.max_pixels"),
-        (lambda: made.encoded(Image.new("F", (4, 4), 0.5), "TIFF"), "floating-point"),
-        (lambda: made.encoded(Image.new("I", (4, 4), 1 << 20), "TIFF"), "32-bit"),
+        (lambda: sources.huge_png(30_000, 30_000), "30000 x 30000 pixels are more than data.max_pixels"),
+        (lambda: sources.encoded(Image.new("F", (4, 4), 0.5), "TIFF"), "floating-point"),
+        (lambda: sources.encoded(Image.new("I", (4, 4), 1 << 20), "TIFF"), "32-bit"),
         (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n", "not an image"),
     ],
 )
@@ -114,7 +114,7 @@ def test_unreadable_images_say_why(make: Callable[[], bytes], reason: str) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with pytest.raises(UnreadableImage, match=reason) as caught:
-            decode(make(), LIMIT)
+            decode_image(make(), LIMIT)
     assert caught.value.reason == str(caught.value)
 
 
@@ -124,19 +124,19 @@ def test_a_bomb_is_refused_before_a_pixel_is_read(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
     with pytest.raises(UnreadableImage, match="max_pixels"):
-        decode(made.huge_png(30_000, 30_000), LIMIT)
+        decode_image(sources.huge_png(30_000, 30_000), LIMIT)
     with pytest.raises(UnreadableImage, match=r"12 x 10 pixels are more than data.max_pixels 119"):
-        decode(made.encoded(made.picture(1)), 119)
+        decode_image(sources.encoded(sources.picture(1)), 119)
 
 
 def test_broken_exif_is_no_surprise() -> None:
-    content = made.encoded(made.picture(1), "JPEG", exif=b"Exif\0\0MM\0\x2a\xff\xff\xff\xff")
-    assert decode(content, LIMIT).size == (12, 10)
+    content = sources.encoded(sources.picture(1), "JPEG", exif=b"Exif\0\0MM\0\x2a\xff\xff\xff\xff")
+    assert decode_image(content, LIMIT).size == (12, 10)
 
 
 @pytest.mark.parametrize("size", [(40, 30), (30, 40), (200, 64), (32, 32), (8, 8), (5, 9), (33, 500)])
 def test_transform_gives_squares(size: tuple[int, int]) -> None:
-    image = made.picture(2, *size)
+    image = sources.picture(2, *size)
     for center_crop in (True, False):
         pixels = transform(image, 32, center_crop)
         assert (pixels.shape, pixels.dtype) == ((32, 32, 3), np.uint8)
@@ -158,13 +158,13 @@ def test_large_images_are_halved_by_boxes_first() -> None:
 
 
 def test_an_image_of_the_right_size_is_untouched() -> None:
-    image = made.picture(5, 32, 32)
+    image = sources.picture(5, 32, 32)
     assert np.array_equal(transform(image, 32, True), np.asarray(image))
 
 
 @pytest.mark.parametrize("side", [20, 80])  # small files, and such as the threads share
 def test_batches_are_flipped_where_told(side: int) -> None:
-    images = [made.encoded(made.picture(i, side, side)) for i in range(37)]
+    images = [sources.encoded(sources.picture(i, side, side)) for i in range(37)]
     flips = np.arange(37) % 3 == 0
     with ThreadPoolExecutor(3) as pool:
         plain = decode_batch(images, 16, True, None, pool)
@@ -173,7 +173,7 @@ def test_batches_are_flipped_where_told(side: int) -> None:
         with pytest.raises(UnreadableImage):
             decode_batch([*images, b""], 16, True, None, pool)
     assert (plain.shape, plain.dtype) == ((37, 3, 16, 16), np.uint8)
-    assert np.array_equal(plain[5].transpose(1, 2, 0), transform(made.picture(5, side, side), 16, True))
+    assert np.array_equal(plain[5].transpose(1, 2, 0), transform(sources.picture(5, side, side), 16, True))
     assert np.array_equal(flipped[flips], plain[flips][..., ::-1])
     assert np.array_equal(flipped[~flips], plain[~flips])
 
@@ -185,4 +185,4 @@ def test_real_photographs(real_data: Path) -> None:
     assert x_BCHW.shape == (16, 3, 64, 64)
     assert x_BCHW.std(axis=(1, 2, 3)).min() > 10
     with Image.open(io.BytesIO(paths[0].read_bytes())) as image:
-        assert decode(paths[0].read_bytes(), LIMIT).size == image.size
+        assert decode_image(paths[0].read_bytes(), LIMIT).size == image.size

@@ -1,16 +1,16 @@
 from pathlib import Path
 
-import made
-
-from pipeline.config import DataConfig
+from pipeline.config.schema import DataConfig
 from pipeline.data.index import index_path, read_index, recorded_revision, revision_of, write_index
 from pipeline.data.listing import DIGITS_REVISION, list_source
-from pipeline.storage import LocalStorage, open_storage
+from pipeline.storage.local import LocalStorage
+from pipeline.storage.uri import open_storage
+from tests.support import sources
 
 
 def test_index_is_recorded(any_root: str, tmp_path: Path) -> None:
     source, storage = LocalStorage(tmp_path / "source"), open_storage(any_root)
-    made.put_folder(source, made.examples(6))
+    sources.put_folder(source, sources.examples(6))
     data = DataConfig(format="folder", uri=source.root, classes=3)
     assert read_index(storage, data) is None
     assert recorded_revision(data, storage) is None
@@ -28,7 +28,7 @@ def test_index_is_recorded(any_root: str, tmp_path: Path) -> None:
 
 def test_local_sources_are_listed_each_time(tmp_path: Path) -> None:
     source, storage = LocalStorage(tmp_path / "source"), LocalStorage(tmp_path / "root")
-    made.put_folder(source, made.examples(6))
+    sources.put_folder(source, sources.examples(6))
     data = DataConfig(format="folder", uri=source.root, classes=3)
     first = revision_of(data, storage, fresh=False)
     assert recorded_revision(data, storage) == first
@@ -38,7 +38,7 @@ def test_local_sources_are_listed_each_time(tmp_path: Path) -> None:
 
 def test_remote_sources_are_listed_when_asked(s3_root: str, tmp_path: Path) -> None:
     source, storage = open_storage(s3_root), LocalStorage(tmp_path / "root")
-    made.put_folder(source, made.examples(6))
+    sources.put_folder(source, sources.examples(6))
     data = DataConfig(format="folder", uri=source.root, classes=3)
     first = revision_of(data, storage, fresh=False)
     source.write("class0/new.png", b"x")

@@ -3,13 +3,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import made
 import pytest
 
-from pipeline.config import DataConfig
+from pipeline.config.schema import DataConfig
 from pipeline.data.listing import DIGITS_REVISION, list_source
 from pipeline.errors import DataError
-from pipeline.storage import LocalStorage, open_storage
+from pipeline.storage.local import LocalStorage
+from pipeline.storage.uri import open_storage
+from tests.support import sources
 
 LAYOUTS = ("folder", "parquet", "webdataset")
 
@@ -22,7 +23,7 @@ def config(layout: str, uri: str | None, **more: object) -> DataConfig:
 def test_listing_is_the_same_wherever_the_files_lie(layout: str, tmp_path: Path, s3_root: str) -> None:
     digests = set()
     for root in (str(tmp_path / "one"), (tmp_path / "two").as_uri(), s3_root):
-        made.put_source(open_storage(root), layout, made.examples(6))
+        sources.put_source(open_storage(root), layout, sources.examples(6))
         found = []
         listing = list_source(config(layout, root), found.append)
         assert found[-1] == listing.files == (6 if layout == "folder" else 2)
@@ -34,12 +35,12 @@ def test_listing_is_the_same_wherever_the_files_lie(layout: str, tmp_path: Path,
 
 def test_digest_follows_names_sizes_and_splits(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path / "a")
-    made.put_folder(storage, made.examples(6))
+    sources.put_folder(storage, sources.examples(6))
     data = config("folder", storage.root)
     first = list_source(data).digest
-    storage.write("class1/new.png", made.encoded(made.picture(9)))
+    storage.write("class1/new.png", sources.encoded(sources.picture(9)))
     second = list_source(data).digest
-    made.put_folder(LocalStorage(tmp_path / "b"), made.examples(3))
+    sources.put_folder(LocalStorage(tmp_path / "b"), sources.examples(3))
     third = list_source(config("folder", storage.root, validation_uri=str(tmp_path / "b"))).digest
     assert len({first, second, third}) == 3
     assert list_source(config("folder", storage.root, revision=second)).digest == second
@@ -49,7 +50,7 @@ def test_digest_follows_names_sizes_and_splits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["parquet", "webdataset"])
 def test_uri_may_name_one_file(layout: str, any_root: str) -> None:
-    made.put_source(open_storage(any_root), layout, made.examples(6))
+    sources.put_source(open_storage(any_root), layout, sources.examples(6))
     suffix = "parquet" if layout == "parquet" else "tar"
     listing = list_source(config(layout, f"{any_root}/b.{suffix}"))
     assert [entry.path for entry in listing.train] == [f"b.{suffix}"]
@@ -75,7 +76,7 @@ def test_missing_and_empty_sources_are_refused(layout: str, any_root: str) -> No
 
 
 def test_class_folders_must_fit(tmp_path: Path) -> None:
-    made.put_folder(LocalStorage(tmp_path / "train"), made.examples(6))
+    sources.put_folder(LocalStorage(tmp_path / "train"), sources.examples(6))
     train = str(tmp_path / "train")
     with pytest.raises(DataError, match=r"label out of range, 3 class folders but data.classes is 2"):
         list_source(config("folder", train, classes=2))
@@ -86,7 +87,7 @@ def test_class_folders_must_fit(tmp_path: Path) -> None:
 
 def test_folder_without_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests may run as root, who may read anything: the refusal is made by hand."""
-    made.put_folder(LocalStorage(tmp_path), made.examples(6))
+    sources.put_folder(LocalStorage(tmp_path), sources.examples(6))
     scandir = os.scandir
 
     def refuse(path: str) -> object:
@@ -100,7 +101,7 @@ def test_folder_without_permission_is_named(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_names_that_are_not_text_are_refused(tmp_path: Path) -> None:
-    made.put_folder(LocalStorage(tmp_path), made.examples(3))
+    sources.put_folder(LocalStorage(tmp_path), sources.examples(3))
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/class0/\xff.png")).write_bytes(b"x")
     with pytest.raises(DataError, match="not UTF-8"):
         list_source(config("folder", str(tmp_path)))

@@ -1,18 +1,18 @@
 import threading
 from pathlib import Path
 
-import made
 import numpy as np
 import pytest
 
-from pipeline.artifacts import hash_file
-from pipeline.config import DataConfig
+from pipeline.artifacts.files import hash_file
+from pipeline.config.schema import DataConfig
 from pipeline.data.decode import UnreadableImage
 from pipeline.data.loader import ImageLoader, LatentLoader, Plan, Prefetcher
 from pipeline.data.mirror import StoredShard, open_mirror
 from pipeline.data.shards import ImageShardWriter, StoredExample, write_latent_shard
 from pipeline.data.store import IMAGE_COLUMNS, LATENT_COLUMNS, ImageStore, LatentStore
-from pipeline.storage import open_storage
+from pipeline.storage.uri import open_storage
+from tests.support import sources
 
 ROWS = 30
 
@@ -25,7 +25,7 @@ def plan(rank: int = 0, world: int = 1) -> Plan:
 def images(tmp_path: Path) -> ImageStore:
     with ImageShardWriter(tmp_path / "a.parquet") as writer:
         for i in range(ROWS):
-            writer.add(StoredExample(str(i), i, made.encoded(made.picture(i)), 12, 10))
+            writer.add(StoredExample(str(i), i, sources.encoded(sources.picture(i)), 12, 10))
     return ImageStore(mirrored(tmp_path, IMAGE_COLUMNS))
 
 

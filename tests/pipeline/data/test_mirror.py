@@ -8,13 +8,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.artifacts import hash_file
-from pipeline.config import DataConfig
+from pipeline.artifacts.files import hash_file
+from pipeline.config.schema import DataConfig
 from pipeline.data.mirror import Mirror, StoredShard, mirror_directory, open_mirror
 from pipeline.data.shards import ImageShardWriter, StoredExample, write_latent_shard
 from pipeline.data.store import IMAGE_COLUMNS, LATENT_COLUMNS, ImageStore, LatentStore
 from pipeline.errors import ContractError, StorageError
-from pipeline.storage import Storage, open_storage
+from pipeline.storage.base import Storage
+from pipeline.storage.uri import open_storage
 
 FULL = DataConfig(shuffle="full")
 ROWS = (7, 5, 9, 6, 8, 5)

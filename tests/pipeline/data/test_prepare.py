@@ -1,23 +1,23 @@
 import hashlib
 import io
 
-import made
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.config import DataConfig
+from pipeline.config.schema import DataConfig
 from pipeline.data.listing import list_source
 from pipeline.data.prepare import PreparedUnit, check_prepared, prepare_unit, split_of
 from pipeline.data.sources import work_units
 from pipeline.errors import DataError
-from pipeline.storage import open_storage
+from pipeline.storage.uri import open_storage
+from tests.support import sources
 
 BAD = {
     "zero": b"",
     "text": b"not an image",
-    "cut": made.encoded(made.picture(0))[:-40],
-    "bomb": made.huge_png(30_000, 30_000),
+    "cut": sources.encoded(sources.picture(0))[:-40],
+    "bomb": sources.huge_png(30_000, 30_000),
 }
 
 
@@ -39,8 +39,8 @@ def rows_of(root: str, units: list[PreparedUnit], split: str) -> list[dict[str, 
 
 @pytest.mark.parametrize("layout", ["folder", "parquet", "webdataset"])
 def test_both_splits_are_written(layout: str, any_root: str) -> None:
-    images = made.examples(60)
-    made.put_source(open_storage(f"{any_root}/source"), layout, images)
+    images = sources.examples(60)
+    sources.put_source(open_storage(f"{any_root}/source"), layout, images)
     data = DataConfig(format=layout, uri=f"{any_root}/source", classes=3, shard_rows=25, validation_share=0.3)
     units = prepared(data, any_root)
     train, validation = (rows_of(any_root, units, split) for split in ("train", "validation"))
@@ -56,8 +56,8 @@ def test_both_splits_are_written(layout: str, any_root: str) -> None:
 
 
 def test_validation_uri_decides(any_root: str) -> None:
-    for name, images in (("train", made.examples(9)), ("validation", made.examples(3))):
-        made.put_source(open_storage(f"{any_root}/{name}"), "folder", images)
+    for name, images in (("train", sources.examples(9)), ("validation", sources.examples(3))):
+        sources.put_source(open_storage(f"{any_root}/{name}"), "folder", images)
     data = DataConfig(uri=f"{any_root}/train", validation_uri=f"{any_root}/validation", classes=3)
     units = prepared(data, any_root)
     paths = [shard.path for unit in units for shard in unit.shards]
@@ -67,10 +67,10 @@ def test_validation_uri_decides(any_root: str) -> None:
 
 def test_unreadable_images_are_quarantined(any_root: str) -> None:
     storage = open_storage(f"{any_root}/source")
-    made.put_folder(storage, made.examples(12))
+    sources.put_folder(storage, sources.examples(12))
     for name, content in BAD.items():
         storage.write(f"class0/{name}.png", content)
-    storage.write("class1/odd.png", made.encoded(Image.new("I;16", (5, 4), 1000)))
+    storage.write("class1/odd.png", sources.encoded(Image.new("I;16", (5, 4), 1000)))
     data = DataConfig(uri=f"{any_root}/source", classes=3)
     units = prepared(data, any_root)
     assert len(rows_of(any_root, units, "train")) + len(rows_of(any_root, units, "validation")) == 13
@@ -86,7 +86,7 @@ def test_unreadable_images_are_quarantined(any_root: str) -> None:
 
 
 def test_nothing_to_train_on(any_root: str) -> None:
-    open_storage(f"{any_root}/source").write("a.tar", made.tar([("1.txt", b"x")]))
+    open_storage(f"{any_root}/source").write("a.tar", sources.tar([("1.txt", b"x")]))
     data = DataConfig(format="webdataset", uri=f"{any_root}/source", classes=3)
     units = prepared(data, any_root)
     with pytest.raises(DataError, match="no image is left to train on"):
@@ -94,7 +94,7 @@ def test_nothing_to_train_on(any_root: str) -> None:
 
 
 def test_bad_labels_stop_the_stage_and_leave_no_shard(any_root: str) -> None:
-    open_storage(f"{any_root}/source").write("a.parquet", made.parquet([*made.examples(9), (b"x", 99)]))
+    open_storage(f"{any_root}/source").write("a.parquet", sources.parquet([*sources.examples(9), (b"x", 99)]))
     data = DataConfig(format="parquet", uri=f"{any_root}/source", classes=3)
     with pytest.raises(DataError, match="label 99 is out of range"):
         prepared(data, any_root)

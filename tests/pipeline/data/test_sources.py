@@ -1,16 +1,17 @@
 import pickle
 from pathlib import Path
 
-import made
 import pytest
 from PIL import Image
 
-from pipeline.config import DataConfig
-from pipeline.data.decode import decode
+from pipeline.config.schema import DataConfig
+from pipeline.data.decode import decode_image
 from pipeline.data.listing import list_source
 from pipeline.data.sources import RawExample, Unit, read_unit, work_units
 from pipeline.errors import DataError
-from pipeline.storage import LocalStorage, open_storage
+from pipeline.storage.local import LocalStorage
+from pipeline.storage.uri import open_storage
+from tests.support import sources
 
 LAYOUTS = ("folder", "parquet", "webdataset")
 
@@ -29,8 +30,8 @@ def read(data: DataConfig) -> list[RawExample]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_image_is_read_once(layout: str, any_root: str) -> None:
-    images = made.examples(23)
-    made.put_source(open_storage(any_root), layout, images)
+    images = sources.examples(23)
+    sources.put_source(open_storage(any_root), layout, images)
     data = config(layout, any_root)
     found = read(data)
     assert sorted((image, label) for _, label, image in found) == sorted(images)
@@ -45,8 +46,8 @@ def test_every_image_is_read_once(layout: str, any_root: str) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_validation_of_its_own(layout: str, any_root: str) -> None:
-    made.put_source(open_storage(f"{any_root}/train"), layout, made.examples(6))
-    made.put_source(open_storage(f"{any_root}/validation"), layout, made.examples(4)[1:3])
+    sources.put_source(open_storage(f"{any_root}/train"), layout, sources.examples(6))
+    sources.put_source(open_storage(f"{any_root}/validation"), layout, sources.examples(4)[1:3])
     data = config(layout, f"{any_root}/train", validation_uri=f"{any_root}/validation")
     found = {split: [] for split in ("train", "validation")}
     for unit in units_of(data):
@@ -60,7 +61,7 @@ def test_digits() -> None:
     found = read(data)
     assert len(found) == 1797
     assert {label for _, label, _ in found} == set(range(10))
-    first = decode(found[0].image, None)
+    first = decode_image(found[0].image, None)
     assert first.size == (8, 8)
     assert first.getextrema()[0] == (0, 239)  # 15 of 16
     with pytest.raises(DataError, match=r"label 5 is out of range, data\.classes is 5"):
@@ -69,14 +70,14 @@ def test_digits() -> None:
 
 @pytest.mark.parametrize("names", [("img", "fine_label"), ("image", "label")])
 def test_column_names_of_parquet(names: tuple[str, str], tmp_path: Path) -> None:
-    LocalStorage(tmp_path).write("a.parquet", made.parquet(made.examples(7), names))
+    LocalStorage(tmp_path).write("a.parquet", sources.parquet(sources.examples(7), names))
     assert [label for _, label, _ in read(config("parquet", str(tmp_path)))] == [0, 1, 2, 0, 1, 2, 0]
 
 
 @pytest.mark.parametrize("label", [-1, 3])
 @pytest.mark.parametrize("layout", ["parquet", "webdataset"])
 def test_label_out_of_range(layout: str, label: int, tmp_path: Path) -> None:
-    made.put_source(LocalStorage(tmp_path), layout, [*made.examples(5), (b"x", label)])
+    sources.put_source(LocalStorage(tmp_path), layout, [*sources.examples(5), (b"x", label)])
     with pytest.raises(DataError, match=f"label {label} is out of range, data.classes is 3. Set data.classes"):
         read(config(layout, str(tmp_path)))
 
@@ -85,8 +86,8 @@ def test_label_out_of_range(layout: str, label: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", ["parquet", "webdataset"])
 def test_files_cut_short_are_named(layout: str, keep: float, any_root: str) -> None:
     storage = open_storage(any_root)
-    images = [(made.encoded(made.picture(i, 60, 40)), 0) for i in range(6)]
-    content = made.parquet(images) if layout == "parquet" else made.webdataset(images).rstrip(b"\0")
+    images = [(sources.encoded(sources.picture(i, 60, 40)), 0) for i in range(6)]
+    content = sources.parquet(images) if layout == "parquet" else sources.webdataset(images).rstrip(b"\0")
     name = "a.parquet" if layout == "parquet" else "a.tar"
     storage.write(name, content[: int(len(content) * keep) // 2 * 2 + (1 if keep else 0)])
     with pytest.raises(DataError, match=f"{name} cannot be read as .*copy it anew") as caught:
@@ -97,7 +98,7 @@ def test_files_cut_short_are_named(layout: str, keep: float, any_root: str) -> N
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_files_that_go_while_we_read(layout: str, any_root: str) -> None:
     storage = open_storage(any_root)
-    made.put_source(storage, layout, made.examples(6))
+    sources.put_source(storage, layout, sources.examples(6))
     data = config(layout, any_root)
     units = units_of(data)
     storage.delete_folder("")
@@ -107,30 +108,30 @@ def test_files_that_go_while_we_read(layout: str, any_root: str) -> None:
 
 def test_parquet_that_holds_something_else(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
-    storage.write("a.parquet", made.parquet(made.examples(3), ("picture", "label")))
+    storage.write("a.parquet", sources.parquet(sources.examples(3), ("picture", "label")))
     with pytest.raises(DataError, match=r"columns picture, label, but not both"):
         units_of(config("parquet", str(tmp_path)))
-    storage.write("a.parquet", made.parquet([(b"x", None)]))
+    storage.write("a.parquet", sources.parquet([(b"x", None)]))
     with pytest.raises(DataError, match="label None is not a number"):
         read(config("parquet", str(tmp_path)))
-    storage.write("a.parquet", made.parquet([]))
+    storage.write("a.parquet", sources.parquet([]))
     with pytest.raises(DataError, match="no rows"):
         units_of(config("parquet", str(tmp_path)))
-    storage.write("a.parquet", made.parquet([(None, 1)]))
+    storage.write("a.parquet", sources.parquet([(None, 1)]))
     assert read(config("parquet", str(tmp_path))) == [("a.parquet#0", 1, b"")]
 
 
 def test_tar_without_labels(tmp_path: Path) -> None:
-    storage, image = LocalStorage(tmp_path), made.encoded(Image.new("L", (2, 2)))
+    storage, image = LocalStorage(tmp_path), sources.encoded(Image.new("L", (2, 2)))
     for members, message in (
         ([("1.png", image)], "the image has no label"),
         ([("1.png", image), ("1.json", b"{}")], 'no "label" in it'),
         ([("1.png", image), ("1.cls", b"cat")], "label 'cat' is not a number"),
     ):
-        storage.write("a.tar", made.tar(members))
+        storage.write("a.tar", sources.tar(members))
         with pytest.raises(DataError, match=message):
             read(config("webdataset", str(tmp_path)))
-    storage.write("a.tar", made.tar([("1.txt", b"no image"), ("2.PNG", image), ("2.cls", b"2"), ("3.cls", b"1")]))
+    storage.write("a.tar", sources.tar([("1.txt", b"no image"), ("2.PNG", image), ("2.cls", b"2"), ("3.cls", b"1")]))
     assert read(config("webdataset", str(tmp_path))) == [("a.tar/2", 2, image)]
 
 
@@ -155,4 +156,4 @@ def test_real_images_in_parquet(real_data: Path) -> None:
     last = list(read_unit(units[24], data))
     assert len(last) == 50_000 - 24 * 2048
     assert last[-1].key == "cifar10-train.parquet#49999"
-    assert decode(last[-1].image, None).size == (32, 32)
+    assert decode_image(last[-1].image, None).size == (32, 32)

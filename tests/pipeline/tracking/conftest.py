@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from outboxes import World
 
-from pipeline import tracking
-from pipeline.tracking import Post
+from pipeline.tracking import outbox
+from pipeline.tracking.mlflow import Post
+from tests.support.outboxes import World
 
 
 @pytest.fixture(scope="package")
@@ -26,7 +26,7 @@ def world(tmp_path: Path, template: bytes, monkeypatch: pytest.MonkeyPatch) -> W
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "mlflow.db").write_bytes(template)
     world = World(tmp_path)
-    monkeypatch.setattr(tracking, "_milliseconds", world.tick)
+    monkeypatch.setattr(outbox, "_milliseconds", world.tick)
     return world
 
 

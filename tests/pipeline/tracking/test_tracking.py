@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from outboxes import KEY, World
 
-from pipeline import tracking
-from pipeline.tracking import Courier, Post, deliver, metric_event, undelivered
-from pipeline.tracking_errors import RefusedError, TrackingError
+from pipeline.tracking.courier import Courier, deliver, undelivered
+from pipeline.tracking.errors import RefusedError, TrackingError
+from pipeline.tracking.mlflow import Post
+from pipeline.tracking.outbox import OUTBOX, metric_event
+from tests.support.outboxes import KEY, World
 
 
 def test_what_happened_arrives_with_its_steps_and_times(world: World) -> None:
@@ -64,7 +65,7 @@ def test_an_outage_loses_nothing(world: World, away: Callable[[], Any], gone: st
 def test_the_courier_waits_for_mlflow_and_says_so(
     world: World, away: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr("pipeline.tracking.courier.POLL_SECONDS", 0.01)
     outbox = world.outbox()
     outbox.open("run", {})
     with away():
@@ -239,7 +240,7 @@ def test_events_that_are_refused_hold_up_no_other_run(world: World) -> None:
     (other,) = world.runs()
     assert [step for step, *_ in world.history(other, "sit/loss")] == [1, 2, 3]
     assert undelivered(world.storage) == [KEY]
-    assert len(list(world.storage.list(f"{tracking.OUTBOX}/{KEY}"))) == 2
+    assert len(list(world.storage.list(f"{OUTBOX}/{KEY}"))) == 2
 
 
 def test_an_experiment_that_was_deleted(world: World) -> None:

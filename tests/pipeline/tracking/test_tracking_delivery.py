@@ -8,19 +8,20 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from fault_proxy import fault_proxy
-from mlflow_server import MlflowServer, running_mlflow
-from outboxes import KEY, World
-from postgres import postgres_is_installed, running_postgres
 
-from pipeline import tracking
-from pipeline.tracking import Courier, metric_event, undelivered
-from pipeline.tracking_errors import TrackingError
+from pipeline.tracking.courier import Courier, undelivered
+from pipeline.tracking.errors import TrackingError
+from pipeline.tracking.outbox import OUTBOX, metric_event
+from tests.support import PROJECT
+from tests.support.fault_proxy import fault_proxy
+from tests.support.mlflow_server import MlflowServer, running_mlflow
+from tests.support.outboxes import KEY, World
+from tests.support.postgres import postgres_is_installed, running_postgres
 
 DELIVER = """
 import os, signal, sys
-from pipeline.loading import load_config
-from pipeline.storage import LocalStorage, open_storage
+from pipeline.config import load_config
+from pipeline.storage import open_storage
 from pipeline import tracking
 
 root, uri, fatal, count = sys.argv[1:]
@@ -58,7 +59,7 @@ print(tracking.deliver(storage, post))
 def deliverer(world: World, fatal: str | Path, count: int) -> "subprocess.Popen[str]":
     """A process that delivers; in front of its `count`-th call of `fatal` it kills itself."""
     command = [sys.executable, "-c", DELIVER, world.config.root, world.uri, str(fatal), str(count)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3])
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT)
 
 
 def wide(step: int) -> dict[str, float]:
@@ -178,7 +179,7 @@ def test_a_server_killed_under_a_replay(served: World, server: MlflowServer) -> 
         outbox.metrics({"sit/loss": float(step)}, step)
     courier = Courier(served.storage, served.config)
     end = time.monotonic() + 60
-    while len(list(served.storage.list(tracking.OUTBOX))) > 900:
+    while len(list(served.storage.list(OUTBOX))) > 900:
         assert time.monotonic() < end
         time.sleep(0.01)
     server.kill()

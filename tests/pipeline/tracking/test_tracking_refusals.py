@@ -1,4 +1,4 @@
-"""An MLflow that is not there or does not want: `tracking sync` and the courier say the same line, with its mend."""
+"""An MLflow that is not there or does not want: `tracking sync` and the courier say the same line, with its hint."""
 
 import signal
 import sys
@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import requests
-from mlflow_server import running_mlflow
-from outboxes import KEY, World
 
 from pipeline import tracking
+from pipeline.config.loading import load_config
 from pipeline.errors import ConfigError
-from pipeline.loading import load_config
-from pipeline.tracking import Courier, Post, deliver, undelivered
+from pipeline.tracking.courier import Courier, deliver, undelivered
+from pipeline.tracking.mlflow import Post
+from tests.support.mlflow_server import running_mlflow
+from tests.support.outboxes import KEY, World
 
 
 def test_where_mlflow_is(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +44,7 @@ def synced(world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     """What `tracking sync` says of this address; and the courier says the same, once."""
     from pipeline import __main__
 
-    monkeypatch.setattr(tracking, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr("pipeline.tracking.courier.POLL_SECONDS", 0.01)
     words = ["dvae", "tracking", "sync", KEY, "--root", world.config.root, "--set", f"tracking.uri={uri}"]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as stop:

@@ -1,0 +1,1 @@
+"""The benchmarks: one file a question, each run as `python -m benchmarks.NAME`."""

@@ -1,0 +1,6 @@
+"""The tokenizers: networks between images and latents, all with the face of `base.Autoencoder`."""
+
+from .base import Autoencoder, DiagonalGaussian
+from .vit import Tokenizer
+
+__all__ = ["Autoencoder", "DiagonalGaussian", "Tokenizer"]

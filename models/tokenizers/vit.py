@@ -1,0 +1,194 @@
+"""The ViT autoencoder of the paper: images to the moments of a latent, latents to images.
+
+The layout is DeTok-BB's (Yang et al. 2025) without its masking and noise. Losses live in `reconstruction`.
+Shapes: B batch, C channels, H W pixels, D latent channels, h w latent grid, N = h*w tokens, K width, A heads, E head
+width, P values of a patch.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import DiagonalGaussian
+
+_NORM_EPS = 1e-6
+_ROPE_BASE = 10_000.0
+
+
+class Tokenizer(nn.Module):
+    """ViT encoder and decoder: pre-norm RMSNorm, SwiGLU, learned positions with 2-D RoPE, a bias on every layer.
+
+    Args:
+        image_size: side of the training images in pixels.
+        patch_size: side of a patch, the downsampling factor f.
+        latent_dim: latent channels d.
+        width, heads, hidden: of a block; `hidden` is SwiGLU's inner width.
+        depth: blocks of the encoder, and again of the decoder.
+        channels: image channels.
+
+    Raises:
+        ValueError: the patch does not divide the image, or `width` is no multiple of 4 x `heads` (2-D RoPE).
+    """
+
+    rope_N2E: Tensor
+    """`rotary_table` of the training grid, not in the state dict."""
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        latent_dim: int,
+        width: int,
+        depth: int,
+        heads: int,
+        hidden: int,
+        channels: int = 3,
+    ) -> None:
+        super().__init__()
+        if image_size % patch_size:
+            raise ValueError(f"patch_size {patch_size} does not divide image_size {image_size}")
+        if width % (4 * heads):
+            raise ValueError(f"width {width} is not a multiple of 4 x heads ({4 * heads}), which 2-D RoPE needs")
+        self.patch_size, self.latent_dim, self.heads = patch_size, latent_dim, heads
+        self.grid = image_size // patch_size
+        patch = channels * patch_size**2
+        # A convolution whose stride is its kernel, and a 1x1 convolution over tokens, are Linear layers.
+        self.patch_embed = nn.Linear(patch, width)
+        self.encoder_positions = nn.Parameter(torch.empty(1, self.grid**2, width))
+        self.encoder_blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(depth))
+        self.encoder_norm = nn.RMSNorm(width, eps=_NORM_EPS)
+        self.moments_head = nn.Linear(width, 2 * latent_dim)
+        self.latent_embed = nn.Linear(latent_dim, width)
+        self.decoder_positions = nn.Parameter(torch.empty(1, self.grid**2, width))
+        self.decoder_blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(depth))
+        self.decoder_norm = nn.RMSNorm(width, eps=_NORM_EPS)
+        self.pixel_head = nn.Linear(width, patch)
+        self.pixel_conv = nn.Conv2d(channels, channels, 3, padding=1)
+        rope_N2E = rotary_table(self.grid, self.grid, width // heads, self.grid)
+        self.register_buffer("rope_N2E", rope_N2E, persistent=False)
+        self._initialize()
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(D, h, w) of the latent of one training-sized image."""
+        return self.latent_dim, self.grid, self.grid
+
+    def _initialize(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for table in (self.encoder_positions, self.decoder_positions):
+            nn.init.trunc_normal_(table, std=0.02)
+
+    def encode(self, x_BCHW: Tensor) -> DiagonalGaussian:
+        """Images in [-1, 1], sides multiples of the patch, to fp32 moments (the head runs in fp32 under autocast)."""
+        patches_BPhw = F.pixel_unshuffle(x_BCHW, self.patch_size)
+        h, w = patches_BPhw.shape[-2:]
+        tokens_BNK = self.patch_embed(_tokens(patches_BPhw))
+        tokens_BNK = self._transform(tokens_BNK, self.encoder_positions, self.encoder_blocks, h, w)
+        with torch.autocast(x_BCHW.device.type, enabled=False):
+            moments_BNM = self.moments_head(self.encoder_norm(tokens_BNK.float()))
+        mean_BDhw, logvar_BDhw = _image(moments_BNM, h, w).chunk(2, dim=1)
+        return DiagonalGaussian(mean_BDhw, logvar_BDhw.clamp(-30.0, 20.0))
+
+    def decode(self, z_BDhw: Tensor) -> Tensor:
+        """Latents to images in fp32, meant for [-1, 1] but not clamped. Another grid gives an image of another size."""
+        h, w = z_BDhw.shape[-2:]
+        tokens_BNK = self.latent_embed(_tokens(z_BDhw))
+        tokens_BNK = self._transform(tokens_BNK, self.decoder_positions, self.decoder_blocks, h, w)
+        patches_BNP = self.pixel_head(self.decoder_norm(tokens_BNK))
+        x_BCHW: Tensor = self.pixel_conv(F.pixel_shuffle(_image(patches_BNP, h, w), self.patch_size))
+        return x_BCHW.float()
+
+    def forward(
+        self, x_BCHW: Tensor, noise_BDhw: Tensor, latent_transform: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, DiagonalGaussian]:
+        """One training pass of Eq. 2: D(latent_transform(z)) with z drawn from the posterior of x.
+
+        Args:
+            x_BCHW: images in [-1, 1].
+            noise_BDhw: standard normal, fp32.
+            latent_transform: S_l of this step, or another regularizer's operator on z_BDhw.
+
+        Returns:
+            (reconstruction_BCHW fp32 unclamped, posterior of x).
+        """
+        posterior = self.encode(x_BCHW)
+        return self.decode(latent_transform(posterior.sample(noise_BDhw))), posterior
+
+    def _transform(self, tokens_BNK: Tensor, positions: Tensor, blocks: nn.ModuleList, h: int, w: int) -> Tensor:
+        rope_N2E = self.rope_N2E
+        if (h, w) != (self.grid, self.grid):
+            positions = _resize_positions(positions, self.grid, h, w)
+            rope_N2E = rotary_table(h, w, rope_N2E.shape[-1], self.grid).to(rope_N2E.device)
+        tokens_BNK = tokens_BNK + positions  # fp32 from here on: autocast leaves the residual stream alone
+        for block in blocks:
+            tokens_BNK = block(tokens_BNK, rope_N2E)
+        return tokens_BNK
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + SwiGLU(norm(x)), on tokens_BNK, with rotary positions on queries and keys."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.RMSNorm(width, eps=_NORM_EPS)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.mlp_norm = nn.RMSNorm(width, eps=_NORM_EPS)
+        self.mlp_in = nn.Linear(width, 2 * hidden)
+        self.mlp_out = nn.Linear(hidden, width)
+
+    def forward(self, x_BNK: Tensor, rope_N2E: Tensor) -> Tensor:
+        """`rope_N2E` as `rotary_table` gives it; returns x_BNK."""
+        x_BNK = x_BNK + self._attend(self.attention_norm(x_BNK), rope_N2E)
+        gate, value = self.mlp_in(self.mlp_norm(x_BNK)).chunk(2, dim=-1)
+        mlp_BNK: Tensor = self.mlp_out(F.silu(gate) * value)
+        return x_BNK + mlp_BNK
+
+    def _attend(self, x_BNK: Tensor, rope_N2E: Tensor) -> Tensor:
+        qkv_3BANE = self.qkv(x_BNK).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv_3BANE.unbind(0)
+        attended_BANE = F.scaled_dot_product_attention(_rotate(q, rope_N2E), _rotate(k, rope_N2E), v)
+        out_BNK: Tensor = self.attention_out(attended_BANE.transpose(1, 2).flatten(2))
+        return out_BNK
+
+
+def rotary_table(h: int, w: int, head_width: int, grid: int) -> Tensor:
+    """(N, 2, E) fp32: cosines and sines of 2-D RoPE (Su et al. 2021, one half of the pairs an axis).
+
+    Positions are measured in cells of the training `grid`, so that a latent of another size spans the same angles.
+    """
+    frequency = _ROPE_BASE ** -(torch.arange(head_width // 4, dtype=torch.float64) / (head_width // 4))
+    y = (torch.arange(h, dtype=torch.float64) + 0.5) * (grid / h) - 0.5
+    x = (torch.arange(w, dtype=torch.float64) + 0.5) * (grid / w) - 0.5
+    angle_y = (y[:, None] * frequency)[:, None, :].expand(h, w, -1)
+    angle_x = (x[:, None] * frequency)[None, :, :].expand(h, w, -1)
+    angle_NE = torch.cat([angle_y, angle_x], dim=-1).flatten(0, 1).repeat(1, 2)
+    return torch.stack([angle_NE.cos(), angle_NE.sin()], dim=1).float()
+
+
+def _rotate(x_BANE: Tensor, rope_N2E: Tensor) -> Tensor:
+    """Rotates channel i with channel i + E/2."""
+    cos_NE, sin_NE = rope_N2E.unbind(1)
+    first, second = x_BANE.chunk(2, dim=-1)
+    turned_BANE = torch.cat([-second, first], dim=-1)
+    return (x_BANE * cos_NE + turned_BANE * sin_NE).to(x_BANE.dtype)
+
+
+def _resize_positions(positions_1NK: Tensor, grid: int, h: int, w: int) -> Tensor:
+    table = F.interpolate(_image(positions_1NK, grid, grid), (h, w), mode="bilinear", align_corners=False)
+    return _tokens(table)
+
+
+def _tokens(x_BChw: Tensor) -> Tensor:
+    return x_BChw.flatten(2).transpose(1, 2)
+
+
+def _image(x_BNC: Tensor, h: int, w: int) -> Tensor:
+    return x_BNC.transpose(1, 2).reshape(x_BNC.shape[0], x_BNC.shape[2], h, w)

@@ -1,0 +1,79 @@
+"""The files of an artifact, read and held against the hashes in its manifest."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipeline.artifacts.manifest import SHORT, FileRecord, Manifest
+from pipeline.errors import ContractError
+from pipeline.storage import Storage
+
+
+def hash_file(path: Path) -> FileRecord:
+    with open(path, "rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256")
+    return FileRecord(bytes=path.stat().st_size, sha256=digest.hexdigest())
+
+
+def hash_stored(storage: Storage, path: str) -> FileRecord:
+    digest, size = hashlib.sha256(), 0
+    with storage.open(path) as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    return FileRecord(bytes=size, sha256=digest.hexdigest())
+
+
+def broken_files(storage: Storage, manifest: Manifest) -> list[str]:
+    """The files that are missing or do not hash to what the manifest says. Reads everything."""
+    folder = manifest.name
+    broken = []
+    for path, record in sorted(manifest.files.items()):
+        try:
+            if hash_stored(storage, f"{folder}/{path}") != record:
+                broken.append(path)
+        except FileNotFoundError:
+            broken.append(path)
+    return broken
+
+
+def read_checked(storage: Storage, manifest: Manifest, name: str) -> bytes:
+    """One file of an artifact. ContractError when it is not what the manifest says."""
+    path = f"{manifest.name}/{name}"
+    try:
+        data = storage.read(path)
+    except FileNotFoundError:
+        raise _broken(storage, manifest, name) from None
+    if hashlib.sha256(data).hexdigest() != manifest.files[name].sha256:
+        raise _broken(storage, manifest, name)
+    return data
+
+
+def _broken(storage: Storage, manifest: Manifest, name: str) -> ContractError:
+    artifact = manifest.name
+    return ContractError(
+        f"{storage.uri(artifact)}/{name} is not what its manifest says",
+        f"Run `python -m pipeline artifact repair {artifact} --root {storage.root}`.",
+    )
+
+
+def local_copies(storage: Storage, manifest: Manifest, names: Iterable[str], target: Path) -> dict[str, Path]:
+    """Local paths of an artifact's files, copied to `target` where the storage is remote; hashes are checked.
+
+    ContractError when a file is not what the manifest says.
+    """
+    paths = {}
+    for name in names:
+        record = manifest.files[name]
+        path = storage.local_path(f"{manifest.name}/{name}")
+        if path is None:
+            path = target / record.sha256[:SHORT] / Path(name).name
+            if not path.exists():
+                partial = path.with_name(f"{path.name}.{os.getpid()}")
+                storage.download(f"{manifest.name}/{name}", partial)
+                partial.replace(path)
+        if not path.exists() or hash_file(path) != record:
+            raise _broken(storage, manifest, name)
+        paths[name] = path
+    return paths

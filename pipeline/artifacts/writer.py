@@ -1,0 +1,58 @@
+"""Making an artifact: its files first, its manifest last, if absent and under the lease."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts.files import hash_file
+from pipeline.artifacts.lease import Lease
+from pipeline.artifacts.manifest import FileRecord, Manifest, artifact_path
+from pipeline.errors import LeaseError
+from pipeline.storage import Storage
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage's body hands back for the manifest."""
+
+    files: dict[str, FileRecord]
+    rows: int
+    metrics: dict[str, float]
+    details: dict[str, Any]
+
+
+class ArtifactWriter:
+    """Puts files into an artifact's folder before it is committed, and remembers their hashes."""
+
+    def __init__(self, storage: Storage, stage: str, fingerprint: str) -> None:
+        self.storage = storage
+        self.folder = artifact_path(stage, fingerprint)
+        self.files: dict[str, FileRecord] = {}
+
+    def add(self, source: Path, name: str) -> None:
+        self.files[name] = hash_file(source)
+        self.storage.upload(source, f"{self.folder}/{name}")
+
+    def add_bytes(self, data: bytes, name: str) -> None:
+        self.files[name] = FileRecord(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        self.storage.write(f"{self.folder}/{name}", data)
+
+    def add_stored(self, name: str, record: FileRecord) -> None:
+        """A file that a worker has already put there."""
+        self.files[name] = record
+
+    def outcome(self, rows: int, metrics: dict[str, float] | None = None, **details: Any) -> Outcome:
+        return Outcome(dict(self.files), rows, metrics or {}, details)
+
+
+def commit(storage: Storage, manifest: Manifest, lease: "Lease") -> None:
+    """Make the artifact exist. LeaseError when another driver has taken the stage over meanwhile."""
+    folder = manifest.name
+    kept = {f"{folder}/{path}" for path in ("manifest.json", *manifest.files)}
+    lease.check()
+    for entry in list(storage.list(folder)):
+        if entry.path not in kept:
+            storage.delete(entry.path)  # left by an attempt that was cut
+    if not storage.write_new(f"{folder}/manifest.json", manifest.model_dump_json(indent=1).encode()):
+        raise LeaseError(f"{storage.uri(folder)} was committed by somebody else meanwhile", "Run again to use it.")

@@ -1,0 +1,23 @@
+"""The commands put together: `python -m pipeline`, or `dvae`."""
+
+import typer
+
+from pipeline.cli import artifact, config, data, running, tracking
+from pipeline.cli.options import run_app
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Denoising-VAE: from images to a generator in a model registry, stage by stage.",
+)
+app.add_typer(running.app)
+app.add_typer(config.app, name="config")
+app.add_typer(data.app, name="data")
+app.add_typer(artifact.app, name="artifact")
+app.add_typer(tracking.app, name="tracking")
+
+
+def main() -> None:
+    """The console script `dvae`."""
+    run_app(app)

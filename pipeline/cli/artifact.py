@@ -1,0 +1,120 @@
+"""artifact ls, show, verify, repair, gc: what stages have left behind."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli.options import Debug, Root, Sets, SomePreset, console, root_config
+from pipeline.config import Config, load_config
+from pipeline.errors import ConfigError, ContractError
+
+app = typer.Typer(no_args_is_help=True, help="What stages have left behind.")
+
+
+@app.command("ls")
+def artifact_ls(preset: SomePreset = None, set_: Sets = None, root: Root = None) -> None:
+    """Every committed artifact at the root."""
+    from pipeline.artifacts import all_manifests
+    from pipeline.storage import open_storage
+
+    for manifest in all_manifests(open_storage(root_config(preset, set_, root).root)):
+        size = sum(record.bytes for record in manifest.files.values()) / 1e6
+        name = manifest.name
+        console.print(f"{name:<34} {size:10.1f} MB  {manifest.rows:>9} rows  {manifest.created}", highlight=False)
+
+
+@app.command("show")
+def artifact_show(
+    name: Annotated[str, typer.Argument(help="STAGE/FINGERPRINT")],
+    preset: SomePreset = None,
+    set_: Sets = None,
+    root: Root = None,
+) -> None:
+    """An artifact's manifest. NAME is STAGE/FINGERPRINT."""
+    sys.stdout.write(_artifact(root_config(preset, set_, root), name).model_dump_json(indent=1) + "\n")
+
+
+@app.command("verify")
+def artifact_verify(
+    name: Annotated[str | None, typer.Argument(help="STAGE/FINGERPRINT; all when left out.")] = None,
+    set_: Sets = None,
+    root: Root = None,
+) -> None:
+    """Hash the files again and compare with the manifests. Exit code 1 when something is broken."""
+    from pipeline.artifacts import all_manifests, broken_files
+    from pipeline.storage import open_storage
+
+    config = root_config(None, set_, root)
+    storage = open_storage(config.root)
+    broken = False
+    for manifest in [_artifact(config, name)] if name else all_manifests(storage):
+        files = broken_files(storage, manifest)
+        broken |= bool(files)
+        state = f"broken: {', '.join(files[:5])}" if files else "whole"
+        console.print(f"{manifest.name}  {state}", highlight=False, soft_wrap=True)
+    if broken:
+        raise ContractError("some artifacts are broken", "Run `python -m pipeline artifact repair STAGE/FINGERPRINT`.")
+
+
+@app.command("repair")
+def artifact_repair(
+    name: Annotated[str, typer.Argument(help="STAGE/FINGERPRINT")],
+    set_: Sets = None,
+    root: Root = None,
+    debug: Debug = False,
+) -> None:
+    """Make a broken artifact again, from its own config and inputs."""
+    from pipeline.artifacts import broken_files
+    from pipeline.console import Display, own_console
+    from pipeline.storage import open_storage
+    from pipeline.workflow import Runner, config_of, repair
+
+    config = root_config(None, set_, root)
+    storage = open_storage(config.root)
+    manifest = _artifact(config, name)
+    if not broken_files(storage, manifest):
+        console.print("whole: nothing to repair")
+        return
+    with Display(own_console()) as display:
+        repair(Runner(config_of(storage, manifest, config), display, "repair", debug), manifest, display.say)
+
+
+@app.command("gc")
+def artifact_gc(
+    presets: Annotated[list[str] | None, typer.Argument(help="Presets whose artifacts stay.")] = None,
+    set_: Sets = None,
+    root: Root = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove; without it, only say what would go.")] = False,
+) -> None:
+    """Remove what neither a registered model nor one of the PRESETS needs."""
+    from pipeline.artifacts import check_idle, remove_artifact
+    from pipeline.storage import open_storage
+    from pipeline.workflow import resolved, stage_fingerprints, unneeded
+
+    config = root_config(None, set_, root)
+    storage = open_storage(config.root)
+    kept: set[str] = set()
+    for preset in presets or []:
+        prints = stage_fingerprints(resolved(load_config(preset, set_, root), fresh=False))
+        if None in prints.values():
+            raise ConfigError(
+                f"{preset} is unresolved, so what it needs is not known: its source is not given, or not listed",
+                "Give the run's --set data.uri=..., or list it with `python -m pipeline data index`.",
+            )
+        kept |= {print_ for print_ in prints.values() if print_}
+    check_idle(storage)
+    freed = 0
+    for manifest in unneeded(storage, kept):
+        freed += sum(record.bytes for record in manifest.files.values())
+        console.print(f"{'removed' if yes else 'would go'}: {manifest.name}", highlight=False)
+        if yes:
+            remove_artifact(storage, manifest.stage, manifest.fingerprint)
+    console.print(f"{freed / 1e6:.1f} MB{'' if yes else ' (--yes removes)'}", highlight=False)
+
+
+def _artifact(config: Config, name: str) -> Any:
+    from pipeline.storage import open_storage
+    from pipeline.workflow import find_artifact
+
+    return find_artifact(open_storage(config.root), name)

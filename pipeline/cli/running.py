@@ -1,0 +1,131 @@
+"""run, stage, plan, report, sample: the commands that people use every day."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.options import Debug, Json, Preset, Root, Sets, console
+from pipeline.config import Config, load_config
+from pipeline.errors import ConfigError
+
+app = typer.Typer()
+
+Expect = Annotated[
+    str | None, typer.Option("--expect", help="Refuse unless this is the (last) stage's fingerprint, or begins it.")
+]
+
+
+@app.command()
+def run(
+    preset: Preset,
+    set_: Sets = None,
+    root: Root = None,
+    until: Annotated[str | None, typer.Option("--until", help="The last stage to run.")] = None,
+    expect: Expect = None,
+    debug: Debug = False,
+) -> None:
+    """Run the whole pipeline: what is cached is used, what was cut goes on, the rest is made."""
+    from pipeline.console import Display, own_console
+    from pipeline.workflow import Runner, check_expected, resolved, stages_until
+
+    last = stages_until(until)[-1]
+    config = resolved(load_config(preset, set_, root), fresh=True)
+    check_expected(config, last.name, expect)
+    with Display(own_console()) as display:
+        Runner(config, display, preset, debug).run(until)
+    _say_where(config, preset)
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(help="The stage, as `plan` lists it.")],
+    preset: Preset,
+    set_: Sets = None,
+    root: Root = None,
+    expect: Expect = None,
+    debug: Debug = False,
+) -> None:
+    """Run one stage; its inputs are found by fingerprint."""
+    from pipeline.console import Display, own_console
+    from pipeline.workflow import Runner, check_expected, find_stage, resolved
+
+    find_stage(name)
+    config = resolved(load_config(preset, set_, root), fresh=True)
+    check_expected(config, name, expect)
+    with Display(own_console()) as display:
+        Runner(config, display, preset, debug).run_stage(name)
+
+
+@app.command()
+def plan(preset: Preset, set_: Sets = None, root: Root = None, as_json: Json = False) -> None:
+    """Say what a run would do, and what it would cost. Starts nothing."""
+    from pipeline.workflow import make_plan, print_plan, resolved, survey
+
+    config = resolved(load_config(preset, set_, root), fresh=False)
+    made = make_plan(config, survey(config))
+    if as_json:
+        print(json.dumps(made, indent=1))  # noqa: T201
+    else:
+        print_plan(console, config, made)
+
+
+@app.command()
+def report(preset: Preset, set_: Sets = None, root: Root = None, as_json: Json = False) -> None:
+    """Say what came out: a table and an HTML page with the pictures, or JSON."""
+    from pipeline import reports
+    from pipeline.storage import open_storage
+    from pipeline.workflow import resolved, survey
+
+    config = resolved(load_config(preset, set_, root), fresh=False)
+    nodes, storage = survey(config), open_storage(config.root)
+    collected = reports.collect(config, nodes, storage)
+    if as_json:
+        print(json.dumps(collected, indent=1))  # noqa: T201
+        return
+    reports.render_table(console, collected)
+    page = reports.write_page(config, nodes, storage, preset)
+    console.print(f"page: {page}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def sample(
+    preset: Preset,
+    class_: Annotated[int, typer.Option("--class", min=0, help="The class to draw.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")],
+    n: Annotated[int, typer.Option("--n", min=1, help="How many.")] = 8,
+    guidance: Annotated[float | None, typer.Option("--guidance", min=1.0, help="Guidance scale W.")] = None,
+    set_: Sets = None,
+    root: Root = None,
+) -> None:
+    """Draw pictures of a class with the trained generator, as PNG files."""
+    from pipeline.inference import draw
+    from pipeline.workflow import artifacts_of, resolved, survey
+
+    config = resolved(load_config(preset, set_, root), fresh=False)
+    if class_ >= config.data.class_count:
+        raise ConfigError(
+            f"--class {class_}: there are classes 0 to {config.data.class_count - 1}", "Choose one of them."
+        )
+    for path in draw(config, artifacts_of(survey(config)), class_, n, guidance, out):
+        console.print(str(path), highlight=False, soft_wrap=True)
+
+
+def _say_where(config: Config, preset: str) -> None:
+    """Where to look now."""
+    from pipeline import reports
+    from pipeline.storage import open_storage
+    from pipeline.tracking import tracking_uri
+    from pipeline.workflow import artifacts_of, survey
+
+    nodes, storage, uri = survey(config), open_storage(config.root), tracking_uri(config)
+    made = artifacts_of(nodes)
+    look = [("report", reports.write_page(config, nodes, storage, preset))]
+    if "sample" in made:
+        look.append(("samples", storage.uri(f"{made['sample'].name}/grid.png")))
+    command = f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    look.append(("runs and models", command if uri.startswith("sqlite") else uri))
+    for what, where in look:
+        console.print(f"  [dim]{what:<16}[/] {where}", highlight=False, soft_wrap=True)

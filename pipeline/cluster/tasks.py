@@ -1,0 +1,57 @@
+"""A stage's work as Ray tasks, and what a task raised as if it had been raised here."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.cluster.pools import device_of, pool_resources
+from pipeline.config import ClusterConfig
+from pipeline.errors import PipelineError
+from pipeline.storage import refusal
+
+
+def run_tasks(
+    function: Callable[[Any], Any], specs: Sequence[Any], config: ClusterConfig, stage: str, gpu: bool
+) -> Iterator[tuple[int, Any]]:
+    """Run `function(spec)` for each spec as a Ray task; yields (index, result) in the order of completion.
+
+    A task whose worker or node dies is run again, `max_failures` times. What the function raises is raised here.
+    """
+    import ray
+
+    options: dict[str, Any] = {
+        "max_retries": config.max_failures,
+        "num_cpus": 1,
+        "resources": pool_resources(config, stage),
+    }
+    if gpu and device_of(config) == "cuda":
+        options.update(num_gpus=1, max_calls=0)  # the worker stays, and with it the loaded model
+    task = ray.remote(**options)(function)
+    with surfaced():
+        pending = {task.remote(spec): index for index, spec in enumerate(specs)}
+        while pending:
+            (done,), _ = ray.wait(list(pending), num_returns=1)
+            yield pending.pop(done), ray.get(done)
+
+
+@contextmanager
+def surfaced() -> Iterator[None]:
+    """Raise what a task raised, not Ray's wrapper of it."""
+    from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
+
+    try:
+        yield
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, PipelineError):
+            raise cause from None
+        if isinstance(cause, OSError) and cause.errno is not None:
+            raise refusal(cause) from None
+        raise
+    except OutOfMemoryError as error:
+        raise PipelineError("out of memory: Ray ended a task", "Lower the stage's batch_size.") from error
+    except WorkerCrashedError as error:
+        raise PipelineError(
+            "a task's process died, again each time it was run anew",
+            "Out of memory? See the kernel's log, and Ray's in /tmp/ray/session_latest/logs.",
+        ) from error

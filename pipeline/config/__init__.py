@@ -1,0 +1,25 @@
+"""The configuration: one tree of typed, described fields, and where its values come from. No torch, ray or mlflow."""
+
+from pipeline.config.fields import Shuffle, TrainerConfig, WeightFile
+from pipeline.config.loading import (
+    PRESETS,
+    SENT,
+    SENT_VARIABLE,
+    fields_changed_here,
+    load_config,
+    preset_names,
+    site_root,
+)
+from pipeline.config.schema import (
+    ClusterConfig,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    GateConfig,
+    SampleConfig,
+    SitConfig,
+    TokenizerConfig,
+    flattened,
+    unflattened,
+    values_as_before,
+)

@@ -1,0 +1,16 @@
+"""Trained networks at work: loaded from artifacts, drawing pictures, and the model that MLflow registers.
+
+Modules with torch load when they are used.
+"""
+
+from typing import TYPE_CHECKING
+
+from pipeline.inference.model_code import MODEL_FILE, copy_model_package, model_package
+from pipeline.inference.weights import fetch_weights
+from pipeline.lazy import lazy
+
+if TYPE_CHECKING:
+    from pipeline.inference.drawing import draw
+    from pipeline.inference.networks import load_generator, load_tokenizer, task_device
+else:
+    __getattr__ = lazy(__name__, drawing="draw", networks="load_generator load_tokenizer task_device")

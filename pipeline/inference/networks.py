@@ -1,0 +1,62 @@
+"""Networks from artifacts: read a trainer's manifest and weights, give modules in eval mode on a device.
+
+For tasks and actors: a process that has loaded a network once keeps it, since Ray uses idle workers again.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from models.generator import ImageGenerator, LatentStatistics
+from models.sit import SiT
+from models.spectral import LatentFilter
+from models.tokenizers.vit import Tokenizer
+from pipeline.artifacts import Manifest, local_copies
+from pipeline.storage import Storage, cache_folder, open_storage
+
+
+def task_device() -> torch.device:
+    """The device of this Ray task or actor: the GPU it was given, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_tokenizer(storage: Storage, manifest: Manifest, device: torch.device) -> tuple[Tokenizer, LatentFilter]:
+    """The tokenizer (EMA weights) of a train-tokenizer artifact, in eval mode, and S_l under its own mask."""
+    return _tokenizer(storage.root, manifest.model_dump_json(), str(device))
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(root: str, manifest_json: str, device: str) -> tuple[Tokenizer, LatentFilter]:
+    manifest = Manifest.model_validate_json(manifest_json)
+    network = Tokenizer(**manifest.details["network"])
+    network.load_state_dict(load_file(_weights(root, manifest)))
+    latent_filter = LatentFilter(network.grid, **manifest.details["filter"])
+    return network.eval().requires_grad_(False).to(device), latent_filter.to(device)
+
+
+def load_sit(storage: Storage, manifest: Manifest, device: torch.device) -> SiT:
+    """The generator (EMA weights) of a train-sit artifact, in eval mode."""
+    return _sit(storage.root, manifest.model_dump_json(), str(device))
+
+
+@lru_cache(maxsize=2)
+def _sit(root: str, manifest_json: str, device: str) -> SiT:
+    manifest = Manifest.model_validate_json(manifest_json)
+    network = SiT(**manifest.details["network"])
+    network.load_state_dict(load_file(_weights(root, manifest)))
+    return network.eval().requires_grad_(False).to(device)
+
+
+def load_generator(storage: Storage, inputs: dict[str, Manifest], device: torch.device) -> ImageGenerator:
+    """Pictures from labels: SiT, the statistics its latents were normalised with, and the tokenizer's decoder."""
+    tokenizer, _ = load_tokenizer(storage, inputs["train-tokenizer"], device)
+    sit = load_sit(storage, inputs["train-sit"], device)
+    details = inputs["train-sit"].details
+    return ImageGenerator(tokenizer, sit, LatentStatistics(**details["statistics"]), details["prediction"]).to(device)
+
+
+def _weights(root: str, manifest: Manifest) -> Path:
+    name = "weights.safetensors"
+    return local_copies(open_storage(root), manifest, [name], cache_folder() / "weights")[name]

@@ -1,0 +1,28 @@
+"""Pretrained weights that are not ours: fetched once to this machine, their hashes checked. No torch here."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from pipeline.config import WeightFile
+from pipeline.errors import ConfigError
+from pipeline.storage import cache_folder, split_uri
+
+
+def fetch_weights(file: WeightFile) -> Path:
+    """A local copy of pretrained weights, their sha256 checked. ConfigError when absent or another file."""
+    storage, name = split_uri(file.uri)
+    target = cache_folder() / "weights" / file.sha256
+    try:
+        if not target.exists():
+            partial = target.with_name(f"{target.name}.{os.getpid()}")
+            storage.download(name, partial)
+            partial.replace(target)
+        with open(target, "rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise ConfigError(f"there are no weights at {file.uri}", "Correct the uri, or put the file there.") from None
+    if digest != file.sha256:
+        target.unlink()
+        raise ConfigError(f"{file.uri} has sha256 {digest}, not {file.sha256}", "Correct the sha256 or the file.")
+    return target

@@ -1,0 +1,193 @@
+"""The way into MLflow: which run a key has, what it already knows, and how an event is written to it."""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.storage import Storage, open_storage
+from pipeline.tracking.errors import RefusedError, TrackingError, mlflow_said
+
+_MOST = 1000  # metrics that MLflow takes at once
+_KEY = "dvae.key"  # the tag by which a run is found again
+
+
+def tracking_uri(config: Config) -> str:
+    """Where MLflow is: the config, else MLFLOW_TRACKING_URI, else SQLite at the root (or ./runs for a remote root).
+
+    ConfigError for a MLFLOW_TRACKING_URI with a user or password, which every message would show.
+    """
+    given = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if given and "@" in given.partition("://")[2].partition("/")[0]:
+        raise ConfigError(
+            "MLFLOW_TRACKING_URI holds a user or password",
+            "Take it out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
+        )
+    return given or f"sqlite:///{_database_folder(config) / 'mlflow.db'}"
+
+
+def _database_folder(config: Config) -> Path:
+    return open_storage(config.root).local_path() or Path("runs").absolute()
+
+
+class Post:
+    """The way into MLflow: which run a key has, what that run already knows."""
+
+    def __init__(self, uri: str, config: Config) -> None:
+        self.uri, self.experiment = uri, config.tracking.experiment
+        self._artifacts = (_database_folder(config) / "mlflow-artifacts").as_uri() if uri.startswith("sqlite") else None
+        self._made: Any = None
+        self._experiment_id = ""
+        self._runs: dict[str, str] = {}
+        self._last_steps: dict[str, int] = {}
+
+    @property
+    def client(self) -> Any:
+        """MLflow's client, with our experiment in place. Imports mlflow, which takes seconds."""
+        if self._made is None:
+            client = mlflow_client(self.uri)
+            found = client.get_experiment_by_name(self.experiment)
+            if found is not None and found.lifecycle_stage != "active":
+                raise TrackingError(
+                    f"MLflow's experiment '{self.experiment}' is deleted",
+                    f"Restore it (`mlflow experiments restore --experiment-id {found.experiment_id}`), or set "
+                    "tracking.experiment to another.",
+                )
+            self._experiment_id = (
+                found.experiment_id if found else client.create_experiment(self.experiment, self._artifacts)
+            )
+            self._made = client
+        return self._made
+
+    def begin(self) -> None:
+        """Forget what others may have changed since the last delivery. TrackingError when MLflow is not to be had."""
+        self._runs, self._last_steps = {}, {}
+        with mlflow_said(self.uri):
+            _ = self.client
+
+    def send(self, key: str, events: list[dict[str, Any]], storage: Storage) -> None:
+        """TrackingError when MLflow is away, RefusedError when it does not take these events."""
+        metrics = [event for event in events if event["kind"] == "metrics"]
+        with mlflow_said(self.uri):
+            for event in events:
+                if event["kind"] != "metrics":
+                    getattr(self, f"_{event['kind']}")(key, event, storage)
+            if metrics:
+                self._metrics(key, metrics)
+
+    def run_of(self, key: str) -> str:
+        """The id of the newest run with this key. RefusedError when there is none."""
+        if key not in self._runs:
+            run = self._find(key)
+            if run is None:
+                raise RefusedError(f"MLflow at {self.uri} has no run '{key}'", "Somebody may have deleted it there.")
+            self._runs[key] = run.info.run_id
+        return self._runs[key]
+
+    def _find(self, key: str) -> Any:
+        client = self.client
+        found = client.search_runs(
+            [self._experiment_id], f"tags.`{_KEY}` = '{key}'", order_by=["attributes.start_time DESC"], max_results=1
+        )
+        return found[0] if found else None
+
+    def _open(self, key: str, event: dict[str, Any], _: Storage) -> None:
+        """Go on with the run of this key; a stage that is made anew, after it was finished, begins a new one."""
+        run = self._find(key)
+        if run is None or (run.info.status == "FINISHED" and event["parent"]):
+            tags = {_KEY: key, **event["tags"]}
+            if event["parent"]:
+                tags["mlflow.parentRunId"] = self.run_of(event["parent"])
+            self.client.create_run(self._experiment_id, start_time=event["time"], tags=tags, run_name=event["name"])
+            run = self._only_one(key, event["time"])
+        elif run.info.status != "RUNNING":
+            self.client.update_run(run.info.run_id, status="RUNNING")
+        self._runs[key] = run.info.run_id
+        self._last_steps.pop(key, None)
+
+    def _only_one(self, key: str, begun: int) -> Any:
+        """The run just made; MLflow's client asks again when an answer is lost, and so may have made two."""
+        same = f"tags.`{_KEY}` = '{key}' AND attributes.start_time = {begun}"
+        run, *twins = self.client.search_runs([self._experiment_id], same, order_by=["attributes.run_id ASC"])
+        for twin in twins:
+            self.client.delete_run(twin.info.run_id)
+        return run
+
+    def _close(self, key: str, event: dict[str, Any], _: Storage) -> None:
+        self.client.set_terminated(self.run_of(key), event["status"], event["time"])
+
+    def _params(self, key: str, event: dict[str, Any], _: Storage) -> None:
+        from mlflow.entities import Param
+
+        known = self.client.get_run(self.run_of(key)).data.params
+        params = [Param(name, value[:6000]) for name, value in event["values"].items() if name not in known]
+        for start in range(0, len(params), 100):
+            self.client.log_batch(self.run_of(key), params=params[start : start + 100])
+
+    def _tags(self, key: str, event: dict[str, Any], _: Storage) -> None:
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(self.run_of(key), tags=[RunTag(name, value) for name, value in event["values"].items()])
+
+    def _dataset(self, key: str, event: dict[str, Any], _: Storage) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(event["name"], event["digest"], "uri", json.dumps({"uri": event["source"]}))
+        tags = [InputTag("mlflow.data.context", event["context"])]
+        self.client.log_inputs(self.run_of(key), [DatasetInput(dataset, tags)])
+
+    def _file(self, key: str, event: dict[str, Any], storage: Storage) -> None:
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder, event["path"].rpartition("/")[2])
+            try:
+                storage.download(event["path"], target)
+            except FileNotFoundError:
+                return  # its artifact has been removed since
+            self.client.log_artifact(self.run_of(key), str(target), event["folder"])
+
+    def _metrics(self, key: str, events: list[dict[str, Any]]) -> None:
+        """Metrics whose step the run does not have yet: a resumed trainer repeats some."""
+        from mlflow.entities import Metric
+
+        run_id = self.run_of(key)
+        if key not in self._last_steps:
+            self._last_steps[key] = self._last_step(run_id)
+        last, batch = self._last_steps[key], list[Metric]()
+        for event in events:
+            step = event["step"]
+            if step != 0 and step <= last:
+                continue
+            last = max(last, step)
+            line = [Metric(name, value, event["time"], step) for name, value in event["values"].items()]
+            if len(batch) + len(line) > _MOST:  # a step goes whole, or it would be taken for known after a kill
+                self.client.log_batch(run_id, metrics=batch)
+                batch = []
+            batch += line
+        if batch:
+            self.client.log_batch(run_id, metrics=batch)
+        self._last_steps[key] = last
+
+    def _last_step(self, run_id: str) -> int:
+        newest = self.client.get_run(run_id).to_proto().data.metrics  # of each metric the one of the last step
+        return max((metric.step for metric in newest), default=-1)
+
+
+def mlflow_client(uri: str) -> Any:
+    """MLflow's client, made to fail soon rather than to hang when its server is away."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)

@@ -1,0 +1,59 @@
+"""The outbox: what happened in a run, as small files of events at the root, before anybody hears of it.
+
+Whoever makes a number (the driver, the first rank of a trainer) posts here and never waits for MLflow.
+"""
+
+import json
+import os
+import time
+from typing import Any
+
+from pipeline.storage import Storage
+
+OUTBOX = ".work/tracking"
+
+
+class Outbox:
+    """Posts events of one run: a stage's (`PIPELINE/STAGE`) or the pipeline's (`PIPELINE`)."""
+
+    def __init__(self, storage: Storage, key: str) -> None:
+        self.storage, self.key = storage, key
+        self._posted = 0
+
+    def post(self, *events: dict[str, Any]) -> None:
+        """Write the events down, in one file that sorts behind all earlier ones."""
+        self._posted += 1
+        name = f"{time.time_ns():020d}-{os.getpid()}-{self._posted:06d}.jsonl"
+        lines = "".join(json.dumps(event) + "\n" for event in events)
+        self.storage.write(f"{OUTBOX}/{self.key}/{name}", lines.encode())
+
+    def open(self, name: str, tags: dict[str, str], parent: str | None = None) -> None:
+        self.post({"kind": "open", "name": name, "tags": tags, "parent": parent, "time": _milliseconds()})
+
+    def close(self, status: str) -> None:
+        """FINISHED, FAILED or KILLED."""
+        self.post({"kind": "close", "status": status, "time": _milliseconds()})
+
+    def params(self, values: dict[str, Any]) -> None:
+        self.post({"kind": "params", "values": {name: str(value) for name, value in values.items()}})
+
+    def tags(self, values: dict[str, str]) -> None:
+        self.post({"kind": "tags", "values": values})
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        self.post(metric_event(values, step))
+
+    def dataset(self, name: str, digest: str, source: str, context: str) -> None:
+        self.post({"kind": "dataset", "name": name, "digest": digest, "source": source, "context": context})
+
+    def file(self, path: str, folder: str) -> None:
+        """A file that already lies at the root (in an artifact), to be shown in the run."""
+        self.post({"kind": "file", "path": path, "folder": folder})
+
+
+def metric_event(values: dict[str, float], step: int) -> dict[str, Any]:
+    return {"kind": "metrics", "values": values, "step": step, "time": _milliseconds()}
+
+
+def _milliseconds() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,58 @@
+"""From an artifact's manifest to its mirror on this node: the examples that a trainer reads."""
+
+from collections.abc import Callable
+
+from pipeline.artifacts import Manifest
+from pipeline.config import Config
+from pipeline.data import (
+    IMAGE_COLUMNS,
+    LATENT_COLUMNS,
+    ImageStore,
+    LatentStore,
+    Mirror,
+    Plan,
+    StoredShard,
+    mirror_directory,
+    open_mirror,
+)
+from pipeline.storage import Storage
+
+
+def training_images(
+    storage: Storage, prepare: Manifest, config: Config, progress: Callable[[int], None] | None = None
+) -> ImageStore:
+    """The encoded images of the training split, mirrored to this node. Errors as `Mirror.fetch`."""
+    shards = prepare.details["splits"]["train"]
+    return ImageStore(_mirror(storage, prepare, shards, IMAGE_COLUMNS, config, config.data.shard_rows, progress))
+
+
+def training_latents(
+    storage: Storage, encode: Manifest, config: Config, progress: Callable[[int], None] | None = None
+) -> LatentStore:
+    """The moments of the training split, mirrored to this node. Errors as `Mirror.fetch`."""
+    shards = encode.details["shards"]
+    return LatentStore(_mirror(storage, encode, shards, LATENT_COLUMNS, config, config.encode.shard_rows, progress))
+
+
+def reading_plan(config: Config, batch_size: int, group_rows: int, rank: int, world: int) -> Plan:
+    """Which rows a rank reads at which step."""
+    data = config.data
+    return Plan(config.seed, batch_size, data.shuffle, data.window_rows, group_rows, rank, world)
+
+
+def _mirror(
+    storage: Storage,
+    manifest: Manifest,
+    shards: list[dict[str, int | str]],
+    columns: tuple[str, ...],
+    config: Config,
+    group_rows: int,
+    progress: Callable[[int], None] | None,
+) -> Mirror:
+    folder = manifest.name
+    stored = []
+    for shard in shards:
+        record = manifest.files[str(shard["path"])]
+        stored.append(StoredShard(f"{folder}/{shard['path']}", int(shard["rows"]), record.bytes, record.sha256))
+    directory = mirror_directory(config.cluster.mirror)
+    return open_mirror(storage, stored, directory, columns, config.data, group_rows, progress)

@@ -1,0 +1,144 @@
+"""The loop that both trainers share: state, checkpoint, resume, guard, metering. What a step computes is the trainee's.
+
+A step is a pure function of (state, seed, step): its data and all its randomness are drawn for the global batch and
+sliced by rank. So the position is the step and nothing else, a resumed run equals an undisturbed one to the last bit,
+and 1, 2 or 4 workers train the same model up to the order of float sums. No Ray here: `on_ray` brings the ranks.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.artifacts import ArtifactWriter, check_lease
+from pipeline.errors import PipelineError
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.history import History, Meter, Reporter
+from pipeline.training.job import Loop
+from pipeline.training.trainee import Trainee
+from pipeline.training.world import World
+
+MAX_SKIPPED_IN_A_ROW = 20
+
+
+def _whole_state(trainee: Trainee[Any], history: History, step: int) -> dict[str, Any]:
+    parts = {name: part.state_dict() for name, part in trainee.states().items()}
+    return {"step": step, "history": history.state_dict(), "parts": parts}
+
+
+def _restore(trainee: Trainee[Any], history: History, checkpoints: Checkpoints, world: World) -> int:
+    """Load the newest whole checkpoint, the same on every rank. Returns the step to go on with."""
+    newest = world.shared(checkpoints.newest() if world.rank == 0 else None)
+    if newest is None:
+        return 0
+    state = checkpoints.load(newest)
+    parts = trainee.states()
+    assert parts.keys() == state["parts"].keys()
+    for name, part in parts.items():
+        part.load_state_dict(state["parts"][name])
+    history.load_state_dict(state["history"])
+    return int(state["step"])
+
+
+def train(trainee: Trainee[Any], loop: Loop, world: World, notice: Callable[[], float | None]) -> None:
+    """Train to the end from wherever the work folder stands, then leave the artifact's files and `result.json`.
+
+    `notice` is asked every `log_every` steps: when will a node of this group go away, in seconds since the epoch (inf
+    where that was not said), or None as long as none will? From then on as many checkpoints are saved as can be
+    written, so that the end of the node costs a few steps. Raises PipelineError when too many steps in a row had to be
+    skipped, LeaseError when another driver has taken over.
+    """
+    checkpoints = Checkpoints(loop.storage, f"{loop.work}/checkpoints", loop.keep)
+    history = History()
+    start = _restore(trainee, history, checkpoints, world)
+    reporter = Reporter(loop, history.lines) if world.rank == 0 else None
+    if start < loop.steps:
+        _run_steps(trainee, loop, world, history, checkpoints, reporter, start, notice)
+    if reporter:
+        reporter.close(history.lines[-1])
+        checkpoints.wait()
+        _leave_result(trainee, loop, history)
+    if world.size > 1:
+        dist.barrier()
+
+
+def _run_steps(
+    trainee: Trainee[Any],
+    loop: Loop,
+    world: World,
+    history: History,
+    checkpoints: Checkpoints,
+    reporter: Reporter | None,
+    start: int,
+    notice: Callable[[], float | None],
+) -> None:
+    _warm_up_ddp(trainee, world, start)
+    batches = trainee.batches(start, loop.steps)
+    meter = Meter(loop, batches, trainee.flops_per_step)
+    for step, batch in enumerate(batches, start + 1):
+        losses = trainee.step(batch, step - 1)
+        history.add(global_means(losses, world))
+        meter.steps += 1
+        if history.in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise _stuck(history, checkpoints, loop)
+        due = step % loop.checkpoint_every == 0 or step == loop.steps
+        if step % loop.log_every == 0 or step == loop.steps:
+            line, measured = history.close_line(step), meter.read()
+            if reporter:
+                reporter.line(line, measured)
+            end = notice()
+            due = due or (end is not None and checkpoints.would_be_whole_by(end))
+        if due and world.rank == 0:
+            check_lease(loop.storage, f"{loop.work}/lease.json", loop.lease)
+            checkpoints.save(step, _whole_state(trainee, history, step))
+    batches.close()
+
+
+def _warm_up_ddp(trainee: Trainee[Any], world: World, start: int) -> None:
+    """DDP sums in another order after its first backward, so that is made before the first counted step."""
+    if world.size == 1:
+        return
+    batches = trainee.batches(start, start + 1)
+    trainee.warm_up_ddp(next(iter(batches)))
+    batches.close()
+
+
+def global_means(losses: dict[str, Tensor], world: World) -> dict[str, float]:
+    """Means over the global batch, in float64, by one collective; NaN where no sample counted."""
+    names = sorted(losses)
+    pairs = torch.stack([_as_pair(losses[name].detach().double()) for name in names])
+    sums, counts = world.mean(pairs).unbind(1)
+    return dict(zip(names, (sums / counts).tolist(), strict=True))
+
+
+def _as_pair(value: Tensor) -> Tensor:
+    return value if value.ndim else torch.stack([value, torch.ones_like(value)])
+
+
+def _stuck(history: History, checkpoints: Checkpoints, loop: Loop) -> PipelineError:
+    checkpoints.wait()
+    newest = checkpoints.newest()
+    good = f"the last good checkpoint is step {newest}" if newest else "there is no checkpoint yet"
+    return PipelineError(
+        f"{loop.stage}: {history.in_a_row} steps in a row had no finite gradient; {good}",
+        f"Lower {loop.name}.learning_rate, or use precision fp32.",
+    )
+
+
+def _leave_result(trainee: Trainee[Any], loop: Loop, history: History) -> None:
+    """The artifact's files in their place, and their hashes for the driver, who commits."""
+    from safetensors.torch import save
+
+    check_lease(loop.storage, f"{loop.work}/lease.json", loop.lease)
+    writer = ArtifactWriter(loop.storage, loop.stage, loop.fingerprint)
+    weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in trainee.weights().items()}
+    writer.add_bytes(save(weights), "weights.safetensors")
+    writer.add_bytes(history.text().encode(), "history.jsonl")
+    last = {name: value for name, value in history.lines[-1].items() if name != "step"}
+    last = {name: value for name, value in last.items() if math.isfinite(value)}
+    result = {"files": {name: record.model_dump() for name, record in writer.files.items()}, "metrics": last}
+    loop.storage.write(f"{loop.work}/result.json", json.dumps(result).encode())

@@ -1,0 +1,217 @@
+"""Ray Train around the loop: workers, restarts, preemption, and the driver's view of a training.
+
+The driver describes a job in plain data; each worker builds its trainee from it and trains (`worker.py`).
+"""
+
+import errno
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import cluster
+from pipeline.artifacts import SHORT, ArtifactWriter, FileRecord, Outcome
+from pipeline.errors import ContractError, LeaseError, PipelineError, StorageError
+from pipeline.metrics import METRICS
+from pipeline.storage import open_storage, refusal
+from pipeline.training.job import SECTIONS, Job
+from pipeline.workflow import StageContext
+
+_POLL_SECONDS = 0.5
+
+
+def run_training(context: StageContext, **details: Any) -> Outcome:
+    """Train on Ray Train until the artifact's files are there. Called again, it goes on where it was.
+
+    `details` go into the manifest. PipelineError with what the workers refused, or why they could not go on.
+    """
+    storage, work, job = context.storage, context.work, _job(context)
+    storage.delete(f"{work}/failure.json")
+    if not storage.exists(f"{work}/result.json"):
+        with _position_shown(context, job):
+            fit(job)
+    _raise_refusal(job)
+    result = json.loads(storage.read(f"{work}/result.json"))
+    for name, record in result["files"].items():
+        context.writer.add_stored(name, FileRecord.model_validate(record))
+    context.figure(draw_losses, CurvesSpec(storage.root, context.stage, context.fingerprint), "losses.png")
+    metrics = {f"{SECTIONS[context.stage]}/{name}": value for name, value in result["metrics"].items()}
+    return context.writer.outcome(job.section.steps, metrics, **details)
+
+
+def _job(context: StageContext) -> Job:
+    return Job(
+        config=context.config,
+        stage=context.stage,
+        fingerprint=context.fingerprint,
+        work=context.work,
+        lease=context.lease.holder.nonce,
+        outbox=context.outbox.key,
+        inputs=context.inputs,
+        threads=cluster.threads_per_worker(context.config.cluster),
+    )
+
+
+@dataclass(frozen=True)
+class CurvesSpec:
+    """Whose history."""
+
+    root: str
+    stage: str
+    fingerprint: str
+
+
+def draw_losses(spec: CurvesSpec) -> dict[str, Any]:
+    """losses.png beside history.jsonl; its record."""
+    from pipeline.reports import loss_curves
+
+    writer = ArtifactWriter(open_storage(spec.root), spec.stage, spec.fingerprint)
+    lines = writer.storage.read(f"{writer.folder}/history.jsonl").splitlines()
+    writer.add_bytes(loss_curves([json.loads(line) for line in lines], spec.stage), "losses.png")
+    return writer.files["losses.png"].model_dump()
+
+
+# --- the driver ---
+
+
+def fit(job: Job) -> None:
+    """Have Ray Train run the job's workers to their end.
+
+    Ray starts workers again, but not the controller that does so: that one is started again here.
+    """
+    from ray.exceptions import RayActorError
+    from ray.train import ControllerError, TrainingFailedError
+
+    trainer, settings = cluster.torch_trainer(cluster.is_local()), job.config.cluster
+    for attempts_left in reversed(range(settings.max_failures + 1)):
+        try:
+            trainer(**_trainer_arguments(job)).fit()
+            return
+        except (ControllerError, RayActorError) as error:
+            _raise_refusal(job)
+            cluster.free_placement_groups()
+            if not attempts_left:
+                raise _failed(job, error) from error
+        except TrainingFailedError as error:
+            _raise_refusal(job)
+            raise _failed(job, error) from error
+
+
+def _trainer_arguments(job: Job) -> dict[str, Any]:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig
+
+    settings = job.config.cluster
+    gpu = cluster.device_of(settings) == "cuda"
+    workers: Any = settings.workers if settings.min_workers is None else (settings.min_workers, settings.workers)
+    resources = {"CPU": job.threads, **cluster.pool_resources(settings, job.stage)}
+    # Ray's own notes, by the settings and the patience that the storage has elsewhere.
+    files, path = open_storage(job.config.root).arrow(f"{job.work}/train", lasting=True)
+    return {
+        "train_loop_per_worker": run_worker,
+        "train_loop_config": {"job": job, "gpu": gpu, "watched": not cluster.is_local()},
+        "torch_config": TorchConfig(backend="nccl" if gpu else "gloo"),
+        "scaling_config": ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
+        "run_config": RunConfig(
+            name=job.fingerprint[:SHORT],
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            storage_path=path,
+            storage_filesystem=files,
+        ),
+    }
+
+
+def _failed(job: Job, error: Exception) -> PipelineError:
+    return PipelineError(
+        f"{job.stage}: training failed on the workers: {_last_line(error)}",
+        "Run again to go on from the last checkpoint; --debug shows the workers' output.",
+    )
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
+
+
+def _raise_refusal(job: Job) -> None:
+    """What a worker said before it gave up for good."""
+    try:
+        failure = json.loads(open_storage(job.config.root).read(f"{job.work}/failure.json"))
+    except FileNotFoundError:
+        return
+    kinds = {kind.__name__: kind for kind in (PipelineError, LeaseError, ContractError)}
+    raise kinds.get(failure["kind"], PipelineError)(failure["what"], failure["hint"])
+
+
+@contextmanager
+def _position_shown(context: StageContext, job: Job) -> Iterator[None]:
+    """The workers' position beside the bar, meanwhile."""
+    stop = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(context, job, stop), name="progress", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def _watch(context: StageContext, job: Job, stop: threading.Event) -> None:
+    shown = {metric.key.partition("/")[2] for metric in METRICS if metric.beside_bar}
+    while not stop.wait(_POLL_SECONDS):
+        try:
+            line = json.loads(context.storage.read(f"{context.work}/progress.json"))
+        except (FileNotFoundError, ValueError, PipelineError):
+            continue  # not there yet, or the storage is away: the next look will tell
+        values = {name: value for name, value in line.items() if name in shown}
+        context.progress(int(line["step"]), job.section.steps, unit="steps", **values)
+
+
+# --- a worker ---
+
+
+def run_worker(config: dict[str, Any]) -> None:
+    """The function that Ray Train runs on each worker."""
+    job: Job = config["job"]
+    storage, world = open_storage(job.config.root), _world(config["gpu"])
+    if world.shared(storage.exists(f"{job.work}/failure.json") if world.rank == 0 else None):
+        return  # an earlier attempt gave up for good; Ray has only started it again
+    from pipeline.training.worker import no_notice, train_as
+
+    notice: Callable[[], float | None] = _notice if config["watched"] else no_notice
+    try:
+        train_as(world, job, notice)
+    except (PipelineError, OSError) as failure:  # not to be tried again: said to the driver instead
+        if isinstance(failure, OSError) and failure.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        error = refusal(failure) if isinstance(failure, OSError) else failure
+        said = {"kind": type(error).__name__, "what": error.what, "hint": error.hint}
+        with suppress(StorageError):  # a full disk may not take even that; then Ray's word has to do
+            storage.write(f"{job.work}/failure.json", json.dumps(said).encode())
+        raise
+
+
+def _world(gpu: bool) -> Any:
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    from pipeline.training.world import World
+
+    ranks = ray.train.get_context()
+    device = ray.train.torch.get_device() if gpu else torch.device("cpu")
+    assert isinstance(device, torch.device)
+    return World(ranks.get_world_rank(), ranks.get_world_size(), device)
+
+
+def _notice() -> float | None:
+    """When the first node of the group goes away, as Ray has heard; in `loop.train`'s terms."""
+    import ray.train
+
+    told = ray.train.get_preemption_info()
+    if told is None:
+        return None
+    return told.deadline_ms / 1000 if told.deadline_ms else math.inf

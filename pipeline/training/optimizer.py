@@ -1,0 +1,72 @@
+"""What both trainees are built of: keyed randomness, seeded networks, AdamW and its schedule, the clipped step."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from models.choices import Precision
+from pipeline.config import TrainerConfig
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def generator(seed: int, step: int, purpose: str, device: torch.device) -> torch.Generator:
+    """The source of one kind of randomness in one step, keyed by (seed, step, purpose)."""
+    digest = hashlib.sha256(f"{seed}/{step}/{purpose}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def seeded(build: Callable[[], Module], seed: int, purpose: str, device: torch.device) -> Module:
+    """A module on the device, with the same initial weights on every rank and in every attempt."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, 0, purpose, torch.device("cpu")).initial_seed())
+        module = build()
+    return module.to(device)
+
+
+def compile_blocks(network: nn.Module) -> None:
+    """torch.compile each transformer block by itself: one small graph, compiled once for all of them."""
+    for module in network.modules():
+        if type(module).__name__ == "Block":
+            module.compile()
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """The autocast of a forward pass; none under fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def adamw(parameters: Iterable[nn.Parameter], own: TrainerConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW as the config has it; its learning rate is set at each step."""
+    fused = device.type == "cuda"
+    return torch.optim.AdamW(parameters, own.learning_rate, own.betas, weight_decay=own.weight_decay, fused=fused)
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float, decay: str) -> float:
+    """Linear from 0 to `peak` over the share `warmup` of the steps, then constant or a cosine to 0."""
+    rising = warmup * steps
+    if step + 1 < rising:
+        return peak * (step + 1) / rising
+    if decay == "constant":
+        return peak
+    done = (step - rising) / max(1.0, steps - rising)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * min(1.0, max(0.0, done))))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def clipped_step(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float) -> bool:
+    """Clip the gradient's norm and step, unless it is not finite; then nothing changes. The gradient is freed."""
+    norm = nn.utils.clip_grad_norm_(parameters, clip)
+    finite = bool(torch.isfinite(norm))
+    if finite:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return finite

@@ -1,0 +1,153 @@
+"""SiT as the loop trains it (Eq. 5 to 8): network, average, optimizer, draws and one step; the objective is `models`'.
+
+Shapes: B batch, D latent channels, h w latent grid.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.alignment import ALIGNMENTS, AlignedSiT, Alignment
+from models.choices import TOP_LEVEL
+from models.ema import EMA
+from models.generator import LatentStatistics
+from models.objective import SitBatch, SitDraws, SitObjective
+from models.sit import SiT
+from models.spectral import LatentFilter
+from models.tokenizers import DiagonalGaussian
+from pipeline.artifacts import Manifest
+from pipeline.config import Config
+from pipeline.data import LatentLoader
+from pipeline.errors import ContractError
+from pipeline.storage import Storage
+from pipeline.training.examples import reading_plan, training_latents
+from pipeline.training.optimizer import (
+    adamw,
+    autocast,
+    clipped_step,
+    compile_blocks,
+    generator,
+    learning_rate,
+    seeded,
+    set_learning_rate,
+)
+from pipeline.training.world import World
+from pipeline.workflow import sit_gflops
+
+Moments = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Mean and log-variance (B, D, h, w) fp16, labels (B,) int64: a batch as the loader gives it."""
+
+
+def alignment_of(config: Config) -> Alignment:
+    own = config.sit
+    student, teacher = own.aligned_blocks
+    return ALIGNMENTS[own.alignment](
+        student,
+        teacher,
+        weight=own.alignment_weight,
+        schedule=own.alignment_schedule,
+        loss=own.alignment_loss,
+        head=own.alignment_head,
+        levels=(own.level, TOP_LEVEL),
+        random_levels=own.alignment_levels == "random",
+    )
+
+
+def check_contract(config: Config, inputs: dict[str, Manifest]) -> None:
+    """Refuse latents of another tokenizer or shape, or without statistics of the level. ContractError."""
+    encode, tokenizer = inputs["encode"], inputs["train-tokenizer"]
+    if encode.inputs["train-tokenizer"] != tokenizer.fingerprint:
+        raise ContractError("these latents were made by another tokenizer", "Run the encode stage again.")
+    shape = [config.tokenizer.latent_dim, config.grid, config.grid]
+    if encode.details["latent_shape"] != shape:
+        raise ContractError(f"these latents are {encode.details['latent_shape']}, not {shape}", "Run encode again.")
+    if str(config.sit.level) not in encode.details["statistics"]:
+        raise ContractError(f"these latents have no statistics of level {config.sit.level}", "Run encode again.")
+
+
+class SitTrainee:
+    """SiT with the alignment's head, its optimizer and the average (the teacher): a `Trainee`."""
+
+    def __init__(self, config: Config, storage: Storage, inputs: dict[str, Manifest], world: World) -> None:
+        own = self.config = config.sit
+        self.seed, self.world = config.seed, world
+        encode, tokenizer = inputs["encode"], inputs["train-tokenizer"]
+        self.store = training_latents(storage, encode, config)
+        self.plan = reading_plan(config, own.batch_size, config.encode.shard_rows, world.rank, world.size)
+        alignment = alignment_of(config)
+        self.model = seeded(lambda: AlignedSiT(SiT(**config.sit_network), alignment), self.seed, "sit", world.device)
+        self.ema = EMA(self.model.sit, own.ema_decay)
+        if config.cluster.compile:
+            compile_blocks(self.model)
+        self.parallel = world.parallel(self.model)
+        self.objective = SitObjective(
+            self.parallel,
+            self.ema.model,
+            alignment,
+            LatentFilter(config.grid, **tokenizer.details["filter"]).to(world.device),
+            LatentStatistics(**encode.details["statistics"][str(own.level)]).to(world.device),
+            prediction=own.prediction,
+            label_dropout=own.label_dropout,
+            null_label=config.data.class_count,
+        )
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = adamw(self.trained, own, world.device)
+        # Forward and backward of the student, and the teacher's blocks forward.
+        teacher = alignment.teacher_block / own.shape[1] if alignment.aligns else 0.0
+        self.flops_per_step = (3.0 + teacher) * 1e9 * own.batch_size * sit_gflops(config, attention=True)
+
+    def states(self) -> dict[str, Any]:
+        return {"model": self.model, "ema": self.ema, "optimizer": self.optimizer}
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.ema.state_dict()
+
+    def batches(self, start: int, stop: int) -> LatentLoader:
+        return LatentLoader(self.store, self.plan, start_step=start, stop_step=stop)
+
+    def _draw(self, step: int, purpose: str, *shape: int, normal: bool = False) -> Tensor:
+        """This rank's part of a global draw, uniform in [0, 1) or standard normal."""
+        source = generator(self.seed, step, purpose, self.world.device)
+        draw = torch.randn if normal else torch.rand
+        whole = draw((self.config.batch_size, *shape), device=self.world.device, generator=source)
+        return self.world.slice(whole)
+
+    def draws(self, step: int) -> SitDraws:
+        """This rank's part of what is random in a step."""
+        return SitDraws(
+            levels=self.objective.alignment.draw_levels(generator(self.seed, step, "levels", torch.device("cpu"))),
+            posterior_BDhw=self._draw(step, "posterior", *self.store.shape, normal=True),
+            noise_BDhw=self._draw(step, "noise", *self.store.shape, normal=True),
+            t_B=self._draw(step, "t"),
+            label_dropout_B=self._draw(step, "label_dropout"),
+            teacher_t_B=self._draw(step, "teacher_t"),
+        )
+
+    def _batch(self, batch: Moments) -> SitBatch:
+        mean, logvar, labels = (torch.from_numpy(part).to(self.world.device) for part in batch)
+        return SitBatch(DiagonalGaussian(mean.float(), logvar.float()), labels)
+
+    def step(self, batch: Moments, step: int) -> dict[str, Tensor]:
+        own = self.config
+        with autocast(own.precision, self.world.device):
+            losses = self.objective(self._batch(batch), self.draws(step))
+        loss, losses["loss"] = losses["loss"], losses["loss"].detach()
+        torch.autograd.backward(loss)
+        set_learning_rate(self.optimizer, learning_rate(step, own.steps, own.learning_rate, own.warmup, own.decay))
+        if not clipped_step(self.optimizer, self.trained, own.clip):
+            return {**losses, "loss": torch.full_like(losses["loss"], torch.nan)}
+        self.ema.update(self.model.sit)
+        return losses
+
+    def warm_up_ddp(self, batch: Moments) -> None:
+        z_BDhw, label_B = self._batch(batch).posterior.mean_BDhw, self._batch(batch).label_B
+        t_B = torch.full((z_BDhw.shape[0],), 0.5, device=self.world.device)
+        with autocast(self.config.precision, self.world.device):
+            predicted_BDhw, projected_BNK = self.parallel(z_BDhw, t_B, label_B)
+        loss = predicted_BDhw.float().mean()
+        if projected_BNK is not None:
+            loss = loss + projected_BNK.float().mean()
+        torch.autograd.backward(loss)
+        self.optimizer.zero_grad(set_to_none=True)

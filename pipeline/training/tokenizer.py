@@ -1,0 +1,163 @@
+"""The tokenizer as the loop trains it (Eq. 2): networks, optimizers, draws and one step; the objective is `models`'.
+
+Shapes: B batch, C channels, H W pixels, D latent channels, h w latent grid.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.discriminator import PatchDiscriminator
+from models.ema import EMA
+from models.metrics import from_uint8
+from models.perceptual import LPIPS, ConvNeXtLogits, PerceptualLoss
+from models.reconstruction import LossWeights, TokenizerDraws, TokenizerObjective, discriminator_loss
+from models.regularizers import REGULARIZERS, RegularizerOptions
+from models.tokenizers import Tokenizer
+from pipeline.artifacts import Manifest
+from pipeline.config import Config
+from pipeline.data import ImageLoader
+from pipeline.inference import fetch_weights
+from pipeline.storage import Storage
+from pipeline.training.examples import reading_plan, training_images
+from pipeline.training.optimizer import (
+    Module,
+    adamw,
+    autocast,
+    clipped_step,
+    compile_blocks,
+    generator,
+    learning_rate,
+    seeded,
+    set_learning_rate,
+)
+from pipeline.training.world import World
+from pipeline.workflow import tokenizer_gflops
+
+
+class TokenizerTrainee:
+    """Tokenizer, discriminator, their optimizers and the average: a `Trainee`."""
+
+    def __init__(self, config: Config, storage: Storage, inputs: dict[str, Manifest], world: World) -> None:
+        own = self.config = config.tokenizer
+        self.seed, self.world, self.data = config.seed, world, config.data
+        self.loader_threads = config.cluster.loader_threads
+        self.store = training_images(storage, inputs["prepare"], config)
+        self.plan = reading_plan(config, own.batch_size, config.data.shard_rows, world.rank, world.size)
+        self.tokenizer = self._seeded(lambda: Tokenizer(**config.tokenizer_network), "tokenizer")
+        self.discriminator = self._seeded(
+            lambda: PatchDiscriminator(3, own.discriminator_width, own.discriminator_layers), "discriminator"
+        )
+        self.ema = EMA(self.tokenizer, own.ema_decay)
+        if config.cluster.compile:
+            compile_blocks(self.tokenizer)
+        self.parallel_tokenizer = world.parallel(self.tokenizer)
+        self.parallel_discriminator = world.parallel(self.discriminator)
+        self.objective = self._objective(config.grid)
+        self.optimizer = adamw(self.tokenizer.parameters(), own, world.device)
+        self.discriminator_optimizer = adamw(self.discriminator.parameters(), own, world.device)
+        set_learning_rate(self.discriminator_optimizer, own.discriminator_learning_rate)
+        self.flops_per_step = 3e9 * own.batch_size * tokenizer_gflops(config, attention=True)
+
+    def _seeded(self, build: Callable[[], Module], purpose: str) -> Module:
+        return seeded(build, self.seed, purpose, self.world.device)
+
+    def _objective(self, grid: int) -> TokenizerObjective:
+        own = self.config
+        options = RegularizerOptions(
+            grid,
+            mask=own.mask,
+            keep=own.keep,
+            per_sample=own.level_per_sample,
+            smallest_side=-(-self.discriminator.smallest_image // own.patch_size),
+        )
+        weights = LossWeights(perceptual=own.perceptual_weight, kl=own.kl_weight, adversarial=own.adversarial_weight)
+        regularizer = REGULARIZERS[own.regularizer](options).to(self.world.device)
+        return TokenizerObjective(self.parallel_tokenizer, regularizer, weights, self._perceptual(), self.discriminator)
+
+    def _perceptual(self) -> nn.Module | None:
+        lpips = LPIPS(str(fetch_weights(self.config.lpips))) if self.config.lpips else None
+        convnext = ConvNeXtLogits(str(fetch_weights(self.config.convnext))) if self.config.convnext else None
+        if lpips is None and convnext is None:
+            return None
+        return PerceptualLoss(lpips, convnext).to(self.world.device)
+
+    def states(self) -> dict[str, Any]:
+        return {
+            "tokenizer": self.tokenizer,
+            "discriminator": self.discriminator,
+            "ema": self.ema,
+            "optimizer": self.optimizer,
+            "discriminator_optimizer": self.discriminator_optimizer,
+        }
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.ema.state_dict()
+
+    def batches(self, start: int, stop: int) -> ImageLoader:
+        return ImageLoader(
+            self.store,
+            self.plan,
+            image_size=self.data.image_size,
+            center_crop=self.data.center_crop,
+            horizontal_flip=self.data.horizontal_flip,
+            start_step=start,
+            stop_step=stop,
+            threads=self.loader_threads,
+        )
+
+    def _images(self, batch: tuple[np.ndarray, np.ndarray]) -> Tensor:
+        """This rank's images, (B, 3, H, W) fp32 in [-1, 1]."""
+        return from_uint8(torch.from_numpy(batch[0]).to(self.world.device, non_blocking=True))
+
+    def draws(self, step: int) -> TokenizerDraws:
+        """This rank's part of what is random in a step."""
+        own, device = self.config, self.world.device
+        shape = (own.batch_size, *self.tokenizer.latent_shape)
+        noise = torch.randn(shape, device=device, generator=generator(self.seed, step, "noise", device))
+        source = generator(self.seed, step, "regularizer", torch.device("cpu"))
+        rows = own.batch_size // self.world.size
+        drawn = self.objective.regularizer.draw(source, own.batch_size)
+        return TokenizerDraws(
+            self.world.slice(noise), drawn.slice(self.world.rank * rows, (self.world.rank + 1) * rows)
+        )
+
+    def step(self, batch: tuple[np.ndarray, np.ndarray], step: int) -> dict[str, Tensor]:
+        own = self.config
+        trains_discriminator = step >= own.discriminator_start * own.steps
+        uses_discriminator = step >= own.adversarial_start * own.steps
+        with autocast(own.precision, self.world.device):
+            terms, target_BCHW, made_BCHW = self.objective(
+                self._images(batch), self.draws(step), uses_discriminator=uses_discriminator
+            )
+        losses = {name: term.detach() for name, term in terms.items() if name != "total"}
+        losses["loss"] = terms["total"].detach()
+        torch.autograd.backward(terms["total"])
+        set_learning_rate(self.optimizer, learning_rate(step, own.steps, own.learning_rate, own.warmup, "cosine"))
+        if not clipped_step(self.optimizer, list(self.tokenizer.parameters()), own.clip):
+            return {**losses, "loss": torch.full_like(losses["loss"], torch.nan)}
+        self.ema.update(self.tokenizer)
+        if trains_discriminator:
+            losses["discriminator"] = self._discriminator_step(target_BCHW, made_BCHW.detach())
+        return losses
+
+    def _discriminator_step(self, real_BCHW: Tensor, fake_BCHW: Tensor) -> Tensor:
+        """One step of D; the real image is G_l(x). A gradient that is not finite leaves it as it was."""
+        with autocast(self.config.precision, self.world.device):
+            loss = discriminator_loss(self.parallel_discriminator, real_BCHW, fake_BCHW)
+        torch.autograd.backward(loss)
+        clipped_step(self.discriminator_optimizer, list(self.discriminator.parameters()), self.config.clip)
+        return loss.detach()
+
+    def warm_up_ddp(self, batch: tuple[np.ndarray, np.ndarray]) -> None:
+        x_BCHW = self._images(batch)
+        with autocast(self.config.precision, self.world.device):
+            made_BCHW, posterior = self.parallel_tokenizer(x_BCHW, self.draws(0).noise_BDhw, lambda z: z)
+            logits = self.parallel_discriminator(torch.cat([x_BCHW, x_BCHW]))
+        torch.autograd.backward(made_BCHW.float().mean() + posterior.kl().mean())
+        torch.autograd.backward(logits.float().mean())
+        self.optimizer.zero_grad(set_to_none=True)
+        self.discriminator_optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,49 @@
+"""The training workers as one of them sees them: its rank, their number, what they do together."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the training workers."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def alone(cls, device: str = "cpu") -> "World":
+        """A world of one worker, without Ray."""
+        return cls(0, 1, torch.device(device))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over all ranks; the values themselves where there is one."""
+        if self.size > 1:
+            dist.all_reduce(values)
+            values /= self.size
+        return values
+
+    def shared(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def slice(self, batch_B: Tensor) -> Tensor:
+        """This rank's part of what was drawn for the global batch."""
+        rows = batch_B.shape[0] // self.size
+        return batch_B[self.rank * rows : (self.rank + 1) * rows]
+
+    def parallel(self, module: nn.Module) -> nn.Module:
+        """DistributedDataParallel around the module; the module itself where there is one rank."""
+        if self.size == 1:
+            return module
+        ids = [self.device] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)

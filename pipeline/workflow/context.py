@@ -1,0 +1,78 @@
+"""What a stage's body is handed: its config, inputs and places to write, and a way to run work on Ray."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import cluster
+from pipeline.artifacts import ArtifactWriter, FileRecord, Lease, Manifest, local_copies
+from pipeline.config import Config
+from pipeline.storage import Storage
+from pipeline.tracking import Outbox
+
+
+@dataclass
+class StageContext:
+    """One attempt at one stage. `work` survives attempts and goes with the commit; `scratch` is this attempt's."""
+
+    config: Config
+    stage: str
+    fingerprint: str
+    storage: Storage
+    inputs: dict[str, Manifest]
+    writer: ArtifactWriter
+    work: str  # folder on the storage
+    scratch: Path  # folder on this machine
+    lease: Lease
+    outbox: Outbox
+    progress: Callable[..., None]  # progress(done, total, unit=..., **values)
+
+    def map(
+        self,
+        function: Callable[[Any], dict[str, Any]],
+        specs: Sequence[Any],
+        weights: Sequence[int],
+        unit: str,
+        gpu: bool = False,
+    ) -> list[dict[str, Any]]:
+        """`function(spec)` as Ray tasks; the records in the order of the specs.
+
+        A record (anything JSON) is kept as soon as it is there, so that a later attempt does only what is missing.
+        `weights` are the units of progress that each spec stands for.
+        """
+        folder = f"{self.work}/records-{function.__name__}"
+        records: dict[int, dict[str, Any]] = {}
+        for entry in self.storage.list(folder):
+            index = int(entry.path.rpartition("/")[2].removesuffix(".json"))
+            records[index] = json.loads(self.storage.read(entry.path))
+        missing = [index for index in range(len(specs)) if index not in records]
+        total = sum(weights)
+        done = total - sum(weights[index] for index in missing)
+        self.progress(done, total, unit=unit)
+        chosen = [specs[index] for index in missing]
+        for position, record in cluster.run_tasks(function, chosen, self.config.cluster, self.stage, gpu):
+            index = missing[position]
+            records[index] = record
+            self.storage.write(f"{folder}/{index:06d}.json", json.dumps(record).encode())
+            done += weights[index]
+            self.progress(done, total, unit=unit)
+        return [records[index] for index in range(len(specs))]
+
+    def input_files(self, stage: str, names: Iterable[str]) -> dict[str, Path]:
+        """Local copies of an input's files, their hashes checked."""
+        return local_copies(self.storage, self.inputs[stage], names, self.scratch)
+
+    def figure(self, draw: Callable[[Any], dict[str, Any]], spec: Any, name: str, gpu: bool = False) -> None:
+        """A picture that the task `draw(spec)` leaves in this artifact as `name`, and shows in the MLflow run.
+
+        A task, as the driver has no matplotlib. `draw` returns the file's record as JSON.
+        """
+        (record,) = self.map(draw, [spec], [1], unit="figure", gpu=gpu)
+        self.writer.add_stored(name, FileRecord.model_validate(record))
+        self.show(name)
+
+    def show(self, name: str, folder: str = "figures") -> None:
+        """Show a file of this artifact in the MLflow run."""
+        self.outbox.file(f"{self.writer.folder}/{name}", folder)

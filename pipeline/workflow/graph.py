@@ -1,0 +1,89 @@
+"""The catalogue of stages: which feeds which, and which config fields make its result.
+
+Light on purpose: a login shell plans without torch, ray or mlflow. A stage's body is imported when it runs.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pure step from (some config fields, the input artifacts) to one artifact."""
+
+    name: str
+    version: int  # raised when the code makes another result from the same config and inputs
+    inputs: tuple[str, ...]
+    fields: tuple[str, ...]  # sections or single fields that its result depends on
+    without: tuple[str, ...] = ()  # fields of these sections that it does not depend on
+
+    @property
+    def body(self) -> Callable[..., Any]:
+        """`run(context) -> Outcome` of `pipeline.stages.NAME`."""
+        module = importlib.import_module(f"pipeline.stages.{self.name.replace('-', '_')}")
+        body: Callable[..., Any] = module.run
+        return body
+
+
+_READING = ("data.image_size", "data.center_crop")  # how a stored image becomes the models' input
+_ORDER = ("data.shuffle", "data.window_rows", "seed")
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "prepare",
+        1,
+        (),
+        ("data", "seed"),
+        without=(*_READING, "data.horizontal_flip", "data.shuffle", "data.window_rows"),
+    ),
+    Stage(
+        "train-tokenizer",
+        1,
+        ("prepare",),
+        (*_READING, *_ORDER, "data.horizontal_flip", "tokenizer"),
+        without=("tokenizer.checkpoint_every",),
+    ),
+    Stage(
+        "evaluate-tokenizer",
+        1,
+        ("prepare", "train-tokenizer"),
+        (*_READING, "evaluate"),
+        without=("evaluate.class_accuracy",),
+    ),
+    Stage("analyze", 1, ("prepare", "train-tokenizer"), _READING),
+    Stage("encode", 1, ("prepare", "train-tokenizer"), (*_READING, "encode")),
+    Stage(
+        "train-sit",
+        1,
+        ("train-tokenizer", "encode"),
+        (*_ORDER, "data.classes", "sit"),
+        without=("sit.checkpoint_every",),
+    ),
+    Stage("sample", 1, ("train-tokenizer", "encode", "train-sit"), ("sample",)),
+    Stage("evaluate-samples", 1, ("prepare", "sample"), (*_READING, "evaluate"), without=("evaluate.images",)),
+    Stage(
+        "register",
+        1,
+        ("train-tokenizer", "encode", "train-sit", "evaluate-tokenizer", "evaluate-samples"),
+        ("register",),
+    ),
+)
+NAMES = tuple(stage.name for stage in STAGES)
+
+
+def find_stage(name: str) -> Stage:
+    for stage in STAGES:
+        if stage.name == name:
+            return stage
+    raise ConfigError(f"there is no stage '{name}'", f"Use one of {', '.join(NAMES)}.")
+
+
+def stages_until(name: str | None) -> tuple[Stage, ...]:
+    """The stages of `run`, up to and with `name`."""
+    if name is None:
+        return STAGES
+    return STAGES[: NAMES.index(find_stage(name).name) + 1]

@@ -1,0 +1,162 @@
+"""`plan`: what a run would do and cost, from closed forms alone."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from models import sizes
+from models.choices import EVALUATIONS_A_STEP
+from pipeline.artifacts import SHORT, Manifest
+from pipeline.config import Config
+from pipeline.console import duration
+from pipeline.data import DIGITS, read_index
+from pipeline.storage import open_storage
+from pipeline.workflow.status import Node
+
+# Taken while the source has not been listed: ImageNet's.
+_IMAGENET_CLASSES = 1000
+_IMAGENET_SPLITS = (1_281_167, 50_000)
+
+
+def tokenizer_gflops(config: Config, attention: bool = False) -> float:
+    """GFLOPs of encoding and decoding one image, in the paper's counting (2 x MAC of Linear and Conv), or with the
+    attention products.
+    """
+    return sizes.tokenizer_gflops(**_counted(config.tokenizer_network), attention=attention)
+
+
+def sit_gflops(config: Config, attention: bool = False) -> float:
+    """GFLOPs of one forward of one latent, counted alike. The number of classes has no part in it."""
+    width, depth, _ = config.sit.shape
+    return sizes.sit_gflops(
+        grid=config.grid, latent_dim=config.tokenizer.latent_dim, width=width, depth=depth, attention=attention
+    )
+
+
+def _counted(network: dict[str, int]) -> dict[str, int]:
+    """A network's arguments less the number of heads, which changes no size."""
+    return {name: value for name, value in network.items() if name != "heads"}
+
+
+def tokenizer_sizes(config: Config) -> dict[str, float]:
+    """Parameters, and GFLOPs per image as `tokenizer_gflops`."""
+    parameters = sizes.tokenizer_parameters(**_counted(config.tokenizer_network))
+    return {"parameters": parameters, "gflops": tokenizer_gflops(config)}
+
+
+def sit_sizes(config: Config) -> dict[str, float]:
+    """Parameters, and GFLOPs per latent as `sit_gflops`."""
+    width, depth, _ = config.sit.shape
+    parameters = sizes.sit_parameters(
+        grid=config.grid,
+        latent_dim=config.tokenizer.latent_dim,
+        width=width,
+        depth=depth,
+        classes=config.data.classes or _IMAGENET_CLASSES,
+    )
+    return {"parameters": parameters, "gflops": sit_gflops(config)}
+
+
+def split_sizes(config: Config, prepared: Manifest | None) -> tuple[int, int]:
+    """Images of the training and of the validation split: as prepared, else as far as the source's index tells."""
+    if prepared is not None:
+        return int(prepared.metrics["data/train_rows"]), int(prepared.metrics["data/validation_rows"])
+    index = read_index(open_storage(config.root), config.data)
+    if config.data.format == "digits":
+        known = DIGITS
+    elif config.data.format == "folder" and index is not None and config.data.validation_uri is None:
+        known = index.files
+    else:
+        return _IMAGENET_SPLITS
+    held_out = round(known * config.data.validation_share)
+    return known - held_out, held_out
+
+
+def device_hours(config: Config, images: int, validation_images: int) -> dict[str, float]:
+    """Each stage's hours on one device at its peak times `assumed_mfu`; training is three forward passes.
+
+    An aligned SiT's teacher adds the blocks of one more pass.
+    """
+    tokenizer, sit = tokenizer_gflops(config), sit_gflops(config)
+    evaluations = config.sample.steps * EVALUATIONS_A_STEP[config.sample.method]
+    teacher = config.sit.aligned_blocks[1] / config.sit.shape[1] if config.sit.alignment != "none" else 0.0
+    guided = evaluations * (2 if config.sample.guidance > 1.0 else 1)
+    gflops = {
+        "train-tokenizer": 3 * tokenizer * config.tokenizer.steps * config.tokenizer.batch_size,
+        "evaluate-tokenizer": 2.5 * tokenizer * min(config.evaluate.images, validation_images),
+        "encode": tokenizer / 2 * images,
+        "train-sit": (3 + teacher) * sit * config.sit.steps * config.sit.batch_size,
+        "sample": (guided * sit + tokenizer / 2) * config.sample.count,
+    }
+    speed = config.cluster.device_peak_tflops * 1e3 * config.cluster.assumed_mfu
+    return {name: work / speed / 3600 for name, work in gflops.items()}
+
+
+def make_plan(config: Config, nodes: list[Node]) -> dict[str, Any]:
+    """The plan as JSON: stages, and the sizes of both networks."""
+    prepared = next((node.manifest for node in nodes if node.stage.name == "prepare"), None)
+    images, validation_images = split_sizes(config, prepared)
+    hours = device_hours(config, images, validation_images)
+    stages = [
+        {
+            "name": node.stage.name,
+            "status": node.status,
+            "fingerprint": node.fingerprint,
+            "uri": node.uri,
+            "device_hours": hours.get(node.stage.name, 0.0),
+        }
+        for node in nodes
+    ]
+    return {
+        "stages": stages,
+        "tokenizer": tokenizer_sizes(config),
+        "sit": sit_sizes(config),
+        "images": {"train": images, "validation": validation_images},
+    }
+
+
+def print_plan(console: Console, config: Config, plan: dict[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("stage", "status", "fingerprint", "device time", "output"):
+        table.add_column(heading, overflow="fold")
+    for stage in plan["stages"]:
+        hours = stage["device_hours"]
+        table.add_row(
+            stage["name"],
+            stage["status"],
+            (stage["fingerprint"] or "-")[:SHORT],
+            duration(hours * 3600) if hours else "",
+            stage["uri"] or "-",
+        )
+    console.print(table)
+    for name, own in (("tokenizer", config.tokenizer), ("sit", config.sit)):
+        size = plan[name]
+        console.print(
+            f"{name:<10} {size['parameters'] / 1e6:.2f}M parameters, {size['gflops']:.3f} GFLOPs an image, "
+            f"{own.steps} steps of {own.batch_size}",
+            highlight=False,
+        )
+    console.print(
+        f"{'images':<10} {plan['images']['train']} to train on, {plan['images']['validation']} held out, "
+        f"{config.sample.count} sampled",
+        highlight=False,
+    )
+    console.print(
+        f"device time at {config.cluster.device_peak_tflops:g} TFLOP/s x {config.cluster.assumed_mfu:g} MFU; "
+        f"source: {_source(config)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _source(config: Config) -> str:
+    """What is known of the source, and since when."""
+    if config.data.format == "digits":
+        return "scikit-learn's digits, built in"
+    if config.data.uri is None:
+        return "not given (data.uri)"
+    index = read_index(open_storage(config.root), config.data)
+    if index is None:
+        return f"{config.data.uri}, not listed yet (`python -m pipeline data index`)"
+    return f"{config.data.uri}, {index.files} files, listed {duration(index.age_seconds)} ago"

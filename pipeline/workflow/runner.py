@@ -1,0 +1,324 @@
+"""Running stages: what is cached is used, what is missing is made, under a lease, and committed.
+
+One driver process. It stays light until a stage has to be made; then Ray, torch and MLflow are brought up side by side.
+"""
+
+import importlib
+import math
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pipeline import cluster, metrics, tracking
+from pipeline.artifacts import (
+    SHORT,
+    ArtifactWriter,
+    Lease,
+    Manifest,
+    Outcome,
+    await_free,
+    commit,
+    git_sha,
+    now,
+    read_manifest,
+    remove_artifact,
+    work_path,
+)
+from pipeline.config import SENT, Config, WeightFile
+from pipeline.console import Display, duration
+from pipeline.errors import ConfigError, ContractError, StorageError
+from pipeline.inference import fetch_weights
+from pipeline.storage import Storage, open_storage
+from pipeline.workflow.context import StageContext
+from pipeline.workflow.fingerprints import counted_config, stage_fingerprints
+from pipeline.workflow.graph import Stage, find_stage, stages_until
+from pipeline.workflow.resolve import check_source
+from pipeline.workflow.status import Node, survey
+
+_DELIVERY_SECONDS = 60.0  # how long the end of a run waits for MLflow
+_TRAINERS = ("tokenizer/", "sit/")  # metrics that the trainers have told over their steps
+_ON_TRAIN_OR_DATA = {"train-tokenizer", "encode", "train-sit"}
+
+
+class Runner:
+    """The stages of one config at one root."""
+
+    def __init__(self, config: Config, display: Display, name: str, debug: bool = False) -> None:
+        self.config, self.display, self.debug = config, display, debug
+        self.storage = open_storage(config.root)
+        self.name = name.removeprefix(SENT)  # of the preset, for people
+        self.prints = stage_fingerprints(config)
+
+    @property
+    def key(self) -> str:
+        """The pipeline run's key in MLflow."""
+        return f"{Path(self.name).stem}-{self.fingerprint('register')[:SHORT]}"
+
+    def fingerprint(self, stage: str) -> str:
+        fingerprint = self.prints[stage]
+        assert fingerprint is not None
+        return fingerprint
+
+    def run(self, until: str | None) -> None:
+        """Every stage up to `until` that is not there yet, in order."""
+        wanted = [stage.name for stage in stages_until(until)]
+        nodes = {node.stage.name: node for node in self._nodes()}
+        missing = [name for name in wanted if nodes[name].status != "cached"]
+        if not missing:
+            for name in wanted:
+                self._say_cached(name, nodes[name].manifest)
+            return
+        with self._alive(missing, {name: self.fingerprint(name) for name in wanted if name not in missing}):
+            for name in wanted:
+                node = nodes[name]
+                if node.status == "cached":
+                    self._say_cached(name, node.manifest)
+                else:
+                    self.make(name)
+                    # What was made may differ from what stood there: then its consumers are no longer current.
+                    nodes = {node.stage.name: node for node in survey(self.config)}
+
+    def run_stage(self, name: str) -> None:
+        """One stage; its inputs must be there."""
+        nodes = {node.stage.name: node for node in self._nodes()}
+        stage = find_stage(name)
+        for needed in stage.inputs:
+            if nodes[needed].manifest is None:
+                raise ContractError(
+                    f"{name} needs {needed} ({self.fingerprint(needed)[:SHORT]}), which is not there",
+                    f"Run `python -m pipeline stage {needed} {self.name}` first (with the same --set and --root).",
+                )
+        if nodes[name].status == "cached":
+            self._say_cached(name, nodes[name].manifest)
+            return
+        with self._alive([name], {needed: self.fingerprint(needed) for needed in stage.inputs}):
+            self.make(name)
+
+    def remake(self, name: str) -> Manifest:
+        """Make a stage anew in place of its artifact, which goes only when everything is ready for that."""
+        with self._alive([name], {}):
+            return self.make(name, anew=True)
+
+    def _nodes(self) -> list[Node]:
+        check_source(self.config, self.name)
+        _ = self.config.data.class_count  # refused here, where nothing has been started
+        return survey(self.config)
+
+    def _say_cached(self, name: str, manifest: Manifest | None) -> None:
+        assert manifest is not None
+        self.display.end(name, "[green]=[/]", f"cached     {_facts(manifest)}")
+
+    @contextmanager
+    def _alive(self, stages: list[str], cached: dict[str, str]) -> Iterator[None]:
+        """Ray and MLflow, for as long as stages run; the pipeline's run in MLflow around them.
+
+        `cached`: the stages that are used as they are, and their fingerprints, for the run's tags.
+        """
+        _check_root(self.storage)
+        await_free(self.storage, stages[0], self.fingerprint(stages[0]), self.display.say)
+        _check_weights(self.config, stages)
+        cluster.set_environment()
+        threading.Thread(target=_warm_up, args=(stages,), name="warm-up", daemon=True).start()
+        outbox = tracking.Outbox(self.storage, self.key)
+        outbox.open(f"{self.name} {self.key[-SHORT:]}", self._tags("pipeline", self.fingerprint("register"), {}))
+        outbox.tags({f"dvae.cached.{stage}": fingerprint for stage, fingerprint in cached.items()})
+        outbox.params({"preset": self.name, "root": self.config.root})
+        courier = tracking.Courier(self.storage, self.config, self.display.say)
+        status = "FAILED"
+        with cluster.diverted_output(self.debug):
+            try:
+                cluster.connect(self.config.cluster, self.debug, bool(_ON_TRAIN_OR_DATA & set(stages)))
+                yield
+                status = "FINISHED"
+            except KeyboardInterrupt:
+                status = "KILLED"
+                raise
+            finally:
+                with suppress(StorageError):  # on a full disk the first error is the one to tell
+                    outbox.close(status)
+                cluster.disconnect()
+                self._deliver_rest(courier, status)
+
+    def _deliver_rest(self, courier: tracking.Courier, status: str) -> None:
+        """Let MLflow have the last events, for a while."""
+        if failure := courier.close(_DELIVERY_SECONDS if status == "FINISHED" else 5.0):
+            self.display.say(
+                f"[yellow]![/] MLflow did not take everything ({failure}). Nothing is lost: the next run delivers "
+                f"it, or `python -m pipeline tracking sync {self.key}`."
+            )
+
+    def _tags(self, stage: str, fingerprint: str, inputs: dict[str, Manifest]) -> dict[str, str]:
+        tags = {"dvae.stage": stage, "dvae.fingerprint": fingerprint, "dvae.git_sha": git_sha() or "unknown"}
+        tags.update({f"dvae.input.{name}": manifest.fingerprint for name, manifest in inputs.items()})
+        return tags
+
+    def make(self, name: str, anew: bool = False) -> Manifest:
+        """Make one stage and commit it; `anew` takes away what is committed."""
+        stage, fingerprint = find_stage(name), self.fingerprint(name)
+        self.display.begin(name)
+        await_free(self.storage, name, fingerprint, self.display.say)
+        lease = Lease(self.storage, name, fingerprint)
+        finished = False
+        try:
+            if anew:
+                remove_artifact(self.storage, name, fingerprint)
+            manifest = self._committed(stage, fingerprint)
+            if manifest is None:
+                manifest = self._attempt(stage, fingerprint, lease)
+                self.display.end(name, "[green]✓[/]", f"{duration(manifest.seconds):<10} {_facts(manifest)}")
+            else:
+                self._say_cached(name, manifest)
+            finished = True
+            return manifest
+        finally:
+            lease.release(finished)
+
+    def _committed(self, stage: Stage, fingerprint: str) -> Manifest | None:
+        """What another driver has committed meanwhile; what is no longer current is taken away."""
+        (node,) = [node for node in survey(self.config) if node.stage == stage]
+        if node.manifest is None and read_manifest(self.storage, stage.name, fingerprint) is not None:
+            remove_artifact(self.storage, stage.name, fingerprint)
+        return node.manifest
+
+    def _attempt(self, stage: Stage, fingerprint: str, lease: Lease) -> Manifest:
+        cluster.await_pool(self.config.cluster, stage.name, self.display.say)
+        inputs = self._inputs(stage)
+        outbox = self._opened_outbox(stage, fingerprint, inputs)
+        with _told(stage.name, outbox), _scratch(stage.name) as scratch:
+            context = StageContext(
+                config=self.config,
+                stage=stage.name,
+                fingerprint=fingerprint,
+                storage=self.storage,
+                inputs=inputs,
+                writer=ArtifactWriter(self.storage, stage.name, fingerprint),
+                work=work_path(stage.name, fingerprint),
+                scratch=scratch,
+                lease=lease,
+                outbox=outbox,
+                progress=self.display.progress,
+            )
+            outcome: Outcome = stage.body(context)
+            manifest = _manifest(context, counted_config(stage, self.config), outcome, lease.seconds())
+            commit(self.storage, manifest, lease)
+            measured = {name: value for name, value in manifest.metrics.items() if not name.startswith(_TRAINERS)}
+            outbox.metrics({**measured, "seconds": manifest.seconds})
+            return manifest
+
+    def _inputs(self, stage: Stage) -> dict[str, Manifest]:
+        inputs: dict[str, Manifest] = {}
+        for needed in stage.inputs:
+            manifest = read_manifest(self.storage, needed, self.fingerprint(needed))
+            if manifest is None:
+                raise ContractError(f"{stage.name} needs {needed}, which is gone", "Run again.")
+            inputs[needed] = manifest
+        return inputs
+
+    def _opened_outbox(self, stage: Stage, fingerprint: str, inputs: dict[str, Manifest]) -> tracking.Outbox:
+        """The stage's run in MLflow below the pipeline's, with what it is made from."""
+        outbox = tracking.Outbox(self.storage, f"{self.key}/{stage.name}")
+        outbox.open(stage.name, self._tags(stage.name, fingerprint, inputs), parent=self.key)
+        outbox.params(counted_config(stage, self.config))
+        for needed, manifest in inputs.items():
+            outbox.dataset(needed, manifest.content[:36], self.storage.uri(manifest.name), stage.name)
+        return outbox
+
+
+@contextmanager
+def _told(stage: str, outbox: tracking.Outbox) -> Iterator[None]:
+    """A stage's run in MLflow and its gauge, closed with how the stage has ended."""
+    status = "FAILED"
+    cluster.publish(stage, {"stage_running": 1})
+    try:
+        yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        cluster.publish(stage, {"stage_running": 0})
+        with suppress(StorageError):  # on a full disk the first error is the one to tell
+            outbox.close(status)
+
+
+@contextmanager
+def _scratch(stage: str) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix=f"dvae-{stage}-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _manifest(context: StageContext, config: dict[str, Any], outcome: Outcome, seconds: float) -> Manifest:
+    return Manifest(
+        stage=context.stage,
+        fingerprint=context.fingerprint,
+        inputs={name: manifest.fingerprint for name, manifest in context.inputs.items()},
+        input_contents={name: manifest.content for name, manifest in context.inputs.items()},
+        config=config,
+        files=outcome.files,
+        rows=outcome.rows,
+        metrics={name: value for name, value in outcome.metrics.items() if math.isfinite(value)},  # JSON has no other
+        details=outcome.details,
+        seconds=round(seconds, 3),
+        git_sha=git_sha(),
+        image_digest=os.environ.get("DVAE_IMAGE_DIGEST"),
+        created=now(),
+    )
+
+
+def _facts(manifest: Manifest) -> str:
+    return "  ".join([f"[dim]{manifest.fingerprint[:SHORT]}[/]", *metrics.on_line(manifest.metrics)])
+
+
+def _check_root(storage: Storage) -> None:
+    """Refuse a root that cannot be written before anything starts."""
+    storage.write(".work/.writable", str(time.time()).encode())
+
+
+def _check_weights(config: Config, stages: list[str]) -> None:
+    """Fetch the pretrained weights that these stages use and check their hashes."""
+    users: list[tuple[str, WeightFile | None]] = [
+        ("train-tokenizer", config.tokenizer.lpips),
+        ("train-tokenizer", config.tokenizer.convnext),
+        ("evaluate-tokenizer", config.tokenizer.lpips),
+        ("evaluate-tokenizer", config.evaluate.network_weights),
+        ("evaluate-samples", config.evaluate.network_weights),
+    ]
+    needed = [file for stage, file in users if stage in stages and file is not None]
+    evaluates = {"evaluate-tokenizer", "evaluate-samples"} & set(stages)
+    if evaluates and config.evaluate.network == "inception" and config.evaluate.network_weights is None:
+        raise ConfigError(
+            "evaluate.network_weights is not given, and no package ships Inception's",
+            "Set its uri and sha256; or evaluate.network=efficientnet_lite0, its size, and register.gate.metric.",
+        )
+    for file in needed:
+        fetch_weights(file)
+
+
+def _warm_up(stages: list[str]) -> None:
+    """Import what the coming stages need while Ray starts: half of a short run's start is imports."""
+    modules = ["ray.train.torch"] if {"train-tokenizer", "train-sit"} & set(stages) else []
+    modules += ["ray.data"] if "encode" in stages else []
+    for module in modules:
+        importlib.import_module(module)
+
+
+def repair(runner: Runner, manifest: Manifest, say: Callable[[str], None]) -> None:
+    """Make an artifact again under its own config, and say whether it has come out the same."""
+    made = runner.remake(manifest.stage)
+    if made.content == manifest.content:
+        say("restored: every file hashes to what was recorded")
+        return
+    changed = [path for path, record in made.files.items() if manifest.files.get(path) != record]
+    say(
+        f"made anew: {len(changed)} files differ from the recorded ones ({', '.join(changed[:3])}), as they may on "
+        "other hardware; what was made from the old ones is no longer current"
+    )

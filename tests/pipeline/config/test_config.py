@@ -1,0 +1,294 @@
+"""The tree: every field counts somewhere, nothing wrong gets in, and a fingerprint moves exactly when it should."""
+
+import ast
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from models.sizes import sit_parameters
+from pipeline.config.loading import load_config, preset_names
+from pipeline.config.schema import Config
+from pipeline.errors import ConfigError
+from pipeline.workflow.fingerprints import counted_config, stage_fingerprints
+from pipeline.workflow.graph import NAMES, STAGES, find_stage, stages_until
+from tests.support import PROJECT
+
+INERT = ("root", "cluster.", "tracking.", "tokenizer.checkpoint_every", "sit.checkpoint_every")
+
+
+def leaves(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all fields that are no sections."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from leaves(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+LEAVES = list(leaves())
+
+
+# --- every field is read ---
+
+
+def attributes_read() -> set[str]:
+    """The names of attributes that the code reads, and the functions of `config.py` only as far as they give values.
+
+    A validator that looks at a field does not use it; a property does.
+    """
+    read: set[str] = set()
+    for path in [*(PROJECT / "pipeline").rglob("*.py"), *(PROJECT / "models").rglob("*.py")]:
+        tree: ast.AST = ast.parse(path.read_text())
+        nodes = list(ast.walk(tree))
+        if path.name == "config.py":
+            functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+            properties = [f for f in functions if any(getattr(d, "id", "") == "property" for d in f.decorator_list)]
+            nodes = [node for function in properties for node in ast.walk(function)]
+        read |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+    return read
+
+
+def test_every_field_is_read():
+    read = attributes_read()
+    assert [name for name in LEAVES if name.rpartition(".")[2] not in read] == []
+
+
+def test_every_field_has_a_description():
+    def bare(model: type[BaseModel]) -> Iterator[str]:
+        for name, field in model.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from bare(kind)
+            elif not field.description:
+                yield name
+
+    assert list(bare(Config)) == []
+
+
+# --- presets and what is refused ---
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_presets_load(preset):
+    config = load_config(preset)
+    assert Config.model_validate(config.model_dump()) == config
+    assert Config.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+
+
+def test_the_presets_are_those_of_the_interface():
+    assert preset_names() == ["cifar10", "imagenet-f16d16", "imagenet-f16d32", "imagenet-f16d64", "quickstart"]
+
+
+def test_a_preset_is_also_a_file_and_extends_another(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: imagenet-f16d32\ntokenizer: {steps: 7}\n")
+    own = load_config(str(path))
+    assert (own.tokenizer.latent_dim, own.tokenizer.patch_size, own.tokenizer.steps) == (32, 16, 7)
+
+
+def test_order_of_the_layers(tmp_path, monkeypatch):
+    """Preset, then site file, then --set, then --root."""
+    site = tmp_path / "site.yaml"
+    site.write_text("root: /from/site\ntokenizer: {steps: 11}\ncluster: {workers: 2}\n")
+    monkeypatch.setenv("DVAE_SITE", str(site))
+    config = load_config("quickstart", ["tokenizer.steps=12"], root="/from/option")
+    assert (config.cluster.workers, config.tokenizer.steps, config.root) == (2, 12, "/from/option")
+    assert load_config("quickstart").root == "/from/site"
+
+
+REFUSED = [
+    ("sit.depht=3", "sit.depht: there is no such key (quickstart). Did you mean 'depth'?"),
+    ("tokenizer.steps=many", "tokenizer.steps: "),
+    ("tokenizer.steps=-1", "tokenizer.steps: "),
+    ("tokenizer.steps=1.5", "tokenizer.steps: "),
+    ("tokenizer.latent_dim=0", "tokenizer.latent_dim: "),
+    ("tokenizer.patch_size=7", "tokenizer.patch_size 7 does not divide data.image_size 32"),
+    ("tokenizer.patch_size=32", "no frequencies"),
+    ("tokenizer.width=66", "tokenizer: width 66"),
+    ("tokenizer.steps", "--set tokenizer.steps: not of the form a.b=c"),
+    ("sit.level=3", "level 3 has none"),
+    ("sit.level=4", "sit.level: "),
+    ("sit.alignment=repa", "sit.alignment: "),
+    ("sit.size=XL", "sit: width, depth and heads belong to size custom"),
+    ("data.format=zip", "data.format: "),
+    ("data=nothing", "data: "),
+    ("cluster.workers=5", "cannot be divided among 5 workers"),
+    ("sample.guidance=0.5", "sample.guidance: "),
+    ("register.name=a/b", "register.name: "),
+    ("evaluate.network=inception", "network_size must be 299"),
+]
+
+
+def test_a_date_that_there_is_not_is_text():
+    """YAML would read 2024-02-28 as a date, and 2024-02-30 as an error."""
+    assert load_config("quickstart", ["tracking.experiment=2024-02-30"]).tracking.experiment == "2024-02-30"
+
+
+def test_a_preset_may_merge_a_part_of_itself(tmp_path):
+    (tmp_path / "p.yaml").write_text("extends: quickstart\nsit: &x {steps: 7}\ntokenizer: {<<: *x, batch_size: 8}\n")
+    config = load_config(str(tmp_path / "p.yaml"))
+    assert (config.sit.steps, config.tokenizer.steps, config.tokenizer.batch_size) == (7, 7, 8)
+
+
+@pytest.mark.parametrize(("override", "said"), REFUSED)
+def test_what_is_refused_is_said_in_one_line(override, said):
+    with pytest.raises(ConfigError) as caught:
+        load_config("quickstart", [override])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "seed: {a: 1}", "\x00"])
+def test_a_file_that_is_no_preset(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_presets_that_do_not_exist_or_go_round(tmp_path):
+    with pytest.raises(ConfigError, match="there is no preset 'nothing'"):
+        load_config("nothing")
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text(f"extends: {two}\n")
+    two.write_text(f"extends: {one}\n")
+    with pytest.raises(ConfigError, match="extends itself"):
+        load_config(str(one))
+
+
+value = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.lists(st.integers(), max_size=3)
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from(LEAVES), value)
+def test_any_value_is_taken_or_refused_in_one_line(name, value):
+    try:
+        load_config("quickstart", [f"{name}={json.dumps(value)}"])
+    except ConfigError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+
+
+@given(st.from_regex(r"[a-z_]{1,12}(\.[a-z_]{1,12}){0,2}", fullmatch=True))
+def test_unknown_keys_are_refused(name):
+    known = {part for leaf in LEAVES for part in (leaf, *(leaf.rsplit(".", n)[0] for n in (1, 2)))}
+    if name in known or name.startswith("cluster.pools."):
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_config("quickstart", [f"{name}=1"])
+    assert "\n" not in str(caught.value)
+
+
+# --- fingerprints ---
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return load_config("quickstart", ["data.revision=abc"])
+
+
+def test_the_catalogue_names_fields_that_exist():
+    sections = {name.partition(".")[0] for name in LEAVES}
+    for stage in STAGES:
+        for field in (*stage.fields, *stage.without):
+            assert field in sections or any(leaf == field or leaf.startswith(f"{field}.") for leaf in LEAVES), field
+        for field in stage.without:
+            assert field.partition(".")[0] in stage.fields, f"{stage.name} does not count {field} anyway"
+
+
+def test_a_stage_comes_after_its_inputs():
+    for stage in STAGES:
+        assert set(stage.inputs) <= {earlier.name for earlier in stages_until(stage.name)} - {stage.name}
+    assert NAMES[-1] == "register"
+    with pytest.raises(ConfigError, match="there is no stage 'train-everything'"):
+        find_stage("train-everything")
+
+
+def other(value: Any) -> Any:
+    """Another value, of the same type where that is easy. Nothing here need make sense: only the digest is asked."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1
+    if isinstance(value, tuple):
+        return (*value[:-1], value[-1] + 1)
+    return "changed"
+
+
+def changed(section: BaseModel, name: str) -> BaseModel:
+    """A copy with the field of that dotted name changed, unvalidated."""
+    head, _, rest = name.partition(".")
+    current = getattr(section, head)
+    return section.model_copy(update={head: changed(current, rest) if rest else other(current)})
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+@pytest.mark.parametrize("name", LEAVES)
+def test_a_field_moves_a_fingerprint_unless_it_is_about_where_and_how_fast(config, name):
+    before, after = stage_fingerprints(config), stage_fingerprints(changed(config, name))  # type: ignore[arg-type]
+    moved = [stage for stage in NAMES if before[stage] != after[stage]]
+    assert bool(moved) != name.startswith(INERT), moved
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("data.image_size", "train-tokenizer"),
+        ("data.validation_share", "prepare"),
+        ("data.shuffle", "train-tokenizer"),
+        ("tokenizer.learning_rate", "train-tokenizer"),
+        ("encode.precision", "encode"),
+        ("sit.learning_rate", "train-sit"),
+        ("sample.guidance", "sample"),
+        ("register.gate.margin", "register"),
+    ],
+)
+def test_what_comes_before_a_changed_field_is_kept(config, name, first):
+    before, after = stage_fingerprints(config), stage_fingerprints(changed(config, name))  # type: ignore[arg-type]
+    position = NAMES.index(first)
+    assert all(before[stage] == after[stage] for stage in NAMES[:position])
+    assert before[first] != after[first]
+    assert before["register"] != after["register"]
+
+
+def test_without_a_revision_nothing_is_known():
+    assert set(stage_fingerprints(load_config("quickstart")).values()) == {None}
+
+
+def test_fingerprints_are_the_same_on_every_machine(config, tmp_path):
+    elsewhere = load_config("quickstart", ["data.revision=abc", "cluster.workers=2"], root=str(tmp_path))
+    assert stage_fingerprints(elsewhere) == stage_fingerprints(config)
+    assert all(len(fingerprint or "") == 64 for fingerprint in stage_fingerprints(config).values())
+
+
+def test_counted_config_is_json_by_dotted_name(config):
+    counted = counted_config(find_stage("train-sit"), config)
+    assert counted["sit.level"] == 2
+    assert "sit.checkpoint_every" not in counted
+    assert json.loads(json.dumps(counted)) == counted
+
+
+def test_the_shape_of_sit():
+    own = load_config("imagenet-f16d16")
+    width, depth, _ = own.sit.shape
+    size = sit_parameters(grid=own.grid, latent_dim=16, classes=1000, width=width, depth=depth)
+    assert size == pytest.approx(674.9e6, rel=1e-3)
+    assert own.sit.aligned_blocks == (8, 20)
+
+
+def test_large_grids_are_checked_at_once() -> None:
+    """A config's check must not grow with the square of the grid."""
+    begin = time.process_time()
+    load_config("imagenet-f16d16", ["data.image_size=8192", "tokenizer.patch_size=1", "tokenizer.mask=remove"])
+    assert time.process_time() - begin < 2

@@ -1,0 +1,82 @@
+"""Figures: PNGs that repeat byte for byte, whose image pixels are the ones that were given."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.reports import figures
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def pictures(count: int, size: int = 8) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 3, size, size), np.uint8)
+
+
+def holds(page: np.ndarray, tile: np.ndarray) -> bool:
+    """Is this array of pixels somewhere on the page?"""
+    windows = np.lib.stride_tricks.sliding_window_view(page, tile.shape)[..., 0, :, :, :]
+    corners = np.argwhere((windows[..., 0, 0, :] == tile[0, 0]).all(-1))
+    return any((windows[y, x] == tile).all() for y, x in corners)
+
+
+def test_images_are_enlarged_by_whole_pixels():
+    images = pictures(2)
+    page = pixels(figures.reconstructions(images, np.stack([images] * 4), [30.0, 29.0, 25.0, 20.0]))
+    enlarged = images[1].transpose(1, 2, 0).repeat(12, 0).repeat(12, 1)
+    assert holds(page, enlarged)
+
+
+def test_large_samples_are_averaged():
+    images = np.full((2, 3, 256, 256), 7, np.uint8)
+    page = pixels(figures.sample_grid(images, np.array([3, 5]), names=["a"] * 6))
+    assert holds(page, np.full((128, 128, 3), 7, np.uint8))
+    assert len(page) < 2 * 256 + 100
+
+
+def test_rows_of_the_grid_are_classes_of_any_length():
+    images = pictures(5)
+    few = pixels(figures.sample_grid(images, np.array([0, 0, 0, 0, 0])))
+    many = pixels(figures.sample_grid(images, np.array([0, 1, 1, 2, 2])))
+    assert len(many) - len(few) == 2 * (96 + 6)
+
+
+def test_the_same_figure_gives_the_same_bytes():
+    radius, power = np.arange(6.0), np.exp(-np.arange(24.0)).reshape(4, 6)
+    assert figures.spectrum(radius, power) == figures.spectrum(radius, power)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 7])
+def test_principal_colours(channels):
+    z = np.random.default_rng(1).normal(size=(20, channels, 4, 4)) * np.arange(1, channels + 1)[:, None, None]
+    colours = figures.PrincipalColours(z)
+    rgb = colours(z[None])
+    assert rgb.shape == (1, 20, 4, 4, 3)
+    assert rgb.min() == 0.0
+    assert rgb.max() == 1.0
+    assert (rgb[..., channels:] == 0.5).all()
+    # The first component follows the channel with the largest variance.
+    red, strongest = rgb[0, ..., 0].ravel(), np.moveaxis(z, 1, -1)[..., -1].ravel()
+    assert np.corrcoef(red, strongest)[0, 1] > 0.9
+    assert np.allclose(figures.PrincipalColours(3 - z)(3 - z), 1 - rgb[0]), "a component's sign is settled"
+
+
+def test_latent_pages():
+    images, latents = pictures(3, 16), np.random.default_rng(2).random((4, 3, 4, 4, 3))
+    for draw in (figures.latent_levels, figures.uniform_latents):
+        page = pixels(draw(images, latents))
+        cell = np.rint(latents[2, 1] * 255).astype(np.uint8).repeat(24, 0).repeat(24, 1)
+        assert holds(page, cell)
+
+
+def test_loss_curves_take_late_terms_skipped_steps_and_one_line():
+    history = [{"step": s, "loss": 1 / s, "mse": math.nan if s == 3 else 1.0} for s in range(1, 40)]
+    history[-1]["adversarial"] = -0.5
+    assert pixels(figures.loss_curves(history, "Losses")).shape[1] > 1000
+    assert pixels(figures.loss_curves(history[:1], "Losses")).size
+    assert pixels(figures.loss_curves([{"step": 1, "loss": math.nan}], "Losses")).size

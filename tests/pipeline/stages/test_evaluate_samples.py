@@ -1,0 +1,97 @@
+"""evaluate-samples: real digits passed off as samples come out perfect, mislabelled or grey ones do not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import PipelineError
+from pipeline.evaluation import features
+from pipeline.evaluation.classifier import classifier_inputs
+from pipeline.stages import evaluate_samples
+from pipeline.stages.evaluate_samples import Work
+from tests.support.artifacts import prepared
+from tests.support.contexts import LocalContext, local_context, real_images, samples
+from tests.support.trainers import small_config
+
+SETS = ["evaluate.network_size=32", "evaluate.reference_images=90", "evaluate.batch_size=32"]
+NETWORK = "efficientnet_lite0"
+
+
+def made(folder: Path, *sets: str) -> LocalContext:
+    """A context whose samples are the very images of the reference."""
+    config = small_config(folder, *SETS, *sets)
+    prepare = prepared(config)
+    images, labels = real_images(Work(config.root, prepare, prepare, "", config), "train", 90)
+    inputs = {"prepare": prepare, "sample": samples(config, images, labels)}
+    return local_context(config, "evaluate-samples", inputs, folder / "scratch")
+
+
+def with_samples(context: LocalContext, images: np.ndarray, labels: np.ndarray) -> LocalContext:
+    context.inputs["sample"] = samples(context.config, images, labels)
+    return context
+
+
+def test_the_reference_itself_is_perfect(tmp_path):
+    outcome = evaluate_samples.run(made(tmp_path))
+    assert outcome.rows == 90
+    assert outcome.metrics[f"samples/frechet_distance/{NETWORK}"] == pytest.approx(0, abs=1e-3)
+    assert outcome.metrics[f"samples/precision/{NETWORK}"] == 1.0
+    assert outcome.metrics[f"samples/recall/{NETWORK}"] == 1.0
+    assert outcome.metrics["samples/class_accuracy"] == pytest.approx(1, abs=0.02)
+    assert outcome.metrics["samples/classifier_accuracy"] >= 0.97, "the classifier must know real digits"
+    assert outcome.details["reference"] == "90 images of the training split"
+    assert "held-out" in outcome.details["classifier"]
+    assert not {"samples/inception_score", "samples/sfid"} & set(outcome.metrics), "these are Inception's alone"
+
+
+def test_wrong_labels_and_noise_are_seen(tmp_path):
+    context = made(tmp_path)
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (60, 3, 32, 32), np.uint8)
+    outcome = evaluate_samples.run(with_samples(context, noise, np.arange(60) % 10))
+    assert outcome.metrics["samples/class_accuracy"] < 0.4
+    assert outcome.metrics[f"samples/frechet_distance/{NETWORK}"] > 1
+    assert outcome.metrics[f"samples/precision/{NETWORK}"] < 0.5
+
+
+def test_inception_gives_its_own_measures(tmp_path, monkeypatch):
+    def network(x: torch.Tensor) -> features.Features:
+        flat = x.flatten(1).float() / 255
+        return {"pool": flat[:, :20], "spatial": flat[:, 20:30], "logits": torch.zeros(len(x), 1008)}
+
+    monkeypatch.setattr(features, "feature_network", lambda config, device: network)
+    context = made(tmp_path, "evaluate.network=inception", "evaluate.network_size=299")
+    metrics = evaluate_samples.run(context).metrics
+    assert metrics["samples/inception_score"] == pytest.approx(1.0), "equal logits for all: the least score"
+    assert metrics["samples/sfid"] == pytest.approx(0, abs=1e-6)
+    assert "samples/frechet_distance/inception" in metrics
+    assert not [name for name in metrics if "efficientnet" in name]
+
+
+def test_without_a_classifier(tmp_path):
+    outcome = evaluate_samples.run(
+        made(tmp_path, "evaluate.class_accuracy=false", "register.gate.metric=reconstruction/psnr")
+    )
+    assert not [name for name in outcome.metrics if "accuracy" in name]
+    assert "classifier" not in outcome.details
+
+
+def test_too_few_samples_are_refused(tmp_path):
+    context = made(tmp_path)
+    few = with_samples(context, np.zeros((3, 3, 32, 32), np.uint8), np.zeros(3, np.int64))
+    with pytest.raises(PipelineError, match="needs 4 real and generated images; there are 90 and 3"):
+        evaluate_samples.run(few)
+
+
+@pytest.mark.parametrize("size", [8, 16, 20, 32, 45])
+def test_classifier_inputs_are_area_means(size):
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, size, size), np.uint8)
+    inputs = classifier_inputs(images)
+    side = min(size, 16)
+    assert inputs.shape == (2, side * side)
+    if size == 32:
+        expected = images.astype(float).mean(1).reshape(2, 16, 2, 16, 2).mean((2, 4)) / 255
+        assert np.allclose(inputs, expected.reshape(2, -1), atol=1e-6)
+    assert np.allclose(classifier_inputs(np.full_like(images, 51)), 0.2, atol=1e-6)

@@ -1,0 +1,106 @@
+"""evaluate-tokenizer and analyze against the models' own measures, on digits and a tokenizer with random weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.metrics import from_uint8, psnr_B, to_uint8
+from models.spectral import high_frequency_share
+from pipeline.artifacts.manifest import artifact_path
+from pipeline.errors import DataError
+from pipeline.inference.networks import load_tokenizer
+from pipeline.stages import analyze, evaluate_tokenizer
+from pipeline.stages.evaluate_samples import Work
+from tests.support.artifacts import prepared
+from tests.support.contexts import LocalContext, local_context, real_images, untrained_tokenizer
+from tests.support.trainers import small_config
+
+SETS = ["evaluate.images=60", "evaluate.batch_size=25", "evaluate.network_size=32"]
+
+
+def made(folder: Path, stage: str, *sets: str) -> LocalContext:
+    config = small_config(folder, *SETS, *sets)
+    prepare = prepared(config)
+    tokenizer = untrained_tokenizer(config, prepare, folder / "scratch")
+    return local_context(config, stage, {"prepare": prepare, "train-tokenizer": tokenizer}, folder / "scratch")
+
+
+def validation(context: LocalContext, most: int) -> torch.Tensor:
+    work = Work(context.config.root, context.inputs["prepare"], context.inputs["prepare"], "", context.config)
+    return torch.from_numpy(real_images(work, "validation", most)[0])
+
+
+def levels(context: LocalContext, images: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The latent and the reconstruction at every level, straight from the models."""
+    tokenizer, latent_filter = load_tokenizer(context.storage, context.inputs["train-tokenizer"], torch.device("cpu"))
+    latents = [latent_filter(tokenizer.encode(from_uint8(images)).mean_BDhw, level) for level in range(4)]
+    return [(z, to_uint8(tokenizer.decode(z))) for z in latents]
+
+
+def shown(context: LocalContext) -> set[str]:
+    lines = [context.storage.read(entry.path) for entry in context.storage.list(".work/tracking")]
+    return {json.loads(line)["path"].rpartition("/")[2] for text in lines for line in text.splitlines()}
+
+
+def test_every_level_is_measured_against_the_image_itself(tmp_path):
+    context = made(tmp_path, "evaluate-tokenizer")
+    outcome = evaluate_tokenizer.run(context)
+    assert outcome.rows == 60
+    images = validation(context, 60)
+    for level, (_, reconstruction) in enumerate(levels(context, images)):
+        name = "reconstruction/psnr" + (f"_level{level}" if level else "")
+        assert outcome.metrics[name] == pytest.approx(float(psnr_B(reconstruction, images).mean()), abs=1e-3)
+        assert -1 <= outcome.metrics[name.replace("psnr", "ssim")] <= 1
+    assert outcome.metrics["reconstruction/frechet_distance/efficientnet_lite0"] > 0
+    assert not [name for name in outcome.metrics if "rfid" in name or "lpips" in name]
+    assert set(outcome.files) == shown(context) == {"reconstructions.png"}
+    folder = artifact_path("evaluate-tokenizer", context.fingerprint)
+    assert context.storage.read(f"{folder}/reconstructions.png").startswith(b"\x89PNG")
+
+
+def test_only_inceptions_distance_is_called_rfid():
+    assert evaluate_tokenizer.distance_name("inception") == "reconstruction/rfid"
+    assert evaluate_tokenizer.distance_name("x") == "reconstruction/frechet_distance/x"
+
+
+def test_lpips_is_measured_where_its_weights_are_given(tmp_path, monkeypatch):
+    def distance(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        assert y.min() >= -1
+        assert x.max() <= 1
+        return (y - x).abs().mean((1, 2, 3))
+
+    monkeypatch.setattr(evaluate_tokenizer, "_lpips", lambda weights, device: distance)
+    sha256 = "0" * 64
+    context = made(tmp_path, "evaluate-tokenizer", f"tokenizer.lpips={{uri: file:///none, sha256: '{sha256}'}}")
+    outcome = evaluate_tokenizer.run(context)
+    images = validation(context, 60)
+    for level, (_, reconstruction) in enumerate(levels(context, images)):
+        name = "reconstruction/lpips" + (f"_level{level}" if level else "")
+        expected = distance(from_uint8(reconstruction), from_uint8(images)).mean()
+        assert outcome.metrics[name] == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_one_image_has_no_distance(tmp_path):
+    context = made(tmp_path, "evaluate-tokenizer", "evaluate.images=1")
+    with pytest.raises(DataError, match="needs 2 validation images; there are 1"):
+        evaluate_tokenizer.run(context)
+
+
+def test_analysis_holds_the_models_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(analyze, "_IMAGES", 70)
+    context = made(tmp_path, "analyze")
+    outcome = analyze.run(context)
+    latents = [z for z, _ in levels(context, validation(context, 70))]
+    shares = [
+        outcome.metrics["latent/high_frequency_share" + suffix] for suffix in ("", "_level1", "_level2", "_level3")
+    ]
+    assert np.allclose(shares, [float(high_frequency_share(z)) for z in latents], rtol=1e-4)
+    assert sorted(shares, reverse=True) == shares, "S_l takes from the high frequencies, the more the higher l"
+    assert 0 <= outcome.metrics["latent/uniform_off_dc_level3"] <= outcome.metrics["latent/uniform_off_dc"] <= 1
+    assert shown(context) == {"latents.png", "spectrum.png", "uniform.png"} == set(outcome.files) - {"metrics.json"}
+    written = json.loads(context.storage.read(f"{context.writer.folder}/metrics.json"))
+    assert written["metrics"] == outcome.metrics
+    assert np.array(written["spectra"]["power"]).shape == (4, len(written["spectra"]["radius"]))

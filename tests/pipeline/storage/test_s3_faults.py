@@ -1,0 +1,292 @@
+"""S3 behind a proxy that spoils requests: operations do as without it."""
+
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.artifacts.lease import Lease
+from pipeline.errors import LeaseError, StorageError
+from pipeline.storage import s3
+from pipeline.storage.base import Storage
+from pipeline.storage.local import LocalStorage
+from pipeline.storage.uri import open_storage
+from tests.support.ceph import act_as
+from tests.support.fault_proxy import FAULTS, FaultProxy, Seen
+from tests.support.spoiled_requests import KEYS, gets, puts
+
+
+def together(work: Callable[[int], None], count: int = 6) -> None:
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+# --- the same as without ---
+
+
+def operate(storage: Storage, scratch: Path, seed: int, count: int) -> list[Any]:
+    """Operations drawn by the seed, and what each gave."""
+    chance, tags = random.Random(seed), dict[str, str]()
+
+    def read_tagged(path: str, _: bytes) -> bytes:
+        data, tags[path] = storage.read_tagged(path)
+        return data
+
+    def stream(path: str, _: bytes) -> bytes:
+        with storage.open(path) as opened:
+            return opened.read(5) + opened.read()
+
+    def upload(path: str, data: bytes) -> None:
+        (scratch / "up").write_bytes(data)
+        storage.upload(scratch / "up", path)
+
+    def download(path: str, _: bytes) -> bytes:
+        storage.download(path, scratch / "down")
+        return (scratch / "down").read_bytes()
+
+    operations: list[Callable[[str, bytes], Any]] = [
+        storage.write, storage.write_new, read_tagged, stream, upload, download,
+        lambda path, _: storage.read(path),
+        lambda path, data: storage.replace(path, data, tags.get(path, "0")),
+        lambda path, _: storage.exists(path),
+        lambda path, _: list(storage.list(path[:1])),
+        lambda path, _: list(storage.folders(path[:1])),
+        lambda path, _: storage.delete(path),
+        lambda path, _: storage.delete_folder(path[:1]),
+    ]  # fmt: skip
+    given = list[Any]()
+    for _ in range(count):
+        path, index = f"{chance.choice('ab')}/{chance.choice('cd')}", chance.randrange(len(operations))
+        try:
+            given.append((index, path, operations[index](path, chance.randbytes(chance.choice((0, 10, 3000))))))
+        except FileNotFoundError:
+            given.append((index, path, "absent"))
+    return given
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2])
+def test_every_operation_does_the_same(
+    proxy: FaultProxy, root: str, tmp_path: Path, hurried: None, share: float
+) -> None:
+    proxy.fail(share, seed=1)
+    given = operate(open_storage(root), tmp_path, seed=int(100 * share), count=120)
+    assert given == operate(LocalStorage(tmp_path / "root"), tmp_path, seed=int(100 * share), count=120)
+    assert len([fault for fault in FAULTS if proxy.counts[fault]]) > (4 if share > 0.1 else 0), proxy.counts
+
+
+def test_what_goes_in_parts(
+    proxy: FaultProxy, root: str, tmp_path: Path, hurried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "_ONE_PUT", 1024**2)
+    proxy.fail(0.2, seed=2)
+    storage, content = open_storage(root), random.Random(0).randbytes(40_000_000)
+    storage.write("large", content)
+    storage.download("large", tmp_path / "large")
+    assert (tmp_path / "large").read_bytes() == content
+    storage.upload(tmp_path / "large", "again")
+    assert storage.read("again") == content
+
+
+# --- conditions, and answers that are lost ---
+
+
+@pytest.mark.parametrize("fault", ["lost", "truncated", "reset", "503", "409 ConditionalRequestConflict"])
+def test_a_condition_that_this_writer_has_broken_itself(
+    proxy: FaultProxy, root: str, hurried: None, fault: str
+) -> None:
+    storage = open_storage(root)
+    proxy.spoil_next(fault, puts, times=2)
+    assert storage.write_new("lease", b"mine")
+    _, tag = storage.read_tagged("lease")
+    proxy.spoil_next(fault, puts, times=2)
+    assert storage.replace("lease", b"mine, later", tag)
+    proxy.spoil_next(fault, puts, times=2)
+    assert not storage.write_new("lease", b"another's")
+    proxy.spoil_next(fault, puts, times=2)
+    assert not storage.replace("lease", b"another's", tag)
+    assert storage.read("lease") == b"mine, later"
+
+
+def test_the_same_content_is_still_another_writer(proxy: FaultProxy, root: str) -> None:
+    """Where no answer was lost, equal bytes prove nothing."""
+    storage = open_storage(root)
+    assert storage.write_new("a", b"same")
+    assert not storage.write_new("a", b"same")
+
+
+def test_one_winner_though_answers_are_lost(proxy: FaultProxy, root: str, hurried: None) -> None:
+    proxy.fail(0.5, ("lost", "truncated", "reset", "503"), seed=3)
+    for turn in range(5):
+        won = []
+
+        def write(writer: int, path: str = f"prize {turn}", won: list[bytes] = won) -> None:
+            storage, content = open_storage(root), f"writer {writer}".encode()
+            if storage.write_new(path, content):
+                won.append(content)
+
+        together(write)
+        assert won == [open_storage(root).read(f"prize {turn}")]
+    assert proxy.counts["lost"]
+
+
+def test_a_lease_has_one_holder_though_answers_are_lost(proxy: FaultProxy, root: str, hurried: None) -> None:
+    proxy.fail(0.5, ("lost", "reset", "503"), seed=4)
+    held, refused = list[Lease](), list[LeaseError]()
+
+    def take(_: int) -> None:
+        try:
+            held.append(Lease(open_storage(root), "encode", "0" * 64))
+        except LeaseError as error:
+            refused.append(error)
+
+    together(take)
+    assert (len(held), len(refused)) == (1, 5)
+    for _ in range(5):
+        held[0].renew()
+    held[0].check()
+    held[0].release(finished=True)
+
+
+# --- bodies that break off ---
+
+
+def test_a_body_that_breaks_off_goes_on_where_it_was(proxy: FaultProxy, root: str, hurried: None) -> None:
+    storage, content = open_storage(root), random.Random(0).randbytes(3_000_000)
+    storage.write("a", content)
+    ranges = []
+
+    def asked(seen: Seen) -> bool:
+        if gets(seen):
+            ranges.append(seen.headers.get("range"))
+        return gets(seen)
+
+    proxy.spoil_next("truncated", asked, times=4)
+    assert storage.read("a") == content
+    assert ranges[:2] == [None, "bytes=1500000-"]
+    proxy.spoil_next("truncated", gets, times=4)
+    with storage.open("a") as stream:
+        assert b"".join(iter(lambda: stream.read(100_000), b"")) == content
+
+
+def test_two_versions_are_never_mixed(proxy: FaultProxy, root: str, hurried: None) -> None:
+    storage, old = open_storage(root), b"o" * 8_000_000
+    storage.write("a", old)
+    proxy.spoil_next("truncated", gets)
+    with storage.open("a") as stream:
+        assert stream.read(10) == old[:10]
+        storage.write("a", b"n" * 8_000_000)
+        with pytest.raises(StorageError, match=r"changed while it was read\. Run again"):
+            stream.read()
+
+
+def test_a_whole_object_that_changes_is_read_anew(
+    proxy: FaultProxy, root: str, hurried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, writer, new = open_storage(root), open_storage(root), b"n" * 5_000_000
+    storage.write("a", b"o" * 6_000_000)
+    again = s3._Body._reopened
+
+    def changed(body: Any) -> Any:
+        writer.write("a", new)
+        return again(body)
+
+    monkeypatch.setattr(s3._Body, "_reopened", changed)
+    proxy.spoil_next("truncated", gets)
+    data, tag = storage.read_tagged("a")
+    assert data == new
+    assert storage.replace("a", b"", tag)
+
+
+# --- outages ---
+
+
+@pytest.mark.parametrize("fault", ["500", "reset"])
+@pytest.mark.parametrize("proxy", ["moto"], indirect=True)
+def test_an_outage_is_waited_for(proxy: FaultProxy, root: str, fault: str) -> None:
+    """Longer than botocore's own attempts, which are over after seconds."""
+    storage = open_storage(root)
+    storage.write("a", b"1")
+    proxy.outage(7, fault)
+    assert storage.read("a") == b"1"
+    assert proxy.counts[fault] > s3._ATTEMPTS
+
+
+@pytest.mark.parametrize("proxy", ["moto"], indirect=True)
+def test_a_process_that_begins_in_an_outage(proxy: FaultProxy, root: str) -> None:
+    """The server's own word that it is busy is no wrong endpoint."""
+    proxy.outage(7, "500")
+    open_storage(root).write("a", b"1")
+    assert proxy.counts["500"] > s3._ATTEMPTS
+
+
+@pytest.fixture
+def impatient(hurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "_PATIENCE_SECONDS", 0.2)
+
+
+def test_an_outage_without_end_is_said(proxy: FaultProxy, root: str, impatient: None) -> None:
+    storage = open_storage(root)
+    storage.write("a", b"1")
+    for fault, said in {
+        "503": f"{root}/a: S3 is busy or in trouble (GetObject: SlowDown by the fault proxy). Run again when it is "
+        "well; the same command goes on.",
+        "reset": f"{root}/a: {proxy.url} does not answer, or breaks off ([Errno 104] Connection reset "
+        "by peer). Is it up and in reach? Then run again.",
+    }.items():
+        proxy.outage(60, fault)
+        with pytest.raises(StorageError) as refused:
+            storage.read("a")
+        assert str(refused.value) == said
+
+
+# --- Arrow's own client ---
+
+
+def test_arrow_reads_through_faults(proxy: FaultProxy, root: str) -> None:
+    storage, content = s3.S3Storage("tests", root.removeprefix("s3://tests/")), random.Random(0).randbytes(2_000_000)
+    storage.write("a", content)
+    proxy.fail(0.2, seed=5)
+    files, path = storage.arrow("a")
+    with files.open_input_file(path) as file:
+        assert b"".join(file.read_at(100_000, at) for at in range(0, 2_000_000, 100_000)) == content
+    assert proxy.counts["truncated"]
+
+
+def test_what_is_configured_reaches_both_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config").write_text(
+        "[profile there]\nregion = eu-west-3\nendpoint_url = https://s3.example:9000\nca_bundle = /ca.pem\n"
+        "aws_access_key_id = key\naws_secret_access_key = secret\ns3 =\n  addressing_style = virtual\n"
+    )
+    act_as(monkeypatch, {"AWS_CONFIG_FILE": str(tmp_path / "config"), "AWS_PROFILE": "there"})
+    for name in (
+        "AWS_ENDPOINT_URL",
+        "AWS_DEFAULT_REGION",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_CA_BUNDLE",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    given = list[dict[str, Any]]()
+    monkeypatch.setattr("pyarrow.fs.S3FileSystem", lambda **settings: given.append(settings))
+    storage = s3.S3Storage("bucket", "x")
+    assert storage.client.generate_presigned_url("get_object", storage._arguments("a")).startswith(
+        "https://bucket.s3.example:9000/x/a?"
+    )
+    storage.arrow()
+    wanted = {
+        "region": "eu-west-3", "endpoint_override": "https://s3.example:9000", "force_virtual_addressing": True,
+        "tls_ca_file_path": "/ca.pem", "access_key": "key", "secret_key": "secret",
+    }  # fmt: skip
+    assert given[0].items() >= wanted.items()
+
+
+def test_a_server_of_ones_own_is_addressed_by_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    act_as(monkeypatch, {**KEYS, "AWS_ENDPOINT_URL_S3": "http://s3.example"})
+    url = s3.S3Storage("bucket", "").client.generate_presigned_url("get_object", {"Bucket": "bucket", "Key": "a"})
+    assert url.startswith("http://s3.example/bucket/a?")

@@ -1,0 +1,199 @@
+"""One contract, held on file:// and s3:// alike; s3:// on moto and, where it is installed, on Ceph."""
+
+import pickle
+import random
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError, StorageError
+from pipeline.storage.local import LocalStorage
+from pipeline.storage.uri import open_storage, split_uri
+from tests.support.ceph import Ceph, act_as, running_ceph
+
+
+@pytest.fixture(scope="module")
+def ceph() -> Iterator[tuple[Ceph, dict[str, str]]]:
+    """A gateway, and the settings of a user who owns the bucket `tests`."""
+    import boto3
+
+    with running_ceph() as server:
+        user = server.add_user("owner")
+        keys = {"aws_access_key_id": user["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": user["AWS_SECRET_ACCESS_KEY"]}
+        client = boto3.session.Session(**keys, region_name="us-east-1").client("s3", endpoint_url=server.endpoint)
+        client.create_bucket(Bucket="tests")
+        yield server, user
+
+
+@pytest.fixture
+def ceph_root(ceph: tuple[Ceph, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> str:
+    act_as(monkeypatch, ceph[1])
+    return f"s3://tests/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(params=["file", "s3", "ceph"])
+def any_root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "file":
+        return (tmp_path / "root").as_uri()
+    root: str = request.getfixturevalue(f"{request.param}_root")
+    return root
+
+
+def test_what_is_written_is_read(any_root: str, tmp_path: Path) -> None:
+    storage = open_storage(any_root)
+    storage.write("a/b.txt", b"one")
+    storage.write("a/b.txt", b"two")
+    assert storage.read("a/b.txt") == b"two"
+    assert storage.exists("a/b.txt")
+    assert not storage.exists("a")
+    with storage.open("a/b.txt") as stream:
+        assert stream.read(1) + stream.read() == b"two"
+    storage.download("a/b.txt", tmp_path / "new" / "copy")
+    storage.upload(tmp_path / "new" / "copy", "c.txt")
+    assert storage.read("c.txt") == b"two"
+    assert storage.uri("c.txt") == f"{storage.root}/c.txt"
+
+
+def test_listing_is_sorted_and_stays_below_its_folder(any_root: str) -> None:
+    storage = open_storage(any_root)
+    assert list(storage.list()) == []
+    assert list(storage.folders()) == []
+    for path in ("b/2", "b/1/x", "bb/3", "a"):
+        storage.write(path, b"12")
+    assert list(storage.list()) == [("a", 2), ("b/1/x", 2), ("b/2", 2), ("bb/3", 2)]
+    assert [entry.path for entry in storage.list("b")] == ["b/1/x", "b/2"]
+    assert list(storage.folders()) == ["b", "bb"]
+    assert list(storage.folders("b")) == ["1"]
+    storage.delete_folder("b")
+    assert [entry.path for entry in storage.list()] == ["a", "bb/3"]
+
+
+def test_absent_files(any_root: str, tmp_path: Path) -> None:
+    storage = open_storage(any_root)
+    for read in (storage.read, storage.read_tagged, storage.open):
+        with pytest.raises(FileNotFoundError):
+            read("absent")
+    with pytest.raises(FileNotFoundError):
+        storage.download("absent", tmp_path / "copy")
+    storage.delete("absent")
+    storage.delete_folder("absent")
+
+
+def test_write_new_has_one_winner(any_root: str) -> None:
+    storage = open_storage(any_root)
+    storage.write("ready", b"")  # the client is made
+    won = []
+
+    def write(name: str) -> None:
+        if storage.write_new("prize", name.encode()):
+            won.append(name)
+
+    threads = [threading.Thread(target=write, args=(f"writer {i}",)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert storage.read("prize").decode() == won[0]
+
+
+def test_replace_has_one_winner(any_root: str) -> None:
+    storage = open_storage(any_root)
+    for turn in range(5):
+        storage.write("lease", f"free {turn}".encode())
+        _, tag = storage.read_tagged("lease")
+        won = []
+
+        def take(name: str, tag: str = tag, won: list[str] = won) -> None:
+            if storage.replace("lease", name.encode(), tag):
+                won.append(name)
+
+        threads = [threading.Thread(target=take, args=(f"taker {turn}-{i}",)) for i in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1
+        assert storage.read("lease").decode() == won[0]
+
+
+def test_replace_needs_the_current_tag(any_root: str) -> None:
+    storage = open_storage(any_root)
+    assert not storage.replace("lease", b"mine", "no such tag")
+    storage.write("lease", b"one")
+    _, tag = storage.read_tagged("lease")
+    assert storage.replace("lease", b"two", tag)
+    assert not storage.replace("lease", b"three", tag)
+    assert storage.read("lease") == b"two"
+
+
+def test_storage_travels_between_processes(any_root: str) -> None:
+    storage = open_storage(any_root)
+    storage.write("a", b"1")
+    assert pickle.loads(pickle.dumps(storage)).read("a") == b"1"
+
+
+def test_what_is_larger_than_one_part(any_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.storage.s3._ONE_PUT", 1024**2)
+    storage, content = open_storage(any_root), random.Random(0).randbytes(20_000_000)
+    storage.write("large", content)
+    assert storage.read("large") == content
+    storage.download("large", tmp_path / "large")
+    storage.upload(tmp_path / "large", "again")
+    with storage.open("again") as stream:
+        assert stream.read(7) == content[:7]
+        assert stream.read() == content[7:]
+
+
+def test_an_empty_file(any_root: str, tmp_path: Path) -> None:
+    storage = open_storage(any_root)
+    storage.write("empty", b"")
+    storage.download("empty", tmp_path / "empty")
+    storage.upload(tmp_path / "empty", "again")
+    with storage.open("again") as stream:
+        assert stream.read() == b""
+    assert storage.read("empty") == b""
+    assert list(storage.list()) == [("again", 0), ("empty", 0)]
+
+
+def test_more_files_than_a_page_of_a_listing(any_root: str) -> None:
+    storage = open_storage(any_root)
+    names = [f"many/{i:04d}/x" for i in range(1003)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: storage.write(name, b"1"), names))
+    assert [entry.path for entry in storage.list("many")] == names
+    assert list(storage.folders("many")) == [name.split("/")[1] for name in names]
+
+
+def test_split_uri(any_root: str) -> None:
+    open_storage(any_root).write("folder/file", b"1")
+    storage, name = split_uri(f"{any_root}/folder/file")
+    assert storage.read(name) == b"1"
+
+
+def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = LocalStorage(tmp_path)
+    storage.write("a", b"old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StorageError, match="disk is full"):
+        storage.write("a", b"new")
+    assert storage.read("a") == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_refusals_name_the_place(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="file"):
+        LocalStorage(tmp_path / "file").write("x", b"")
+    with pytest.raises(ConfigError, match="neither"):
+        open_storage("http://somewhere/x")
+    with pytest.raises(ConfigError, match="no bucket"):
+        open_storage("s3:///x")

@@ -1,0 +1,78 @@
+"""MLflow's registry asked without MLflow: what else may answer there, and what is said of it."""
+
+import http.server
+import ssl
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pipeline.tracking.errors import TrackingError
+from pipeline.tracking.registry import champion, has_version
+from tests.support.tls import certificate
+
+
+class Service(http.server.BaseHTTPRequestHandler):
+    """Some other service: JSON, but none of MLflow's."""
+
+    body = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def service() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Service)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.mark.parametrize("body", [b"", b"hello", b"[]", b"3", b'{"ok": 1}', b'{"model_version": 3}'])
+def test_what_answers_is_no_registry(service, monkeypatch, body):
+    monkeypatch.setattr(Service, "body", body)
+    with pytest.raises(TrackingError, match="is no MLflow"):
+        champion(service, "m")
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("http://localhost:50o0", "is no URL"), ("http://h:99999", "is no URL"), ("http://[::1", "is no URL"),
+        ("http://mlflow.invalid", "is not known"), ("http://127.0.0.1:9", "nothing listens"), ("ftp://h", "be asked"),
+    ],
+)  # fmt: skip
+def test_registries_that_are_nowhere(uri, said):
+    with pytest.raises(TrackingError, match=said):
+        champion(uri, "m")
+
+
+def test_a_login_with_a_line_end_is_not_shown(service, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "geheim\n")
+    with pytest.raises(TrackingError, match="holds a line end") as caught:
+        champion(service, "m")
+    assert "geheim" not in str(caught.value)
+
+
+def test_a_registry_by_tls(tmp_path, monkeypatch):
+    """Known by the authority that MLflow's own client is told of."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Service)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    pem = certificate(tmp_path)
+    context.load_cert_chain(pem)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(Service, "body", b"{}")
+    uri = f"https://127.0.0.1:{server.server_port}"
+    with pytest.raises(TrackingError, match="TLS fails at"):
+        has_version(uri, "m", "0" * 64)
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(pem))
+    assert not has_version(uri, "m", "0" * 64)
+    server.shutdown()

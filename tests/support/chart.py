@@ -1,0 +1,94 @@
+"""Rendering the chart: by Helm 4 (its library) and by a Helm 3 command, where there is one."""
+
+import os
+import shutil
+import subprocess
+from functools import cache
+from typing import Any
+
+import yaml
+
+from tests.support import PROJECT
+
+CHART = PROJECT / "helm" / "denoising-vae"
+CASES = sorted(path.name.removesuffix("-values.yaml") for path in (CHART / "ci").glob("*-values.yaml"))
+GOOD = {"site": {"root": "s3://b/p"}, "auth": {"existingSecret": "t"}}  # the least that the chart takes
+Object = dict[str, Any]
+
+
+def values_of(case: str) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load((CHART / "ci" / f"{case}-values.yaml").read_text())
+    return values
+
+
+@cache
+def rendered(case: str) -> list[Object]:
+    return render(values_of(case))
+
+
+def render(values: dict[str, Any]) -> list[Object]:
+    """Every object of a release `r` in the namespace `n`, by Helm 4. helm_python.HelmError when it is refused."""
+    from helm_python import Chart
+
+    with Chart.load(CHART) as chart:
+        chart.validate_schema(values)
+        files = chart.render(values, name="r", namespace="n")
+    return [made for path, text in files.items() if path.endswith(".yaml") for made in yaml.safe_load_all(text) if made]
+
+
+def helm3() -> str | None:
+    """HELM3 in the environment, or a `helm` of version 3 on the path."""
+    found = os.environ.get("HELM3") or shutil.which("helm")
+    if found is None:
+        return None
+    told = subprocess.run([found, "version", "--short"], capture_output=True, text=True, check=True).stdout
+    return found if told.startswith("v3") else None
+
+
+def kinds(objects: list[Object], kind: str) -> list[Object]:
+    return [made for made in objects if made["kind"] == kind]
+
+
+def named(objects: list[Object], kind: str, ending: str) -> Object:
+    (found,) = [made for made in kinds(objects, kind) if made["metadata"]["name"].endswith(ending)]
+    return found
+
+
+def pod_specs(objects: list[Object]) -> dict[str, tuple[dict[str, str], dict[str, Any]]]:
+    """Labels and spec of every pod that would run, by what makes it."""
+    pods = {}
+    for made in objects:
+        where = f"{made['kind']} {made['metadata']['name']}"
+        if made["kind"] == "Pod":
+            pods[where] = (made["metadata"]["labels"], made["spec"])
+        elif made["kind"] == "Deployment":
+            pods[where] = _template(made["spec"]["template"])
+        elif made["kind"] == "CronJob":
+            pods[where] = _template(made["spec"]["jobTemplate"]["spec"]["template"])
+        elif made["kind"] == "RayCluster":
+            pods.update(_ray_pods(where, made["spec"]))
+        elif made["kind"] == "ConfigMap" and "rayjob.yaml" in made["data"]:
+            job = rayjob_in(made)
+            pods["RayJob submitter"] = _template(job["spec"]["submitterPodTemplate"])
+            pods.update(_ray_pods("RayJob", job["spec"]["rayClusterSpec"]))
+    return pods
+
+
+def rayjob_in(config_map: Object) -> Object:
+    """The RayJob without work that the chart has ready for `deploy rayjob`."""
+    made: Object = yaml.safe_load(config_map["data"]["rayjob.yaml"])
+    return made
+
+
+def _ray_pods(where: str, spec: dict[str, Any]) -> dict[str, tuple[dict[str, str], dict[str, Any]]]:
+    pods = {f"{where} {group['groupName']}": _template(group["template"]) for group in spec["workerGroupSpecs"]}
+    return {f"{where} head": _template(spec["headGroupSpec"]["template"]), **pods}
+
+
+def _template(template: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+    return template["metadata"]["labels"], template["spec"]
+
+
+def containers(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = [*spec.get("initContainers", []), *spec["containers"]]
+    return made

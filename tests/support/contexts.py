@@ -1,0 +1,94 @@
+"""A stage's context without Ray: `map` runs in this process. And tiny artifacts for the evaluation stages."""
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from models.tokenizers.vit import Tokenizer
+from pipeline.artifacts.manifest import Manifest, work_path
+from pipeline.artifacts.writer import Outcome
+from pipeline.config.schema import Config
+from pipeline.data.prepared import choose_rows, read_images
+from pipeline.stages.evaluate_samples import Work
+from pipeline.storage.uri import open_storage
+from pipeline.tracking.outbox import Outbox
+from pipeline.workflow.context import StageContext
+from tests.support.artifacts import artifact_writer, fingerprint_of, manifest, put
+
+
+class LocalContext(StageContext):
+    """Records pass through JSON, as they do on their way from a worker."""
+
+    def map(
+        self,
+        function: Callable[[Any], dict[str, Any]],
+        specs: Sequence[Any],
+        weights: Sequence[int],
+        unit: str,
+        gpu: bool = False,
+    ) -> list[dict[str, Any]]:
+        assert len(specs) == len(weights)
+        assert all(weight > 0 for weight in weights)
+        return [json.loads(json.dumps(function(spec))) for spec in specs]
+
+
+def local_context(config: Config, stage: str, inputs: dict[str, Manifest], scratch: Path) -> LocalContext:
+    fingerprint = fingerprint_of(config, stage)
+    storage = open_storage(config.root)
+    return LocalContext(
+        config=config,
+        stage=stage,
+        fingerprint=fingerprint,
+        storage=storage,
+        inputs=inputs,
+        writer=artifact_writer(config, stage),
+        work=work_path(stage, fingerprint),
+        scratch=scratch,
+        lease=None,  # type: ignore[arg-type]  # nothing here commits
+        outbox=Outbox(storage, f"test/{stage}"),
+        progress=lambda *_, **__: None,
+    )
+
+
+def committed(context: StageContext, outcome: Outcome, seconds: float = 1.5) -> Manifest:
+    """Leave the manifest as a runner would."""
+    made = manifest(context.config, context.stage, context.writer, context.inputs, **outcome.details)
+    return put(context.config, made.model_copy(update={"metrics": outcome.metrics, "seconds": seconds}))
+
+
+def untrained_tokenizer(config: Config, prepare: Manifest, scratch: Path) -> Manifest:
+    """A tokenizer with random weights, as an artifact."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Tokenizer(**config.tokenizer_network)
+    scratch.mkdir(parents=True, exist_ok=True)
+    save_file(network.state_dict(), scratch / "weights.safetensors")
+    writer = artifact_writer(config, "train-tokenizer")
+    writer.add(scratch / "weights.safetensors", "weights.safetensors")
+    details = {"network": config.tokenizer_network, "filter": {"mask": "gain", "keep": 0.5}}
+    return put(config, manifest(config, "train-tokenizer", writer, {"prepare": prepare}, **details))
+
+
+def samples(config: Config, images: np.ndarray, labels: np.ndarray, shard_rows: int = 30) -> Manifest:
+    """These images as if the generator had made them."""
+    writer, shards = artifact_writer(config, "sample"), []
+    for start in range(0, len(images), shard_rows):
+        buffer, part = io.BytesIO(), slice(start, start + shard_rows)
+        np.savez(buffer, images=images[part], labels=labels[part])
+        writer.add_bytes(buffer.getvalue(), f"images/{start:06d}.npz")
+        shards.append({"path": f"images/{start:06d}.npz", "rows": len(labels[part])})
+    return put(config, manifest(config, "sample", writer, {}, shards=shards))
+
+
+def real_images(work: Work, split: Any, most: int) -> tuple[np.ndarray, np.ndarray]:
+    parts = [
+        read_images(open_storage(work.root), work.prepare, unit, work.config.data)
+        for unit in choose_rows(work.prepare, split, most)
+    ]
+    return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
