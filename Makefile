@@ -4,42 +4,45 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-all test-image test-cluster cluster lint types clean
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-all test-image test-cluster cluster lint types clean
 
-quickstart: $(INSTALLED)
+help: ## Say what there is.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: $(INSTALLED) ## Train, sample, evaluate and register on handwritten digits: minutes on two CPU cores.
 	@$(BIN)/python -m pipeline run quickstart
 
-test: $(INSTALLED) lint types
+test: $(INSTALLED) lint types ## Lint, types and the fast tests: what every change has to pass.
 	@echo "tests"
 	@$(BIN)/python -m pytest -m "not slow and not image and not cluster" --cov --cov-report=term:skip-covered
 
-test-all: $(INSTALLED) lint types
+test-all: $(INSTALLED) lint types ## The same with the slow tests: full-size models, kills, whole runs.
 	@echo "tests, the slow ones too"
 	@$(BIN)/python -m pytest -m "not image and not cluster" --cov --cov-report=term:skip-covered
 
-test-image: $(INSTALLED)
+test-image: $(INSTALLED) ## Build the container image with podman and test it.
 	@echo "the container image"
 	@$(BIN)/python -m pytest -m image --durations=10
 
-test-cluster: $(INSTALLED)
+test-cluster: $(INSTALLED) ## Test everything on a whole Kubernetes on this machine; as root, an hour and a half.
 	@echo "a whole Kubernetes on this machine"
 	@test -n "$(DVAE_CLUSTER_HOST)" || $(BIN)/python -m tests.cluster prepare
 	@$(BIN)/python -m pytest -m cluster --durations=25
 
-# The same cluster without tests, until Ctrl-C.
-cluster: $(INSTALLED)
+cluster: $(INSTALLED) ## Start that Kubernetes without tests, until Ctrl-C.
 	@$(BIN)/python -m tests.cluster
 
-lint: $(INSTALLED)
+lint: $(INSTALLED) ## Run ruff: rules and formatting.
 	@echo "lint"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-types: $(INSTALLED)
+types: $(INSTALLED) ## Run mypy.
 	@echo "types"
 	@$(BIN)/mypy
 
-clean:
+clean: ## Remove the environment, builds and caches; runs and their artifacts stay.
 	rm -rf $(VENV) build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # The stamp is written last: an installation that was cut is taken up again.
