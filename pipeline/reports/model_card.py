@@ -50,7 +50,8 @@ pictures = model.predict(rows, params={{"guidance": {guidance}, "steps": {steps}
 
 `label` runs from 0 to {last_label}; the same label and seed give the same picture, whatever else is asked with them.
 Params: `guidance`, `guidance_interval`, `steps`, `method` (euler, heun, sde). The model brings its own code
-(`code/models`); besides it needs the packages of `requirements.txt`. Weights are safetensors; nothing is unpickled.
+(a package below `code/`); besides it needs the packages of `requirements.txt`. Weights are safetensors; nothing is
+unpickled.
 
 ## Licence
 

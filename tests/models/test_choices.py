@@ -1,0 +1,29 @@
+"""The names of the alternatives, and the dicts that hold them: each name has its alternative, and no other is there."""
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+import pytest
+
+from models import choices
+from models.alignment import ALIGNMENTS, FEATURE_LOSSES, SCHEDULES
+from models.regularizers import REGULARIZERS
+from models.sampler import SAMPLERS
+from pipeline.evaluation.features import FEATURE_NETWORKS
+
+KINDS: dict[str, tuple[Any, Mapping[Any, Any]]] = {
+    "regularizers": (choices.RegularizerKind, REGULARIZERS),
+    "alignments": (choices.AlignmentKind, ALIGNMENTS),
+    "schedules of the alignment": (choices.AlignmentSchedule, SCHEDULES),
+    "losses of features": (choices.FeatureLoss, FEATURE_LOSSES),
+    "samplers": (choices.SamplerMethod, SAMPLERS),
+    "fewest steps of a sampler": (choices.SamplerMethod, choices.FEWEST_STEPS),
+    "evaluations a step of a sampler": (choices.SamplerMethod, choices.EVALUATIONS_A_STEP),
+    "feature networks": (choices.FeatureNetwork, FEATURE_NETWORKS),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_and_alternatives_agree(kind: str) -> None:
+    names, alternatives = KINDS[kind]
+    assert set(get_args(names)) == set(alternatives)
