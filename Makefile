@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all test-image test-cluster cluster lint types clean
+.PHONY: help quickstart test test-all test-image test-cluster cluster lint types docs clean
 
 help: ## Say what there is.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,15 +42,24 @@ types: $(INSTALLED) ## Run mypy.
 	@echo "types"
 	@$(BIN)/mypy
 
+docs: $(VENV)/.docs ## Build the documentation, with a reference of every module, into build/docs.
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean: ## Remove the environment, builds and caches; runs and their artifacts stay.
 	rm -rf $(VENV) build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
-# The stamp is written last: an installation that was cut is taken up again.
-$(INSTALLED): pyproject.toml constraints.txt
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: Python 3.11 or newer is needed; name one with 'make PYTHON=/path/to/python3.11'"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	@$(PYTHON) -m venv $(VENV) || \
 	  { echo "error: $(PYTHON) cannot make a virtual environment (on Debian: apt install python3-venv)"; exit 1; }
+
+# The stamps are written last: an installation that was cut is taken up again.
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing into $(VENV): about 7 GB, 3 to 5 minutes the first time"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,server,dev]'
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python # the modules are read, not imported: it needs little
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@
