@@ -244,8 +244,15 @@ class SampleConfig(Section):
 
     def sampling(self, **changed: Any) -> dict[str, Any]:
         """The arguments of `models.generator.Sampling`: what decides a picture, but for its label and index."""
-        given = {**self.model_dump(exclude={"count", "batch_size"}), **changed}
-        return {**given, "guidance_interval": tuple(given["guidance_interval"])}
+        own = {
+            "method": self.method,
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "guidance_interval": self.guidance_interval,
+            "seed": self.seed,
+            "precision": self.precision,
+        }
+        return {**own, **changed}
 
 
 class GateConfig(Section):

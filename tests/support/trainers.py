@@ -92,7 +92,8 @@ def run_ranks(ranks: Ranks) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")  # which imports torch once, and not in each rank of each run
+    context.set_forkserver_preload([__name__])
     processes = [context.Process(target=_rank, args=(ranks, rank, port)) for rank in range(ranks.world)]
     for process in processes:
         process.start()
