@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+WORKERS ?= auto # processes that share the fast tests
 
 .PHONY: quickstart test test-all test-image test-cluster cluster lint types clean
 
@@ -11,20 +13,22 @@ quickstart: $(INSTALLED)
 
 test: $(INSTALLED) lint types
 	@echo "tests"
-	@$(BIN)/python -m pytest -m "not slow and not image and not cluster" --cov --cov-report=term:skip-covered
+	@$(PYTEST) -n $(WORKERS) --dist loadgroup -m "not slow and not study and not image and not cluster" --cov --cov-report=term:skip-covered
 
 test-all: $(INSTALLED) lint types
 	@echo "tests, the slow ones too"
-	@$(BIN)/python -m pytest -m "not image and not cluster" --cov --cov-report=term:skip-covered
+	@$(PYTEST) -n $(WORKERS) --dist loadgroup -m "not slow and not study and not image and not cluster"
+	@$(PYTEST) -m "slow and not study and not image and not cluster" --durations=15
 
 test-image: $(INSTALLED)
 	@echo "the container image"
-	@$(BIN)/python -m pytest -m image --durations=10
+	@$(PYTEST) -m image --durations=10
 
 test-cluster: $(INSTALLED)
 	@echo "a whole Kubernetes on this machine"
 	@test -n "$(DVAE_CLUSTER_HOST)" || $(BIN)/python -m tests.cluster prepare
-	@$(BIN)/python -m pytest -m cluster --durations=25
+	@$(PYTEST) -m cluster --durations=25
+	@test -n "$(DVAE_CLUSTER_HOST)" || $(BIN)/python -m tests.cluster.proven write
 
 # The same cluster without tests, until Ctrl-C.
 cluster: $(INSTALLED)

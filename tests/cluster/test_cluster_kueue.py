@@ -113,9 +113,9 @@ def test_admitted_when_quota_is_free_and_waiting_when_not(kueue: Installation):
             assert "✓ prepare" in out
         assert waiting.line(f"queue {QUEUE}: admitted")
     finally:
-        for process in (first, second):
-            if process:
-                process.kill()
+        for begun in (first, second):
+            if begun:
+                begun.kill()
 
 
 def conditions(place: Installation) -> set[str]:

@@ -21,7 +21,7 @@ from pipeline.config.loading import load_config
 from pipeline.storage.s3 import _session, _settings
 from tests.support import PROJECT
 from tests.support.api_server import ApiServer
-from tests.support.chart import Object, kinds, named, render, values_of
+from tests.support.chart import kinds, named, render, values_of
 
 VALUES = values_of("gpu-production") | {
     "groupDefaults": {"nodeSelector": {"pool": "gpu"}, "tolerations": [{"key": "gpu", "operator": "Exists"}],
@@ -159,13 +159,13 @@ def test_secrets_that_are_missing_or_lack_a_key(world, s3_root):
 
 
 def test_an_operator_that_is_too_old_away_or_watches_elsewhere(world, s3_root):
-    def with_container(**container: Any) -> Object:
+    def with_container(**container: Any) -> Finding:
         given = {"name": "o", "image": "quay.io/kuberay/operator:v1.6.2", "args": [], **container}
         world.apps.patch_namespaced_deployment(
             "kuberay-operator", "kuberay-system", {"spec": {"template": {"spec": {"containers": [given]}}}}
         )
-        (finding,) = red(world.look(s3_root)).values() or [None]
-        return finding  # type: ignore[return-value]
+        (finding,) = red(world.look(s3_root)).values()
+        return finding
 
     assert "is v1.5.1, which is too old" in with_container(image="quay.io/kuberay/operator:v1.5.1").text
     for words in (["--watch-namespace=a,b"], ["--enable-leader-election", "-watch-namespace", "a,b"]):

@@ -27,7 +27,7 @@ def pods(tmp_path: Path, s3_endpoint: str) -> Iterator[tuple[Head, dict[str, Gro
     keys = {"AWS_ENDPOINT_URL": s3_endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_DEFAULT_REGION": "us-east-1", "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}  # fmt: skip
     with (
-        running_head(tmp_path, 0, **keys) as head,
+        running_head(tmp_path, keys, cpus=0) as head,
         running_worker(head, "one", tmp_path, **keys) as one,
         running_worker(head, "two", tmp_path, **keys) as two,
     ):

@@ -32,7 +32,7 @@ def head(tmp_path_factory: pytest.TempPathFactory, s3_endpoint: str) -> Iterator
     (folder / "site.yaml").write_text(yaml.safe_dump({"root": "s3://elsewhere/x", "cluster": of_the_cluster}))
     keys = {"AWS_ENDPOINT_URL": s3_endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
     pods = {"DVAE_SITE": str(folder / "site.yaml"), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
-    with running_head(folder, AWS_DEFAULT_REGION="us-east-1", **keys, **pods) as up:
+    with running_head(folder, {"AWS_DEFAULT_REGION": "us-east-1", **keys, **pods}) as up:
         yield up
 
 

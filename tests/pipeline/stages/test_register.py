@@ -174,21 +174,14 @@ def _no_other_mlflow(monkeypatch):
 
 
 @pytest.fixture
-def world(tmp_path, networks, template) -> World:
+def world(tmp_path, networks, mlflow_template) -> World:
     """Its database is a copy of one that MLflow has already set up, which takes it seconds."""
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "mlflow.db").write_bytes(template)
+    (tmp_path / "runs" / "mlflow.db").write_bytes(mlflow_template)
     return World(tmp_path, networks)
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory) -> bytes:
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path.read_bytes()
-
-
-def predict(world: World, rows: dict, version: str = "@champion", **params) -> list[np.ndarray]:
+def predict(world: World, rows: dict[str, list[int]], version: str = "@champion", **params) -> list[np.ndarray]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", world.tracking)
         model = mlflow.pyfunc.load_model(f"models:/denoising-vae{version}")
@@ -283,7 +276,9 @@ def test_a_version_deleted_from_the_registry_is_made_again(world):
 def test_a_version_whose_files_are_lost_is_made_again(world):
     world.register(0.95)
     version = world.client.get_model_version("denoising-vae", "1")
-    shutil.rmtree(open_storage(world.client.get_run(version.run_id).info.artifact_uri).folder)
+    artifacts = open_storage(world.client.get_run(version.run_id).info.artifact_uri).local_path()
+    assert artifacts is not None
+    shutil.rmtree(artifacts)
     assert world.register(0.95).details["version"] == "2"
     assert world.aliases()["champion"] == "2"
 
@@ -344,7 +339,8 @@ def test_the_champion_gives_pictures_of_a_class(world):
 def test_the_champion_draws_what_the_sample_stage_draws(world, networks):
     world.register(0.95)
     own = world.config().sample
-    generator = ImageGenerator(*networks, LatentStatistics(**STATISTICS), "velocity").eval()
+    tokenizer, sit = networks
+    generator = ImageGenerator(tokenizer, sit, LatentStatistics(**STATISTICS), "velocity").eval()
     expected = generator.draw(torch.tensor([4, 5]), [14, 15], Sampling(**own.sampling()))
     pictures = predict(world, {"label": [4, 5], "seed": [14, 15]})
     assert np.array_equal(np.stack(pictures), expected.permute(0, 2, 3, 1).numpy())

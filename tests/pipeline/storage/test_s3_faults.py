@@ -123,7 +123,7 @@ def test_the_same_content_is_still_another_writer(proxy: FaultProxy, root: str) 
 def test_one_winner_though_answers_are_lost(proxy: FaultProxy, root: str, hurried: None) -> None:
     proxy.fail(0.5, ("lost", "truncated", "reset", "503"), seed=3)
     for turn in range(5):
-        won = []
+        won = list[bytes]()
 
         def write(writer: int, path: str = f"prize {turn}", won: list[bytes] = won) -> None:
             storage, content = open_storage(root), f"writer {writer}".encode()

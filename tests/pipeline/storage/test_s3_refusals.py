@@ -5,6 +5,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,46 +58,43 @@ def real_refusals(ceph: Ceph, owner: dict[str, str]) -> dict[str, tuple[dict[str
     }  # fmt: skip
 
 
-def test_refusals_of_a_real_server(ceph: tuple[Ceph, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    server, owner = ceph
-    act_as(monkeypatch, owner)
-    s3.S3Storage("tests", "").client.create_bucket(Bucket="tests")
-    for environment, root, said in real_refusals(server, owner).values():
+def test_refusals_of_a_real_server(ceph: Ceph, ceph_owner: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for environment, root, said in real_refusals(ceph, ceph_owner).values():
         act_as(monkeypatch, environment)
         for operation in OPERATIONS.values():
-            where, _, line = refusal(lambda o=operation, r=root: o(open_storage(r))).partition(": ")
+            where, _, line = refusal(partial(operation, open_storage(root))).partition(": ")
             assert where in (root, f"{root}/a")
             assert line == said
 
 
-def test_arrow_is_refused(ceph: tuple[Ceph, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrow_is_refused(ceph_owner: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.data.sources import ParquetUnit
 
-    act_as(monkeypatch, ceph[1])
+    act_as(monkeypatch, ceph_owner)
     owned = s3.S3Storage("tests", "x")
     owned.client.create_bucket(Bucket="tests")
     owned.write("a.parquet", b"1")
-    act_as(monkeypatch, {**ceph[1], "AWS_SECRET_ACCESS_KEY": "wrong"})
+    act_as(monkeypatch, {**ceph_owner, "AWS_SECRET_ACCESS_KEY": "wrong"})
     assert refusal(lambda: list(ParquetUnit(0, "train", "s3://tests/x", "a.parquet", 0, 1).read())) == (
         "s3://tests/x/a.parquet: the credentials may not read this (ACCESS_DENIED during HeadObject operation: No "
         "response body.). Give them s3:GetObject on it."
     )
 
 
-def test_a_clock_that_is_wrong(ceph: tuple[Ceph, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    act_as(monkeypatch, ceph[1])
+def test_a_clock_that_is_wrong(ceph_owner: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    act_as(monkeypatch, ceph_owner)
     s3.S3Storage("tests", "").client.create_bucket(Bucket="tests")
     behind = datetime.timedelta(hours=3)
 
     class Clock(datetime.datetime):
         @classmethod
-        def now(cls, zone: Any = None) -> datetime.datetime:
+        def now(cls, zone: Any = None) -> Any:
             return datetime.datetime.now(zone) - behind
 
     monkeypatch.setattr("botocore.auth.get_current_datetime", lambda *_: Clock.now(datetime.UTC).replace(tzinfo=None))
     monkeypatch.setattr("pipeline.storage.s3_errors.datetime", Clock)
     for operation in OPERATIONS.values():
-        line = refusal(lambda o=operation: o(open_storage("s3://tests/x"))).partition(": ")[2]
+        line = refusal(partial(operation, open_storage("s3://tests/x"))).partition(": ")[2]
         assert line in {
             f"this machine's clock is {seconds} s behind the server's. Set the clock (NTP), then run again."
             for seconds in (10799, 10800, 10801)
@@ -188,7 +186,7 @@ def test_wrong_endpoints(s3_endpoint: str, alone: dict[str, str], monkeypatch: p
     endpoint, said = endpoints(s3_endpoint)[wrong]
     act_as(monkeypatch, {**alone, **KEYS, "AWS_ENDPOINT_URL": endpoint})
     for name in ("read", "write_new", "list"):
-        assert said in refusal(lambda o=OPERATIONS[name]: o(open_storage("s3://tests/x")))
+        assert said in refusal(partial(OPERATIONS[name], open_storage("s3://tests/x")))
 
 
 def test_an_address_that_drops_what_comes(alone: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +235,7 @@ def test_a_server_that_is_not_s3(alone: dict[str, str], monkeypatch: pytest.Monk
     monkeypatch.setattr(s3, "_WORDLESS_SECONDS", 0.1)
     act_as(monkeypatch, {**alone, **KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{web.port}"})
     for name in ("read", "exists", "list", "open"):
-        line = refusal(lambda o=OPERATIONS[name]: o(open_storage("s3://tests/x")))
+        line = refusal(partial(OPERATIONS[name], open_storage("s3://tests/x")))
         assert f"what answers at http://127.0.0.1:{web.port} is no S3 server (" in line
         assert line.endswith(". Check AWS_ENDPOINT_URL: the address, the port, and http or https.")
     web.socket.close()

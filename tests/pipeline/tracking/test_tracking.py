@@ -41,13 +41,18 @@ def test_what_happened_arrives_with_its_steps_and_times(world: World) -> None:
 @pytest.mark.parametrize("gone", ["start", "middle", "end"])
 def test_an_outage_loses_nothing(world: World, away: Callable[[], Any], gone: str) -> None:
     outbox = world.outbox()
-    parts: dict[str, Callable[[], None]] = {
-        "start": lambda: (outbox.open("run", {}), outbox.params({"a": 1}), outbox.metrics({"sit/loss": 3.0}, 1)),
-        "middle": lambda: (outbox.metrics({"sit/loss": 2.0}, 2), outbox.metrics({"sit/loss": 1.0}, 3)),
-        "end": lambda: (outbox.metrics({"sit/loss": 0.5}, 4), outbox.close("FINISHED")),
-    }  # type: ignore[dict-item]
-    for part, post in parts.items():
-        post()
+    parts: dict[str, list[Callable[[], None]]] = {
+        "start": [
+            lambda: outbox.open("run", {}),
+            lambda: outbox.params({"a": 1}),
+            lambda: outbox.metrics({"sit/loss": 3.0}, 1),
+        ],
+        "middle": [lambda: outbox.metrics({"sit/loss": 2.0}, 2), lambda: outbox.metrics({"sit/loss": 1.0}, 3)],
+        "end": [lambda: outbox.metrics({"sit/loss": 0.5}, 4), lambda: outbox.close("FINISHED")],
+    }
+    for part, posts in parts.items():
+        for post in posts:
+            post()
         if part == gone:
             with away(), pytest.raises(TrackingError, match="connection refused"):
                 world.deliver()
