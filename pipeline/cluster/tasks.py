@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.cluster.pools import device_of, pool_resources
 from pipeline.config import ClusterConfig
 from pipeline.errors import PipelineError
-from pipeline.storage import refusal
+from pipeline.storage import storage_error
 
 
 def run_tasks(
@@ -46,7 +46,7 @@ def surfaced() -> Iterator[None]:
         if isinstance(cause, PipelineError):
             raise cause from None
         if isinstance(cause, OSError) and cause.errno is not None:
-            raise refusal(cause) from None
+            raise storage_error(cause) from None
         raise
     except OutOfMemoryError as error:
         raise PipelineError("out of memory: Ray ended a task", "Lower the stage's batch_size.") from error

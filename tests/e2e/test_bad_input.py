@@ -428,7 +428,7 @@ def test_a_full_disk(small_disk: Path) -> None:
     more = (*(word for pair in sets for word in ("--set", pair)), "--until", "train-tokenizer")
     done = command(root, *more)
     assert done.returncode == 1, done.stdout + done.stderr
-    one_line(done.stderr, "No space left", "The disk is full")
+    one_line(done.stderr, "No space left", "Free some disk space")
     assert not list(root.glob("train-tokenizer/*/manifest.json"))
     verify = [sys.executable, "-m", "pipeline", "artifact", "verify", "--root", str(root)]
     assert subprocess.run(verify, cwd=PROJECT, capture_output=True).returncode == 0
