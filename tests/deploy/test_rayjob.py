@@ -140,7 +140,7 @@ def test_detached_and_attached(place):
     code, _, error = ended(first)
     assert code == 130
     assert f"detached: {job['metadata']['name']} keeps running at {place.server.url} in {place.name}" in error
-    assert f"`kubectl -n {place.name} delete rayjob {job['metadata']['name']}` ends it" in error
+    assert f"`kubectl -n {place.name} delete rayjob {job['metadata']['name']}` stops it" in error
     second = place.start()
     line_with(second, f"attached to {job['metadata']['name']}")
     place.tell(job, "Complete", "SUCCEEDED")

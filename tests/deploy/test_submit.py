@@ -117,7 +117,7 @@ def test_detached_attached_killed_and_taken_up(head, s3_root):
     code, _, error = ended(first)
     assert code == 130
     assert f"detached: {name} keeps running at {head.address}. " in error
-    assert f"`ray job stop {name} --address {head.address}` ends it" in error
+    assert f"`ray job stop {name} --address {head.address}` stops it" in error
     assert driver.is_running()
 
     second = submit(head, s3_root, *words, "--attempts", "2", sets=LONG)
