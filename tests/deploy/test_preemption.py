@@ -71,7 +71,7 @@ def test_the_trainer_moves_and_ends_with_the_same_bits(pods, s3_root, tmp_path):
         env={**os.environ, **head.environment, **place}, timeout=90,
     )  # fmt: skip
     assert drained.returncode == 0, drained.stderr
-    assert re.search(r"drains for \d+ s", drained.stderr), drained.stderr
+    assert re.search(r"draining node \w+ for \d+ s", drained.stderr), drained.stderr
     groups[pod].end()  # the pod's end
     made, saved = steps(there), checkpoints(there)
     assert 100 <= made < 1499, "it was on its way when its node went"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.tracking import outbox
-from pipeline.tracking.mlflow import Post
+from pipeline.tracking.mlflow import MlflowWriter
 from tests.support.outboxes import World
 
 
@@ -25,13 +25,13 @@ def world(tmp_path: Path, mlflow_template: bytes, monkeypatch: pytest.MonkeyPatc
 def away(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     """A context in which MLflow does not answer."""
 
-    def refuse(_: Post) -> Any:
+    def refuse(_: MlflowWriter) -> Any:
         raise ConnectionError("connection refused")
 
     class Away:
         def __enter__(self) -> None:
             self.patch = pytest.MonkeyPatch()
-            self.patch.setattr(Post, "client", property(refuse))
+            self.patch.setattr(MlflowWriter, "client", property(refuse))
 
         def __exit__(self, *_: object) -> None:
             self.patch.undo()

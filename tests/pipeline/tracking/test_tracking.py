@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.tracking.courier import Courier, deliver, undelivered
 from pipeline.tracking.errors import RefusedError, TrackingError
-from pipeline.tracking.mlflow import Post
+from pipeline.tracking.mlflow import MlflowWriter
 from pipeline.tracking.outbox import OUTBOX, metric_event
 from tests.support.outboxes import KEY, World
 
@@ -77,7 +77,7 @@ def test_the_courier_waits_for_mlflow_and_says_so(
         courier = Courier(world.storage, world.config)
         outbox.metrics({"sit/loss": 1.0}, 1)
         assert courier.close(30) == (
-            f"MLflow at {world.uri} does not answer, or is in trouble (connection refused). Is it up? See tracking.uri "
+            f"MLflow at {world.uri} is unavailable (connection refused). Check that it is running. Check tracking.uri "
             "and MLFLOW_TRACKING_URI."
         )
     assert undelivered(world.storage) == [KEY]
@@ -207,7 +207,7 @@ def test_what_waits_is_listed_and_one_run_can_be_sent_alone(world: World) -> Non
     for key in (KEY, f"{KEY}/prepare", "other-1"):
         world.outbox(key).open(key, {})
     assert undelivered(world.storage) == sorted([KEY, f"{KEY}/prepare", "other-1"])
-    assert deliver(world.storage, Post(world.uri, world.config), KEY) == 2
+    assert deliver(world.storage, MlflowWriter(world.uri, world.config), KEY) == 2
     assert undelivered(world.storage) == ["other-1"]
 
 
@@ -224,7 +224,7 @@ def test_figures_are_shown(world: World) -> None:
 
 def test_events_of_an_unknown_run_stay(world: World) -> None:
     world.outbox().metrics({"sit/loss": 1.0}, 1)
-    with pytest.raises(RefusedError, match=f"has no run '{KEY}'. Its events stay; to give them up, delete file://"):
+    with pytest.raises(RefusedError, match=f"has no run '{KEY}'. Its events are kept; delete file://"):
         world.deliver()
     assert undelivered(world.storage) == [KEY]
 

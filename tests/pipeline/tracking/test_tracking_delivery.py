@@ -24,7 +24,7 @@ from pipeline import tracking
 
 root, uri, fatal, count = sys.argv[1:]
 config = load_config("quickstart", [f"tracking.uri={uri}"], root)
-storage, post = open_storage(root), tracking.Post(uri, config)
+storage, post = open_storage(root), tracking.MlflowWriter(uri, config)
 left = int(count)
 
 
