@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.errors import StorageError
 
@@ -145,77 +145,77 @@ def _server_message(error: Any, code: str) -> tuple[str, str]:
     return "S3 rejected the request ({detail})", "See your S3 server's documentation for this error."
 
 
+class _Message(NamedTuple):
+    """What an error of the client means. `kinds` are names of classes, so that the client is not imported for them."""
+
+    kinds: tuple[str, ...]
+    what: str
+    hint: str
+    text: str = ""  # a part of the error's detail; empty: any
+
+
+_HTTP = ("HTTPClientError", "ConnectionError", "IncompleteReadError", "RetriesExceededError", "HTTPError")
+_PLAIN = "{endpoint} does not speak TLS", "Write http:// in AWS_ENDPOINT_URL, or correct the port."
+_CLIENT_MESSAGES = (  # the first match counts
+    _Message(("ResponseParserError",), *_NOT_S3),
+    _Message(("SSLError",), *_PLAIN, text="WRONG_VERSION_NUMBER"),
+    _Message(("SSLError",), *_PLAIN, text="record layer failure"),
+    _Message(
+        ("SSLError",),
+        "TLS fails at {endpoint} ({detail})",
+        "Set AWS_CA_BUNDLE to the certificate of the server's authority.",
+    ),
+    _Message(
+        ("ProxyConnectionError",),
+        "the proxy for S3 does not answer ({detail})",
+        "Check HTTPS_PROXY and HTTP_PROXY, or add S3's host to NO_PROXY.",
+    ),
+    _Message(
+        ("EndpointConnectionError",),
+        "the host of {endpoint} cannot be resolved ({detail})",
+        "Check AWS_ENDPOINT_URL and AWS_REGION.",
+        text="resolve",
+    ),
+    _Message(
+        ("EndpointConnectionError",),
+        "nothing listens at {endpoint}",
+        "Check AWS_ENDPOINT_URL, and that the server is running.",
+        text="refused",
+    ),
+    _Message(
+        _HTTP,
+        "the credentials contain a line break or another invalid character",
+        "Remove it from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or AWS_SESSION_TOKEN (`printf %s`, not `echo`).",
+        text="Invalid header value",
+    ),
+    _Message(
+        ("ProfileNotFound", "ConfigParseError", "ConfigNotFound", "InvalidConfigError"),
+        "{detail}",
+        "Check AWS_PROFILE and ~/.aws/config.",
+    ),
+    _Message(("TokenRetrievalError", "SSOError", "LoginError"), "{detail}", _LOGIN),
+    _Message(
+        ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"),
+        "no credentials for S3 were found ({detail})",
+        "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this pod or machine a role.",
+    ),
+    _Message(("ParamValidationError", "InvalidRegionError"), "{detail}", "Correct the URI, or AWS_REGION."),
+    _Message(
+        _HTTP,
+        "{endpoint} does not answer, or breaks the connection ({detail})",
+        "Check that the server is running and reachable, then run again.",
+    ),
+)
+
+
 def _client_message(error: BaseException) -> tuple[str, str]:
     if _is_invalid_endpoint(error):
         return "AWS_ENDPOINT_URL is not a URL ({detail})", "Write http://HOST:PORT or https://HOST."
-    for kinds, text, what, hint in _client_messages():
-        if isinstance(error, kinds) and text in _detail(error):
-            return what, hint
+    names, detail = {kind.__name__ for kind in type(error).__mro__}, _detail(error)
+    for message in _CLIENT_MESSAGES:
+        if names & set(message.kinds) and message.text in detail:
+            return message.what, message.hint
     return "S3 cannot be used ({detail})", "Check AWS_ENDPOINT_URL, AWS_REGION and AWS_PROFILE."
-
-
-def _client_messages() -> list[tuple[tuple[type[BaseException], ...], str, str, str]]:
-    """Messages for errors of the client: (types, part of their text, problem, hint). The first match counts."""
-    import botocore.exceptions as core
-    from boto3.exceptions import RetriesExceededError
-    from botocore.parsers import ResponseParserError
-    from urllib3.exceptions import HTTPError
-
-    profile = (core.ProfileNotFound, core.ConfigParseError, core.ConfigNotFound, core.InvalidConfigError)
-    login = (core.TokenRetrievalError, core.SSOError, core.LoginError)
-    keys = (core.NoCredentialsError, core.PartialCredentialsError, core.CredentialRetrievalError)
-    plain = "{endpoint} does not speak TLS", "Write http:// in AWS_ENDPOINT_URL, or correct the port."
-    http = (core.HTTPClientError, core.ConnectionError, core.IncompleteReadError, RetriesExceededError, HTTPError)
-    return [
-        ((ResponseParserError,), "", *_NOT_S3),
-        ((core.SSLError,), "WRONG_VERSION_NUMBER", *plain),
-        ((core.SSLError,), "record layer failure", *plain),
-        (
-            (core.SSLError,),
-            "",
-            "TLS fails at {endpoint} ({detail})",
-            "Set AWS_CA_BUNDLE to the certificate of the server's authority.",
-        ),
-        (
-            (core.ProxyConnectionError,),
-            "",
-            "the proxy for S3 does not answer ({detail})",
-            "Check HTTPS_PROXY and HTTP_PROXY, or add S3's host to NO_PROXY.",
-        ),
-        (
-            (core.EndpointConnectionError,),
-            "resolve",
-            "the host of {endpoint} cannot be resolved ({detail})",
-            "Check AWS_ENDPOINT_URL and AWS_REGION.",
-        ),
-        (
-            (core.EndpointConnectionError,),
-            "refused",
-            "nothing listens at {endpoint}",
-            "Check AWS_ENDPOINT_URL, and that the server is running.",
-        ),
-        (
-            http,
-            "Invalid header value",
-            "the credentials contain a line break or another invalid character",
-            "Remove it from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or AWS_SESSION_TOKEN (`printf %s`, not `echo`).",
-        ),
-        (profile, "", "{detail}", "Check AWS_PROFILE and ~/.aws/config."),
-        (login, "", "{detail}", _LOGIN),
-        (
-            keys,
-            "",
-            "no credentials for S3 were found ({detail})",
-            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this pod or machine a role.",
-        ),
-        ((core.ParamValidationError, core.InvalidRegionError), "", "{detail}", "Correct the URI, or AWS_REGION."),
-        (
-            http,
-            "",
-            "{endpoint} does not answer, or breaks the connection ({detail})",
-            "Check that the server is running and reachable, then run again.",
-        ),
-    ]
 
 
 def _detail(error: Any) -> str:

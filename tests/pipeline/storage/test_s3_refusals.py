@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.storage import s3
+from pipeline.storage import s3, s3_errors
 from pipeline.storage.base import Storage
 from pipeline.storage.uri import open_storage
 from tests.support.ceph import Ceph, act_as
@@ -174,7 +174,7 @@ def test_what_comes_damaged_every_time_is_given_up(
 
     def damaged(body: Any) -> bytes:
         tries.append("one")
-        raise body._broken("came damaged")
+        raise body._broken("was damaged in transfer")
 
     monkeypatch.setattr(s3._Body, "readall", damaged)
     assert refusal(lambda: open_storage(root).read("a")) == f"{root}/a was damaged in transfer. Run again."
@@ -273,3 +273,15 @@ def test_credentials_that_are_not_there(
         with monkeypatch.context() as patch:
             act_as(patch, {**alone, "AWS_ENDPOINT_URL": s3_endpoint, **({name: "x"} if name else {})})
             assert text in refusal(lambda: open_storage("s3://tests/x").read("a"))
+
+
+def test_the_clients_errors_are_called_so() -> None:
+    """Messages are found by the names of classes: one that is renamed would be told as "S3 cannot be used"."""
+    import boto3.exceptions
+    import botocore.exceptions
+    import botocore.parsers
+    import urllib3.exceptions
+
+    modules = (botocore.exceptions, boto3.exceptions, botocore.parsers, urllib3.exceptions)
+    named = {kind for message in s3_errors._CLIENT_MESSAGES for kind in message.kinds}
+    assert [name for name in named if not any(hasattr(module, name) for module in modules)] == []
