@@ -3,11 +3,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+WORKERS ?= auto # processes that share the fast tests
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-all test-image test-cluster cluster lint types docs clean
 
-help: ## Say what there is.
+help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: $(INSTALLED) ## Train, sample, evaluate and register on handwritten digits: minutes on two CPU cores.
@@ -15,20 +17,22 @@ quickstart: $(INSTALLED) ## Train, sample, evaluate and register on handwritten 
 
 test: $(INSTALLED) lint types ## Lint, types and the fast tests: what every change has to pass.
 	@echo "tests"
-	@$(BIN)/python -m pytest -m "not slow and not image and not cluster" --cov --cov-report=term:skip-covered
+	@$(PYTEST) -n $(WORKERS) --dist loadgroup -m "not slow and not study and not image and not cluster" --cov --cov-report=term:skip-covered
 
-test-all: $(INSTALLED) lint types ## The same with the slow tests: full-size models, kills, whole runs.
+test-all: $(INSTALLED) lint types ## The same, and the slow tests: full-size models, kills, whole runs.
 	@echo "tests, the slow ones too"
-	@$(BIN)/python -m pytest -m "not image and not cluster" --cov --cov-report=term:skip-covered
+	@$(PYTEST) -n $(WORKERS) --dist loadgroup -m "not slow and not study and not image and not cluster"
+	@$(PYTEST) -m "slow and not study and not image and not cluster" --durations=15
 
 test-image: $(INSTALLED) ## Build the container image with podman and test it.
 	@echo "the container image"
-	@$(BIN)/python -m pytest -m image --durations=10
+	@$(PYTEST) -m image --durations=10
 
 test-cluster: $(INSTALLED) ## Test everything on a whole Kubernetes on this machine; as root, an hour and a half.
 	@echo "a whole Kubernetes on this machine"
 	@test -n "$(DVAE_CLUSTER_HOST)" || $(BIN)/python -m tests.cluster prepare
-	@$(BIN)/python -m pytest -m cluster --durations=25
+	@$(PYTEST) -m cluster --durations=25
+	@test -n "$(DVAE_CLUSTER_HOST)" || $(BIN)/python -m tests.cluster.proven write
 
 cluster: $(INSTALLED) ## Start that Kubernetes without tests, until Ctrl-C.
 	@$(BIN)/python -m tests.cluster
@@ -60,6 +64,6 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,server,dev]'
 	@touch $@
 
-$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python # the modules are read, not imported: it needs little
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python # the modules are parsed, not imported: no heavy packages
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@

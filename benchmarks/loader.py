@@ -10,8 +10,10 @@ import io
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,85 +26,89 @@ from pipeline.storage.uri import open_storage
 from pipeline.training.examples import reading_plan, training_images, training_latents
 from tests.support.artifacts import config_at, prepared, trainer_inputs
 
+Side = Callable[[], Iterable[Any]]
+"""Gives batches; how fast they come is what is measured."""
 
-def image_sides(config: Config, batch_size: int, batches: int) -> dict[str, Callable[[], float]]:
-    """Images per second: our loader, and a loop over PIL that decodes and crops the same images."""
+
+def image_sides(config: Config, batch_size: int, batches: int) -> dict[str, Side]:
+    """Pixels: our loader's (B, 3, H, W), and those of a loop over PIL that decodes and crops the same images."""
     store = training_images(open_storage(config.root), prepared(config), config)
     plan = reading_plan(config, batch_size, config.data.shard_rows, 0, 1)
     size, crop = config.data.image_size, config.data.center_crop
 
-    def ours() -> float:
-        begin = time.perf_counter()
+    def ours() -> Iterator[Any]:
         with ImageLoader(
             store, plan, image_size=size, center_crop=crop, horizontal_flip=False, start_step=0, stop_step=batches,
             threads=config.cluster.loader_threads,
         ) as loader:  # fmt: skip
-            for _ in loader:
-                pass
-        return batch_size * batches / (time.perf_counter() - begin)
+            for pixels, _ in loader:
+                yield pixels
 
-    def plain() -> float:
-        begin = time.perf_counter()
+    def plain() -> Iterator[Any]:
         for step in range(batches):
             images, _ = store.take(plan.rows(step, len(store)))
-            np.stack([transform(Image.open(io.BytesIO(image)).convert("RGB"), size, crop) for image in images])
-        return batch_size * batches / (time.perf_counter() - begin)
+            yield np.stack([transform(Image.open(io.BytesIO(image)).convert("RGB"), size, crop) for image in images])
 
     return {"loader": ours, "plain PIL loop": plain}
 
 
-def latent_sides(
-    config: Config, rows: int, batch_size: int, batches: int, scratch: Path
-) -> dict[str, Callable[[], float]]:
-    """Latents per second: our loader, NumPy's gather of the same rows from memory, and a copy of as many neighbours."""
+def latent_sides(config: Config, rows: int, batch_size: int, batches: int, scratch: Path) -> dict[str, Side]:
+    """Moments: our loader's, NumPy's gather of the same rows from memory, and a copy of as many neighbours."""
     store = training_latents(
         open_storage(config.root), trainer_inputs(config, "train-sit", scratch, rows)["encode"], config
     )
     plan = reading_plan(config, batch_size, config.encode.shard_rows, 0, 1)
     mean, logvar, _ = store.take(np.arange(len(store)))
 
-    def ours() -> float:
-        begin = time.perf_counter()
+    def ours() -> Iterator[Any]:
         with LatentLoader(store, plan, start_step=0, stop_step=batches) as loader:
-            for _ in loader:
-                pass
-        return batch_size * batches / (time.perf_counter() - begin)
+            for means, logvars, _ in loader:
+                yield means, logvars
 
-    def plain() -> float:
-        begin = time.perf_counter()
+    def plain() -> Iterator[Any]:
         for step in range(batches):
             chosen = plan.rows(step, len(store))
-            np.take(mean, chosen, axis=0)
-            np.take(logvar, chosen, axis=0)
-        return batch_size * batches / (time.perf_counter() - begin)
+            yield np.take(mean, chosen, axis=0), np.take(logvar, chosen, axis=0)
 
-    def memcpy() -> float:
-        begin = time.perf_counter()
+    def memcpy() -> Iterator[Any]:
         for step in range(batches):
             first = step * batch_size % (len(store) - batch_size)
-            mean[first : first + batch_size].copy()
-            logvar[first : first + batch_size].copy()
-        return batch_size * batches / (time.perf_counter() - begin)
+            yield mean[first : first + batch_size].copy(), logvar[first : first + batch_size].copy()
 
     return {"loader": ours, "plain gather": plain, "memcpy": memcpy}
 
 
-def measure(folder: Path, rounds: int, batches: int) -> dict[str, dict[str, float]]:
-    """Rates and ratio of each case."""
-    cases = {"digits, 32 px": image_sides(config_at(folder / "digits", "quickstart", "data.classes=10"), 48, batches)}
+def rate(side: Side, examples: int) -> float:
+    """Examples a second."""
+    begin = time.perf_counter()
+    for _ in side():
+        pass
+    return examples / (time.perf_counter() - begin)
+
+
+def cases(folder: Path, batches: int) -> dict[str, tuple[dict[str, Side], int]]:
+    """The sides of each case, and how many examples each gives."""
+    digits = config_at(folder / "digits", "quickstart", "data.classes=10")
+    found = {"digits, 32 px": (image_sides(digits, 48, batches), 48 * batches)}
     if "DVAE_TEST_DATA" in os.environ:
         uri = Path(os.environ["DVAE_TEST_DATA"], "imagenet-sample").absolute().as_uri()
         photographs = config_at(
             folder / "photographs", "imagenet-f16d16", f"data.uri={uri}", "data.validation_share=0.1"
         )
-        cases["photographs, 256 px"] = image_sides(photographs, 32, max(1, batches // 4))
+        few = max(1, batches // 4)
+        found["photographs, 256 px"] = (image_sides(photographs, 32, few), 32 * few)
     latents = config_at(
         folder / "latents", "quickstart", "data.image_size=64", "tokenizer.latent_dim=16", "data.classes=10"
     )
-    cases["latents, 16 x 16 x 16"] = latent_sides(latents, 2000, 256, batches, folder / "scratch")
+    found["latents, 16 x 16 x 16"] = (latent_sides(latents, 2000, 256, batches, folder / "scratch"), 256 * batches)
+    return found
+
+
+def measure(folder: Path, rounds: int, batches: int) -> dict[str, dict[str, float]]:
+    """Rates and ratios of each case."""
     results = {}
-    for name, sides in cases.items():
-        measured = alternate(sides, rounds)
+    for name, (sides, examples) in cases(folder, batches).items():
+        measured = alternate({side: partial(rate, batch, examples) for side, batch in sides.items()}, rounds)
         ours, *others = sides
         ratios = {f"ratio to {other}": median_ratio(measured[ours], measured[other]) for other in others}
         results[name] = {**medians(measured), **ratios}

@@ -89,7 +89,7 @@ class PlainTokenizer:
             with autocast(config.precision, own.world.device):
                 real, fake = own.discriminator(torch.cat([target, made.detach()])).float().chunk(2)
             optimize(discriminator_hinge(real, fake), own.discriminator_optimizer, config.clip)
-        return loss.item()
+        return float(loss)
 
 
 class PlainSit:
@@ -130,7 +130,7 @@ class PlainSit:
         loss = loss_B.mean()
         optimize(loss, own.optimizer, config.clip)
         average(own.ema.model, own.model.sit, config.ema_decay)
-        return loss.item()
+        return float(loss)
 
 
 @dataclass
@@ -165,13 +165,13 @@ class Pair:
             _wait(device)
             return (time.perf_counter() - begin) / len(self.batches)
 
-        sides = {
+        sides: dict[str, Callable[[], float]] = {
             "ours": lambda: mean_of(self.ours),
             "plain": lambda: mean_of(lambda batch: self.plain(batch, self.plain.draws(None), self.step)),
             "peak": lambda: measured_peak(device, peak_seconds),
         }
-        for side in sides.values():
-            side()
+        for name in sides:
+            sides[name]()
         measured = alternate(sides, rounds)
         flops = self.trainee.flops_per_step
         middle = medians(measured)

@@ -1,1 +1,1 @@
-"""Kubernetes and the Ray Jobs API: the top floor, light, without torch, ray or mlflow."""
+"""Kubernetes and the Ray Jobs API: the top layer. Its modules import without torch, ray or mlflow."""

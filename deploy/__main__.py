@@ -1,9 +1,9 @@
-"""The pipeline on a Ray cluster: submit work to it, retrain by it, have one made for a job, say what is missing.
+"""Run the pipeline on a Ray cluster: submit jobs, retrain, create a cluster for one job, diagnose an installation.
 
-Exit codes: those of the job; else 1 when `doctor` sees red, 2 for a wrong config or option, 3 when `retrain` made a
-candidate that the gate rejected, 69 nobody answers, 73 something else has to end first, 75 the job's driver or head
-died and no attempt is left, 76 what answers cannot be used (TLS, another service, too old a Ray, no KubeRay), 77 no
-token, a wrong one or no permission, 130 interrupted or stopped.
+Exit codes: those of the job; else 1 if a check of `doctor` failed, 2 for an invalid config or option, 3 if the gate
+rejected the candidate of `retrain`, 69 server unavailable, 73 a conflicting job is running, 75 the job's driver or
+head died and no attempt is left, 76 incompatible server (TLS, another service, Ray too old, no KubeRay), 77 token
+missing or wrong or permission denied, 130 interrupted or stopped.
 """
 
 import sys
@@ -29,9 +29,7 @@ from pipeline.workflow import stages_until
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 submit_app = typer.Typer(no_args_is_help=True, help="Run a stage, or all, on a Ray cluster.")
 app.add_typer(submit_app, name="submit")
-rayjob_app = typer.Typer(
-    no_args_is_help=True, help="Run a stage, or all, on a short-lived cluster of its own: a RayJob."
-)
+rayjob_app = typer.Typer(no_args_is_help=True, help="Run a stage, or all, on a temporary cluster: a RayJob.")
 app.add_typer(rayjob_app, name="rayjob")
 
 Address = Annotated[
@@ -41,18 +39,21 @@ Address = Annotated[
     ),
 ]
 Attempts = Annotated[
-    int, typer.Option("--attempts", min=1, help="How often to submit, should a driver or head have died.")
+    int, typer.Option("--attempts", min=1, help="How many times to submit the job if its driver or head dies.")
 ]
 Until = Annotated[str | None, typer.Option("--until", help="The last stage to run.")]
-Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Its namespace; the context's by default.")]
-Context = Annotated[str | None, typer.Option("--context", help="Context of the kubeconfig.")]
-Release = Annotated[str | None, typer.Option("--release", help="Which release of the chart, where there are several.")]
-Template = Annotated[
-    Path | None, typer.Option("--template", help="The chart's templates/rayjob.yaml, rendered; else it is asked for.")
+Namespace = Annotated[
+    str | None, typer.Option("--namespace", "-n", help="Kubernetes namespace; the context's by default.")
 ]
-Queue = Annotated[str | None, typer.Option("--queue", help="LocalQueue of Kueue's; the chart's by default.")]
-DeletePolicy = Annotated[Delete, typer.Option("--delete", help="When the RayJob goes: on success, always, never.")]
-Render = Annotated[bool, typer.Option("--render", help="Print the RayJob, create nothing.")]
+Context = Annotated[str | None, typer.Option("--context", help="Context of the kubeconfig.")]
+Release = Annotated[str | None, typer.Option("--release", help="Release of the chart, if the namespace has several.")]
+Template = Annotated[
+    Path | None,
+    typer.Option("--template", help="The chart's rendered templates/rayjob.yaml; read from the cluster by default."),
+]
+Queue = Annotated[str | None, typer.Option("--queue", help="Kueue LocalQueue; the chart's by default.")]
+DeletePolicy = Annotated[Delete, typer.Option("--delete", help="When to delete the RayJob: on success, always, never.")]
+Render = Annotated[bool, typer.Option("--render", help="Print the RayJob and do not create it.")]
 
 console, table = Console(stderr=True), Console()
 
@@ -67,7 +68,7 @@ def submit_stage(
     root: Root = None,
     debug: Debug = False,  # noqa: ARG001  # read by run_app
 ) -> None:
-    """Run one stage there; its inputs are found by fingerprint."""
+    """Run one stage on the cluster; its inputs are found by fingerprint."""
     _submit(stage_work(name, preset, set_, root), address, attempts)
 
 
@@ -81,7 +82,7 @@ def submit_run(
     until: Until = None,
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
-    """Run there every stage that is not there yet."""
+    """Run every stage whose artifact does not exist yet on the cluster."""
     _submit(run_work(preset, until, set_, root), address, attempts)
 
 
@@ -101,7 +102,7 @@ def rayjob_stage(
     render: Render = False,
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
-    """Run one stage there; its inputs are found by fingerprint."""
+    """Run one stage on the cluster; its inputs are found by fingerprint."""
     work, cluster = stage_work(name, preset, set_, root), remote_config(preset, set_, root).cluster
     options = JobOptions(attempts, queue, (name,), cluster)
     _rayjob(work, options, Place(namespace, context, release, template), delete, render)
@@ -123,7 +124,7 @@ def rayjob_run(
     render: Render = False,
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
-    """Run there every stage that is not there yet."""
+    """Run every stage whose artifact does not exist yet on the cluster."""
     work, cluster = run_work(preset, until, set_, root), remote_config(preset, set_, root).cluster
     options = JobOptions(attempts, queue, tuple(stage.name for stage in stages_until(until)), cluster)
     _rayjob(work, options, Place(namespace, context, release, template), delete, render)
@@ -138,18 +139,18 @@ def retrain(
     root: Root = None,
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
-    """What CI calls: list the source, run what is new or was cut, and say in Markdown what came of it."""
+    """List the data source, run the stages that are new or interrupted, and print a Markdown summary. For CI."""
     from deploy import retrain as retraining
 
     try:
-        done = retraining.retrain(Dashboard(address, token()), preset, set_, root, attempts, _say, _echo_aside)
+        done = retraining.retrain(Dashboard(address, token()), preset, set_, root, attempts, _say, _echo_stderr)
     except PipelineError as error:
         text = f"## Retraining `{preset}` was not possible\n\n{error}\n"
         _echo(text)
         retraining.publish(text, _say)
         raise
     except Detached as left:
-        _leave(left, address, f"ray job stop {left.job} --address {address}")
+        _report_detached(left, address, f"ray job stop {left.job} --address {address}")
     text = retraining.summary(done)
     _echo(text)
     retraining.publish(text, _say)
@@ -165,13 +166,13 @@ def doctor(
     context: Context = None,
     release: Release = None,
     nodes_on_demand: Annotated[
-        bool, typer.Option("--nodes-on-demand", help="Nodes come when pods ask for them.")
+        bool, typer.Option("--nodes-on-demand", help="Nodes are added when pods request them.")
     ] = False,
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
-    """Say what a run would miss: S3, MLflow, Ray, KubeRay, Secrets, nodes. Exit code 1 when something is red."""
+    """Check what a run needs: S3, MLflow, Ray, KubeRay, Secrets, nodes. Exit code 1 if a check failed."""
     from deploy.doctor import checks
-    from deploy.findings import look
+    from deploy.findings import run_checks
     from deploy.kube import Kube
 
     kube: Kube | PipelineError
@@ -181,7 +182,7 @@ def doctor(
         kube = error
     config = load_config("quickstart", set_, root)
     red = 0
-    for finding in look(checks(kube, release, config, address, nodes_on_demand)):
+    for finding in run_checks(checks(kube, release, config, address, nodes_on_demand)):
         colour, word = {True: ("green", "ok"), False: ("red", "no"), None: ("dim", "-")}[finding.good]
         line = f"{finding.text.rstrip('.')}. {finding.hint}" if finding.hint else finding.text
         table.print(f"[{colour}]{word:<3}[/] {finding.what:<24} {escape(line)}", highlight=False, soft_wrap=True)
@@ -191,11 +192,11 @@ def doctor(
 
 @app.command()
 def drain(
-    seconds: Annotated[float, typer.Option("--seconds", min=1, help="Until the pod's end.")],
+    seconds: Annotated[float, typer.Option("--seconds", min=1, help="Time until the pod is killed.")],
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
-    """A worker's preStop hook: tell Ray that this node goes away, wait until it is free of work, keep its logs."""
-    end = time.time() + seconds  # before Ray is imported, which takes its time
+    """A worker's preStop hook: drain this Ray node, wait until it is idle, upload its logs."""
+    end = time.time() + seconds  # before the import of Ray, which is slow
     from deploy.drain import drain as drain_node
 
     try:
@@ -206,14 +207,14 @@ def drain(
 
 @app.command("keep-logs")
 def keep_logs(debug: Debug = False) -> None:  # noqa: ARG001
-    """The head's preStop hook: copy what Ray has logged here to the site's root, below .logs/."""
+    """The head's preStop hook: upload Ray's logs to the site's root, below .logs/."""
     _keep_logs()
 
 
 def _keep_logs() -> None:
     from deploy.logs import keep_logs as keep
 
-    _say(f"logs kept at {keep(open_storage(site_root()))}")
+    _say(f"logs uploaded to {keep(open_storage(site_root()))}")
 
 
 def _submit(work: Work, address: str, attempts: int) -> None:
@@ -221,17 +222,17 @@ def _submit(work: Work, address: str, attempts: int) -> None:
     try:
         code = submit(dashboard, work, attempts, _say, _echo)
     except Detached as left:
-        _leave(left, dashboard.address, f"ray job stop {left.job} --address {dashboard.address}")
+        _report_detached(left, dashboard.address, f"ray job stop {left.job} --address {dashboard.address}")
     raise SystemExit(code)
 
 
-def _leave(left: Detached, where: str, end: str) -> NoReturn:
-    _say(f"detached: {left.job} goes on at {where}. The same command attaches to it again; `{end}` ends it.")
+def _report_detached(left: Detached, where: str, end: str) -> NoReturn:
+    _say(f"detached: {left.job} keeps running at {where}. Run the same command to attach again; `{end}` stops it.")
     raise SystemExit(130)
 
 
 class Place(NamedTuple):
-    """Where a RayJob goes, and what it is made of."""
+    """Where a RayJob is created, and the template that it is rendered from."""
 
     namespace: str | None
     context: str | None
@@ -243,19 +244,21 @@ def _rayjob(work: Work, options: JobOptions, place: Place, delete: Delete, rende
     from deploy import rayjob
     from deploy.kube import Kube
 
-    given = rayjob.read_template(place.template) if place.template else None
-    if render and given:
-        _echo(yaml.safe_dump(rayjob.render(given, work, options, 1), sort_keys=False))
+    rendered = rayjob.read_template(place.template) if place.template else None
+    if render and rendered:
+        _echo(yaml.safe_dump(rayjob.render(rendered, work, options, 1), sort_keys=False))
         return
     kube = Kube(place.namespace, place.context)
-    template = given or rayjob.find_template(kube, place.release)
+    template = rendered or rayjob.find_template(kube, place.release)
     if render:
         _echo(yaml.safe_dump(rayjob.render(template, work, options, 1), sort_keys=False))
         return
     try:
         code = rayjob.run(kube, template, work, options, delete, _say, _echo)
     except Detached as left:
-        _leave(left, f"{kube.address} in {kube.namespace}", f"kubectl -n {kube.namespace} delete rayjob {left.job}")
+        _report_detached(
+            left, f"{kube.address} in {kube.namespace}", f"kubectl -n {kube.namespace} delete rayjob {left.job}"
+        )
     raise SystemExit(code)
 
 
@@ -268,7 +271,7 @@ def _echo(text: str) -> None:
     sys.stdout.flush()
 
 
-def _echo_aside(text: str) -> None:
+def _echo_stderr(text: str) -> None:
     sys.stderr.write(text)
     sys.stderr.flush()
 

@@ -1,8 +1,8 @@
-"""Is everything there that a run needs? One line a thing, green or red, each red with its hint. Changes nothing but a
-file that it writes to the root and takes away again.
+"""Checks whether everything that a run needs is available: one line per check, with a hint if it failed.
 
-Each check stands alone: one that cannot be made is red and says why, and the others go on. Here are their order and
-those of S3, MLflow and Ray; those of Kubernetes are `doctor_kubernetes`.
+The checks are independent: one that cannot be run counts as failed, and the others still run. The only change they
+make is a probe file below the root, which is deleted again. This file has the order of the checks and those of S3,
+MLflow and Ray; the Kubernetes checks are in `doctor_kubernetes`.
 """
 
 import secrets
@@ -15,7 +15,7 @@ import requests
 
 from deploy import doctor_kubernetes as kubernetes
 from deploy.errors import ConnectError, DeniedError
-from deploy.findings import Check, Skipped, UnfitError
+from deploy.findings import Check, CheckFailedError, Skipped
 from deploy.jobs import Dashboard, reason, token
 from deploy.kube import Kube
 from deploy.rayjob import find_template
@@ -25,14 +25,14 @@ from pipeline.errors import PipelineError
 from pipeline.storage import Storage, open_storage
 from pipeline.tracking import champion, tracking_uri
 
-_SKEW_SECONDS = 30.0  # half of a lease's patience; S3 itself bears 15 minutes
+_SKEW_SECONDS = 30.0  # half of the lease timeout; S3 itself tolerates 15 minutes
 
 
 def checks(
     kube: Kube | PipelineError, release: str | None, config: Config, address: str | None, nodes_on_demand: bool
 ) -> Iterator[Check]:
-    """Every check, in the order in which things depend on each other."""
-    yield from _place_checks(config)
+    """Every check, in order of dependency."""
+    yield from _service_checks(config)
     yield "Ray", lambda: _ray(address)
     if isinstance(kube, PipelineError):
         unreachable = kube
@@ -63,41 +63,43 @@ def _raise(error: PipelineError) -> str:
     raise error
 
 
-# --- the place: S3, clock, MLflow, Ray ---
+# --- S3, clock, MLflow, Ray ---
 
 
-def _place_checks(config: Config) -> Iterator[Check]:
+def _service_checks(config: Config) -> Iterator[Check]:
     yield "root", lambda: _root(config)
     yield "clock", lambda: _clock(config)
     yield "MLflow", lambda: _mlflow(config)
 
 
 def _root(config: Config) -> str:
-    """Write, write if absent, read, list and delete."""
+    """Write, write if absent, read, list and delete a probe file."""
     check_remote(config)
     storage, folder = open_storage(config.root), f".doctor/{secrets.token_hex(6)}"
     if storage.endpoint is not None:
-        _answer(storage.endpoint, storage)  # at once: S3's own client would try for a minute
+        _answer(storage.endpoint, storage)  # fails at once: the S3 client would retry for a minute
     path, data = f"{folder}/probe", secrets.token_bytes(64)
     if not storage.write_new(path, data) or storage.write_new(path, b"another"):
-        raise UnfitError(
-            f"{storage.root} does not keep conditional writes (If-None-Match)",
-            "Manifests and leases rest on them: use a server that has them (AWS, Ceph, MinIO do).",
+        raise CheckFailedError(
+            f"{storage.root} does not support conditional writes (If-None-Match)",
+            "Use an S3 server that supports them (AWS, Ceph, MinIO): manifests and leases require them.",
         )
     if storage.read(path) != data or [entry.path for entry in storage.list(folder)] != [path]:
-        raise UnfitError(f"{storage.root} does not give back what was written", "Is there a cache in front of it?")
+        raise CheckFailedError(
+            f"{storage.root} does not return what was written", "Remove any cache in front of the server."
+        )
     storage.delete_folder(folder)
     return f"{storage.root}: written, read, listed, deleted"
 
 
 def _answer(endpoint: str, storage: Storage) -> requests.Response:
-    """What the storage's server says to somebody without a signature."""
+    """The storage server's answer to an unsigned request."""
     try:
         return requests.get(endpoint, timeout=10, allow_redirects=False, verify=storage.authority or True)
     except (requests.RequestException, OSError) as error:
         raise ConnectError(
             f"no S3 server answers at {endpoint} ({reason(error)})",
-            "Correct AWS_ENDPOINT_URL, or AWS_CA_BUNDLE for TLS, or open the way.",
+            "Correct AWS_ENDPOINT_URL, or AWS_CA_BUNDLE for TLS, or allow the connection in the firewall.",
         ) from error
 
 
@@ -105,15 +107,15 @@ def _clock(config: Config) -> str:
     """This machine's clock against that of the S3 server."""
     storage = open_storage(config.root)
     if storage.endpoint is None:
-        raise Skipped("the root is a folder")
+        raise Skipped("the root is a local folder")
     answer = _answer(storage.endpoint, storage)
     if "Date" not in answer.headers:
-        raise Skipped(f"{answer.url} does not tell its time")
+        raise Skipped(f"{answer.url} sends no Date header")
     skew = time.time() - parsedate_to_datetime(answer.headers["Date"]).timestamp()
     if abs(skew) > _SKEW_SECONDS:
-        raise UnfitError(
+        raise CheckFailedError(
             f"this machine's clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} {answer.url}'s",
-            "Set it by NTP: signatures and leases go by it.",
+            "Synchronise it by NTP: signatures and leases depend on it.",
         )
     return f"within {_SKEW_SECONDS:.0f} s of {answer.url}'s"
 
@@ -121,29 +123,30 @@ def _clock(config: Config) -> str:
 def _mlflow(config: Config) -> str:
     check_tracking(config)
     uri = tracking_uri(config)
-    version_there = champion(uri, config.register.name)
-    named = f"version {version_there}" if version_there else "none yet"
+    champion_version = champion(uri, config.register.name)
+    named = f"version {champion_version}" if champion_version else "none yet"
     return f"{uri}: answers; champion of {config.register.name}: {named}"
 
 
 def _ray(address: str | None) -> str:
     if address is None:
-        raise Skipped("give --address to have it asked")
-    there = Dashboard(address, token()).version()
+        raise Skipped("give --address to check it")
+    remote = Dashboard(address, token()).version()
     try:
         Dashboard(address, None).jobs()
     except DeniedError:
         pass
     else:
-        raise UnfitError(
-            f"{address} answers without a token", "Give the cluster authOptions.mode token: see the chart."
+        raise CheckFailedError(
+            f"{address} answers without a token", "Set authOptions.mode to token on the RayCluster, as the chart does."
         )
     try:
-        here = version("ray")
+        local = version("ray")
     except PackageNotFoundError:
-        return f"{there} at {address}, which wants a token; no Ray here to compare with"
-    if here != there:
-        raise UnfitError(
-            f"{address} runs Ray {there}, here is {here}", "Install the image's version here (`pip install -c ...`)."
+        return f"{remote} at {address}, which requires a token; Ray is not installed here to compare versions"
+    if local != remote:
+        raise CheckFailedError(
+            f"{address} runs Ray {remote}, but Ray {local} is installed here",
+            "Install the image's version here (`pip install -c constraints.txt .`).",
         )
-    return f"{there} at {address} and here; it wants a token"
+    return f"{remote} at {address} and here; it requires a token"

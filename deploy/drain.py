@@ -1,6 +1,7 @@
-"""Telling Ray that the node of this pod goes away: the chart's preStop hook.
+"""Drains the Ray node of this pod before the pod is deleted: the chart's preStop hook.
 
-Ray then gives the node no more work and lets trainers know (`ray.train.get_preemption_info`), which save and are moved.
+Ray then schedules no more work on the node and notifies trainers (`ray.train.get_preemption_info`), which save a
+checkpoint and are restarted elsewhere.
 """
 
 import os
@@ -16,44 +17,51 @@ _POLL_SECONDS = 1.0
 
 
 def drain(end: float, say: Callable[[str], None]) -> None:
-    """Drain this machine's Ray node until `end` (seconds since the epoch); returns when it is idle or gone, or then.
+    """Drain this machine's Ray node; returns when it is idle or gone, or at `end` (seconds since the epoch).
 
-    ConnectError when there is no Ray here, or no head any more.
+    ConnectError if Ray does not run here or its head is gone.
     """
-    head, nodes = _head_here()
+    head, nodes = _connect()
     here = _this_node(nodes)
     if here is None:
-        say("no Ray node is alive here: nothing to drain")
+        say("no Ray node is alive on this machine: nothing to drain")
         return
     seconds = end - time.time()
     accepted, why = head.drain(here, end)
-    say(f"{here.node_id.hex()[:12]} drains for {seconds:.0f} s" if accepted else f"the drain was not accepted: {why}")
+    say(
+        f"draining node {here.node_id.hex()[:12]} for {seconds:.0f} s" if accepted else f"Ray rejected the drain: {why}"
+    )
     _await_idle(head, here, end)
 
 
-def _head_here() -> tuple[Head, list[Any]]:
-    """The head of this machine's Ray, and its nodes."""
+def _connect() -> tuple[Head, list[Any]]:
+    """The head of this machine's Ray cluster, and the cluster's nodes."""
     from ray.exceptions import AuthenticationError, RpcError
 
     try:
         address = head_address()
-        _knock(address)
+        _check_listening(address)
         head = Head(address)
         return head, head.nodes()
     except AuthenticationError as error:
-        raise DeniedError("the cluster refused this pod's token", "Does auth.existingSecret hold its token?") from error
+        raise DeniedError(
+            "the cluster refused this pod's token",
+            "Put the cluster's token into the Secret named by auth.existingSecret.",
+        ) from error
     except (OSError, RuntimeError, RpcError) as error:
-        raise ConnectError(f"no Ray answers here ({error})", "This is for the pods of a Ray cluster.") from error
+        raise ConnectError(
+            f"Ray does not answer on this machine ({error})", "Run this in a pod of a Ray cluster."
+        ) from error
 
 
-def _knock(address: str) -> None:
-    """OSError at once where no head listens: Ray's own client would try for longer than a pod has."""
+def _check_listening(address: str) -> None:
+    """OSError at once if no head listens: Ray's client would retry for longer than the pod's grace period."""
     host, _, port = address.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
 
 
 def _this_node(nodes: list[Any]) -> Any:
-    """The living node of this pod, which KubeRay names by RAY_CLOUD_INSTANCE_ID, or of this address; else None."""
+    """The alive node of this pod (by RAY_CLOUD_INSTANCE_ID, set by KubeRay) or, without it, of this IP address."""
     import ray
 
     pod, own = os.environ.get("RAY_CLOUD_INSTANCE_ID"), ray.util.get_node_ip_address()
@@ -68,13 +76,15 @@ def _await_idle(head: Head, here: Any, end: float) -> None:
         try:
             nodes = head.nodes()
         except (ConnectionError, RuntimeError, RpcError) as error:
-            raise ConnectError(f"the head has gone meanwhile ({error})", "Nothing is left to wait for.") from error
+            raise ConnectError(
+                f"the head went away during the drain ({error})", "Ignore this if the whole cluster is being deleted."
+            ) from error
         if not any(node.node_id == here.node_id and _is_busy(node) for node in nodes):
             return
         time.sleep(_POLL_SECONDS)
 
 
 def _is_busy(node: Any) -> bool:
-    """Is the node alive, and does anything hold a part of it?"""
+    """Whether the node is alive and any of its resources is in use."""
     free = node.available_resources
     return is_alive(node) and any(free[name] < all_ for name, all_ in node.total_resources.items())

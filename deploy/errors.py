@@ -1,6 +1,6 @@
-"""What goes wrong between this side and a cluster, told apart by exit code (those of sysexits.h).
+"""Errors between this machine and a cluster, each with its exit code (as in sysexits.h).
 
-A job's own failure is none of these: its exit code is handed on as it is.
+A job that fails is not an error here: its own exit code is returned unchanged.
 """
 
 from collections.abc import Iterator
@@ -10,37 +10,37 @@ from pipeline.errors import PipelineError
 
 
 class ConnectError(PipelineError):
-    """Nobody answers: wrong address, no route, the head is away."""
+    """The server is unavailable: wrong address, no route, head restarting."""
 
     exit_code = 69  # EX_UNAVAILABLE
 
 
 class BusyError(PipelineError):
-    """Something else that is going on has to end first."""
+    """A conflicting job is running and must end first."""
 
     exit_code = 73  # EX_CANTCREAT
 
 
 class LostError(PipelineError):
-    """The job's driver or head died, and there is no attempt left."""
+    """The job's driver or head died, and no attempt is left."""
 
-    exit_code = 75  # EX_TEMPFAIL: the same command may do it
+    exit_code = 75  # EX_TEMPFAIL: the same command may succeed
 
 
 class ProtocolError(PipelineError):
-    """Somebody answers, but not what is expected: TLS, another service, another version."""
+    """The server is incompatible: TLS, another service, another version."""
 
     exit_code = 76  # EX_PROTOCOL
 
 
 class DeniedError(PipelineError):
-    """No token, a wrong one, or no permission."""
+    """The token is missing or wrong, or permission is denied."""
 
     exit_code = 77  # EX_NOPERM
 
 
-class Detached(KeyboardInterrupt):  # no error
-    """Interrupted while a job was followed, which goes on."""
+class Detached(KeyboardInterrupt):  # not an error
+    """Interrupted while following a job, which keeps running."""
 
     def __init__(self, job: str) -> None:
         super().__init__(job)
@@ -48,8 +48,8 @@ class Detached(KeyboardInterrupt):  # no error
 
 
 @contextmanager
-def followed(job: str) -> Iterator[None]:
-    """An interrupt in here leaves the job alone: Detached."""
+def detach_on_interrupt(job: str) -> Iterator[None]:
+    """Turn an interrupt inside the block into Detached: the job is not stopped."""
     try:
         yield
     except KeyboardInterrupt:

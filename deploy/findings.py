@@ -1,4 +1,4 @@
-"""What a check of `doctor` comes to: a finding, made of what it returns or raises."""
+"""Runs the checks of `doctor` and turns what each returns or raises into a finding."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from pipeline.errors import PipelineError
 
 @dataclass(frozen=True)
 class Finding:
-    """How one thing stands. `good` is None for what was not looked at."""
+    """The result of one check. `good` is None if it was skipped."""
 
     what: str
     good: bool | None
@@ -16,19 +16,19 @@ class Finding:
     hint: str = ""
 
 
-class UnfitError(PipelineError):
-    """Something is not as it has to be."""
+class CheckFailedError(PipelineError):
+    """A check found a problem."""
 
 
-class Skipped(Exception):  # noqa: N818  # it is none
-    """The check was not asked for, or what it looks at is not used here."""
+class Skipped(Exception):  # noqa: N818  # not an error
+    """The check was not requested, or what it examines is not used here."""
 
 
-Check = tuple[str, Callable[[], str]]  # its name, and what says how it stands or raises PipelineError
+Check = tuple[str, Callable[[], str]]  # its name, and a function that returns a description or raises PipelineError
 
 
-def look(checks: Iterator[Check]) -> Iterator[Finding]:
-    """Make them, one after the other."""
+def run_checks(checks: Iterator[Check]) -> Iterator[Finding]:
+    """Run the checks one after the other."""
     for what, check in checks:
         try:
             yield Finding(what, True, check())
@@ -36,7 +36,7 @@ def look(checks: Iterator[Check]) -> Iterator[Finding]:
             yield Finding(what, None, str(skipped))
         except PipelineError as error:
             yield Finding(what, False, error.what, error.hint)
-        except Exception as error:  # the other checks are worth as much
+        except Exception as error:  # the other checks must still run
             yield Finding(
-                what, False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", "This is a bug."
+                what, False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", "Report this as a bug."
             )

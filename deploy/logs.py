@@ -1,7 +1,7 @@
-"""Keeping what Ray has logged on a machine that goes away: a copy at the root, `.logs/CLUSTER/POD/SESSION/FILE`.
+"""Uploads Ray's logs from a pod that is being deleted to `.logs/CLUSTER/POD/SESSION/FILE` below the root.
 
-The chart's preStop hooks call it, so a short-lived cluster ends after its logs are there. Old ones are the bucket's
-lifecycle rule's to remove.
+Called by the chart's preStop hooks, so the logs of temporary clusters are kept. Nothing here deletes old logs: a
+lifecycle rule of the bucket does.
 """
 
 import os
@@ -16,20 +16,20 @@ FOLDER = ".logs"
 
 
 def keep_logs(storage: Storage) -> str:
-    """Copy this machine's logs of all its Ray sessions to the root; the folder's URI. ConnectError without a session.
+    """Upload the logs of all Ray sessions of this machine; returns the folder's URI. ConnectError without a session.
 
-    A container that was restarted has several sessions, and the reason is in the one before. A file that grows
-    meanwhile is kept as far as it was.
+    A restarted container has several sessions: the cause of the restart is logged in an earlier one. A file that grows
+    during the upload may be cut at its earlier length.
     """
-    ray = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray")  # noqa: S108  # Ray's own
+    ray = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray")  # noqa: S108  # Ray's default
     sessions = sorted(logs.parent for logs in ray.glob("session_*/logs") if not logs.parent.is_symlink())
     if not sessions:
-        raise ConnectError(f"no Ray has logged anything below {ray}", "This is for the pods of a Ray cluster.")
+        raise ConnectError(f"no Ray logs found below {ray}", "Run this in a pod of a Ray cluster.")
     folder = f"{FOLDER}/{os.environ.get('RAY_CLUSTER_NAME', 'ray')}/{platform.node()}"
     for session in sessions:
         logs = session / "logs"
         for path in sorted(logs.rglob("*")):
             if path.is_file() and not path.is_symlink() and path.stat().st_size:
-                with suppress(FileNotFoundError):  # rotated away meanwhile
+                with suppress(FileNotFoundError):  # deleted by log rotation
                     storage.upload(path, f"{folder}/{session.name}/{path.relative_to(logs).as_posix()}")
     return storage.uri(folder)

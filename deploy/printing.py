@@ -1,17 +1,17 @@
-"""Printing a log whose connection may be cut: a new one tells everything from the beginning, which is printed once."""
+"""Prints a log over connections that may break. A new connection resends the log from its start; nothing repeats."""
 
 from deploy.retrying import Say
 
 
 class PrintOnce:
-    """Hands on to `echo` what has not been handed on yet."""
+    """Passes to `echo` only the part of the log that has not been printed yet."""
 
     def __init__(self, echo: Say) -> None:
         self._echo = echo
         self._count = self._seen = 0
 
-    def again(self) -> None:
-        """What comes now is the log from its beginning."""
+    def restart(self) -> None:
+        """The next piece is the beginning of the log again."""
         self._seen = 0
 
     def __call__(self, piece: str) -> None:

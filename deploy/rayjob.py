@@ -1,7 +1,7 @@
-"""Work on a short-lived cluster of its own: a RayJob made of the chart's pods, watched to its end, then taken away.
+"""Runs work on a temporary cluster: creates a RayJob from the chart's template, follows it to its end, deletes it.
 
-The chart lays a RayJob without work into a ConfigMap; what is to be done, how often, and with how many pods is put in
-here. Ray's logs are kept at the root by the pods' preStop hooks. A standing cluster is `submit.py`'s.
+The chart stores the template in a ConfigMap; the command, the number of attempts and of pods are filled in here. The
+pods' preStop hooks upload Ray's logs to the root. Jobs on a standing cluster are in `submit.py`.
 """
 
 import copy
@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 import yaml
 
-from deploy.errors import ConnectError, DeniedError, LostError, ProtocolError, followed
-from deploy.kube import KUEUE_VERSIONS, Kube, Object, check_name, first_line, not_made, stuck
+from deploy.errors import ConnectError, DeniedError, LostError, ProtocolError, detach_on_interrupt
+from deploy.kube import KUEUE_VERSIONS, Kube, Object, check_name, first_line, pods_refused, stuck
 from deploy.printing import PrintOnce
 from deploy.retrying import POLL_SECONDS, Say
 from deploy.submit import ROOT, Work, attempt_of, check_root
@@ -29,19 +29,19 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.workflow import NAMES
 
 Delete = Literal["success", "always", "never"]
-WORK = "denoising-vae/work"  # label: what a RayJob is to do
-POOLS = "denoising-vae/stage-pools"  # annotation of the template: JSON, stage to group
+WORK = "denoising-vae/work"  # label: the name of the work
+POOLS = "denoising-vae/stage-pools"  # annotation of the template: JSON, stage -> worker group
 QUEUE = "kueue.x-k8s.io/queue-name"
 ELASTIC = "kueue.x-k8s.io/elastic-job"
 _TEMPLATE = "app.kubernetes.io/name=denoising-vae,app.kubernetes.io/component=rayjob"
 _FINAL = ("Complete", "Failed", "ValidationFailed")
 
 
-# --- what is created ---
+# --- rendering ---
 
 
 def find_template(kube: Kube, release: str | None) -> Object:
-    """The chart's RayJob without work. ConfigError when there is none in the namespace, or more than one."""
+    """The chart's RayJob template. ConfigError unless the namespace has exactly one."""
     selector = _TEMPLATE + (f",app.kubernetes.io/instance={release}" if release else "")
     found = kube.objects(f"/api/v1/namespaces/{kube.namespace}/configmaps", labelSelector=selector)
     if len(found) != 1:
@@ -49,31 +49,31 @@ def find_template(kube: Kube, release: str | None) -> Object:
         raise ConfigError(
             f"namespace {kube.namespace} has {len(found) or 'no'} releases of the chart"
             + (f" ({names})" if found else ""),
-            "Choose one by --release." if found else "Install helm/denoising-vae there, or give --namespace.",
+            "Choose one with --release." if found else "Install helm/denoising-vae there, or give --namespace.",
         )
     return parse_template(found[0]["data"]["rayjob.yaml"], found[0]["metadata"]["name"])
 
 
 def parse_template(text: str, where: str) -> Object:
-    """A RayJob from YAML, alone or inside of the chart's ConfigMap as Helm renders it. ConfigError when it is none."""
+    """A RayJob from YAML, alone or in the chart's ConfigMap as rendered by Helm. ConfigError if it is invalid."""
     try:
-        made = yaml.safe_load(text)
-        if made["kind"] == "ConfigMap":
-            made = yaml.safe_load(made["data"]["rayjob.yaml"])
-        _check_template(made)
+        parsed = yaml.safe_load(text)
+        if parsed["kind"] == "ConfigMap":
+            parsed = yaml.safe_load(parsed["data"]["rayjob.yaml"])
+        _check_template(parsed)
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"{where} is not the chart's RayJob ({type(error).__name__}: {' '.join(str(error).split())[:150]})",
-            "Make it by `helm template RELEASE helm/denoising-vae -f VALUES -s templates/rayjob.yaml`.",
+            "Create it with `helm template RELEASE helm/denoising-vae -f VALUES -s templates/rayjob.yaml`.",
         ) from error
-    job: Object = made
+    job: Object = parsed
     return job
 
 
 def _check_template(job: Object) -> None:
-    """KeyError, TypeError or ValueError where `render` would not find what it reads."""
+    """KeyError, TypeError or ValueError if a field that `render` reads is missing."""
     if job["kind"] != "RayJob":
-        raise ValueError(f"it is of kind {job['kind']}")
+        raise ValueError(f"its kind is {job['kind']}")
     cluster = job["spec"]["rayClusterSpec"]
     groups = {group["groupName"] for group in cluster["workerGroupSpecs"]}
     for group in cluster["workerGroupSpecs"]:
@@ -82,7 +82,7 @@ def _check_template(job: Object) -> None:
     pools = json.loads(job["metadata"]["annotations"][POOLS])
     for stage in NAMES:
         if pools[stage] not in groups:
-            raise ValueError(f"stage {stage} has no group {pools[stage]}")
+            raise ValueError(f"group {pools[stage]} of stage {stage} is missing")
 
 
 def read_template(path: Path) -> Object:
@@ -94,16 +94,16 @@ def read_template(path: Path) -> Object:
 
 @dataclass(frozen=True)
 class JobOptions:
-    """How the work is to be done."""
+    """How to run the work."""
 
     attempts: int
-    queue: str | None  # a LocalQueue of Kueue's; None: as the chart says
-    stages: tuple[str, ...]  # that may run
+    queue: str | None  # a Kueue LocalQueue; None: the chart's
+    stages: tuple[str, ...]  # the stages that may run
     cluster: ClusterConfig
 
 
 def render(template: Object, work: Work, options: JobOptions, attempt: int) -> Object:
-    """The RayJob. ConfigError when the chart's groups are too small for the work."""
+    """The RayJob manifest. ConfigError if the chart's groups are too small for the work."""
     job = copy.deepcopy(template)
     metadata, spec = job["metadata"], job["spec"]
     metadata["name"] = f"{work.name}-{attempt}"
@@ -112,12 +112,13 @@ def render(template: Object, work: Work, options: JobOptions, attempt: int) -> O
         check_name("--queue", options.queue)
         metadata["labels"][QUEUE] = options.queue
     metadata["annotations"].update({_key(name): text for name, text in work.metadata.items()})
-    # By the head's environment: KubeRay's submitter puts a runtime_env through a shell, which would read it.
+    # In the head's environment: KubeRay's submitter passes a runtime_env through a shell, which would expand it.
     head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     head["env"] += [{"name": name, "value": text} for name, text in work.variables.items()]
     if not _survives_shells(work.entrypoint):
         raise ConfigError(
-            f"KubeRay's shells would read a sign of `{work.entrypoint}`", "Write such a value into a preset's file."
+            f"KubeRay's shells would change a character of `{work.entrypoint}`",
+            "Set such a value in a preset file instead of --set.",
         )
     spec["entrypoint"] = work.entrypoint
     spec["backoffLimit"] = options.attempts - 1
@@ -128,12 +129,12 @@ def render(template: Object, work: Work, options: JobOptions, attempt: int) -> O
 
 
 def _key(name: str) -> str:
-    """A job's metadata as an annotation."""
+    """The annotation key for a metadata key of a job."""
     return name.replace("dvae.", "denoising-vae/")
 
 
 def _survives_shells(entrypoint: str) -> bool:
-    """Do the words come through? A shell of KubeRay's takes the quotes off, Ray joins them anew, a shell reads that."""
+    """Whether the command survives: KubeRay's shell strips its quotes, Ray re-quotes it, and a shell parses that."""
     words = shlex.split(entrypoint)
     again = shlex.shlex(subprocess.list2cmdline(words), posix=True, punctuation_chars=True)
     again.whitespace_split = True
@@ -141,9 +142,9 @@ def _survives_shells(entrypoint: str) -> bool:
 
 
 def _pods(pools: dict[str, str], cluster: Object, options: JobOptions) -> dict[str, int]:
-    """How many pods of each group the stages need. ConfigError where a group may not have so many."""
+    """The number of pods per group that the stages need. ConfigError if it exceeds the group's maximum."""
     groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
-    wanted: dict[str, int] = {}
+    needed: dict[str, int] = {}
     for stage in options.stages:
         group = groups[pools[stage]]
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -151,11 +152,11 @@ def _pods(pools: dict[str, str], cluster: Object, options: JobOptions) -> dict[s
         pods = math.ceil(_devices(stage, options.cluster) / devices)
         if pods > group["maxReplicas"]:
             raise ConfigError(
-                f"{stage} wants {pods} pods of the group {pools[stage]}, which has at most {group['maxReplicas']}",
+                f"{stage} needs {pods} pods of the group {pools[stage]}, which has at most {group['maxReplicas']}",
                 f"Raise the chart's groups.{pools[stage]}.max, or lower cluster.workers or cluster.encode_actors.",
             )
-        wanted[pools[stage]] = max(pods, wanted.get(pools[stage], 0))
-    return wanted
+        needed[pools[stage]] = max(pods, needed.get(pools[stage], 0))
+    return needed
 
 
 def _devices(stage: str, cluster: ClusterConfig) -> int:
@@ -165,41 +166,41 @@ def _devices(stage: str, cluster: ClusterConfig) -> int:
 
 
 def _fix_size(cluster: Object, pods: dict[str, int]) -> None:
-    """Just the pods that the work needs, from the beginning: Kueue admits a cluster whole and lets nothing scale it."""
+    """Fix each group at the pods that the work needs: Kueue admits a cluster as a whole and does not let it scale."""
     for key in ("enableInTreeAutoscaling", "autoscalerOptions"):
         cluster.pop(key, None)
     cluster["workerGroupSpecs"] = [group for group in cluster["workerGroupSpecs"] if group["groupName"] in pods]
     for group in cluster["workerGroupSpecs"]:
-        group.pop("idleTimeoutSeconds", None)  # the autoscaler's
+        group.pop("idleTimeoutSeconds", None)  # a setting of the autoscaler
         count = pods[group["groupName"]]
         group.update({"replicas": count, "minReplicas": count, "maxReplicas": count})
 
 
-# --- what happens to it ---
+# --- running ---
 
 
 def run(kube: Kube, template: Object, work: Work, options: JobOptions, delete: Delete, say: Say, echo: Say) -> int:
-    """Have the work done on a cluster of its own: attach to the RayJob that does it, else create one; its exit code.
+    """Run the work on a temporary cluster: attach to its RayJob or create one; returns the job's exit code.
 
-    LostError when it did not come to its end, ProtocolError when KubeRay refuses it, Detached when this is interrupted
-    and the RayJob goes on.
+    LostError if it died without an exit code, ProtocolError if KubeRay rejects it, Detached on an interrupt, after
+    which the RayJob keeps running.
     """
     name, how = _attach_or_create(kube, template, work, options)
-    with followed(name):
+    with detach_on_interrupt(name):
         say(how)
         status = _follow(kube, name, say, echo)
     done = status["jobDeploymentStatus"] == "Complete" and status.get("jobStatus") == "SUCCEEDED"
     if delete == "always" or (delete == "success" and done):
         try:
             kube.delete_rayjob(name)
-            say(f"{name} and its cluster are taken away")
-        except PipelineError as error:  # what came of the work is worth more
-            say(f"{name} stays: {error}")
-    return _verdict(name, status)
+            say(f"deleted {name} and its cluster")
+        except PipelineError as error:  # the exit code of the work matters more
+            say(f"{name} could not be deleted: {error}")
+    return _exit_code(name, status)
 
 
 def _attach_or_create(kube: Kube, template: Object, work: Work, options: JobOptions) -> tuple[str, str]:
-    """The name of the RayJob that does the work now, and how it came to. BusyError when it is for another root."""
+    """The name of the work's RayJob, and a status line. BusyError if a running one uses another root."""
     while True:
         earlier: dict[str, Object] = {job["metadata"]["name"]: job for job in kube.rayjobs(f"{WORK}={work.name}")}
         for name, job in earlier.items():
@@ -210,7 +211,7 @@ def _attach_or_create(kube: Kube, template: Object, work: Work, options: JobOpti
         job = render(template, work, options, attempt)
         if kube.create_rayjob(job):
             return f"{work.name}-{attempt}", f"created {work.name}-{attempt} in {kube.namespace}"
-        time.sleep(POLL_SECONDS)  # somebody was faster with the same work: attach to theirs
+        time.sleep(POLL_SECONDS)  # another client created it first: attach to that
 
 
 def _state(job: Object) -> str:
@@ -218,30 +219,30 @@ def _state(job: Object) -> str:
 
 
 def _follow(kube: Kube, name: str, say: Say, echo: Say) -> Object:
-    """Say what becomes of the RayJob until it has ended; its last status. LostError when it is deleted before."""
-    said, logs = SayOnce(say), Logs(kube, name, say, echo)
+    """Report the RayJob's progress until it ends; returns its last status. LostError if it is deleted before."""
+    report, logs = SayOnce(say), Logs(kube, name, say, echo)
     for job in kube.watch_rayjob(name, say):
         status: Object = job.get("status", {})
-        said(f"{name}: {_words(status)}")
+        report(f"{name}: {_status_text(status)}")
         try:
             if _state(job) in ("", "Suspended", "Suspending", "Initializing"):
-                said(_obstacle(kube, job))
+                report(_waiting_reason(kube, job))
             if status.get("jobStatus") == "RUNNING":
                 logs.follow(status.get("jobId", ""))
         except ConnectError:
-            continue  # the watch waits for the API server, then this is asked again
-        except PipelineError as error:  # looking is not the work
-            said(f"not to be seen: {error}")
+            continue  # the watch waits for the API server, then this is repeated
+        except PipelineError as error:  # a failed query must not stop the job
+            report(f"status unavailable: {error}")
         if _state(job) in _FINAL:
             logs.close()
             if not logs.any and status.get("message"):
-                echo(f"{status['message']}\n")  # with the last lines of its log
+                echo(f"{status['message']}\n")  # contains the last lines of the log
             return status
-    raise LostError(f"{name} was deleted before it had come to its end", "The same command goes on from what is there.")
+    raise LostError(f"{name} was deleted before it ended", "Run the same command again to resume.")
 
 
 class SayOnce:
-    """Says what is new."""
+    """Passes a line to `say` only if it differs from the last one with the same text before its first colon."""
 
     def __init__(self, say: Say) -> None:
         self._say = say
@@ -254,7 +255,7 @@ class SayOnce:
             self._say(text)
 
 
-def _words(status: Object) -> str:
+def _status_text(status: Object) -> str:
     words = [(status.get("jobDeploymentStatus") or "new").lower(), status.get("jobStatus", "").lower()]
     if status.get("reason"):
         words.append(f"({status['reason']}: {first_line(status.get('message', ''))})")
@@ -263,20 +264,22 @@ def _words(status: Object) -> str:
     return " ".join(word for word in words if word)
 
 
-def _obstacle(kube: Kube, job: Object) -> str:
-    """What keeps it from beginning: a queue, an image, no node. Empty when nothing is known."""
+def _waiting_reason(kube: Kube, job: Object) -> str:
+    """Why the job has not started: a queue, an image, no node. Empty if unknown."""
     if QUEUE in job["metadata"].get("labels", {}) and _state(job) in ("", "Suspended", "Suspending"):
-        return _queue_word(kube, job)
+        return _queue_status(kube, job)
     cluster = job.get("status", {}).get("rayClusterName")
     if not cluster:
         return ""
     pods = kube.objects(f"/api/v1/namespaces/{kube.namespace}/pods", labelSelector=f"ray.io/cluster={cluster}")
-    told = next(filter(None, map(stuck, pods)), None) or not_made(cluster, job["status"].get("rayClusterStatus", {}))
-    return "{}. {}".format(*told) if told else ""
+    problem = next(filter(None, map(stuck, pods)), None) or pods_refused(
+        cluster, job["status"].get("rayClusterStatus", {})
+    )
+    return "{}. {}".format(*problem) if problem else ""
 
 
-def _queue_word(kube: Kube, job: Object) -> str:
-    """Why Kueue has not admitted it yet, in Kueue's own words."""
+def _queue_status(kube: Kube, job: Object) -> str:
+    """Whether Kueue has admitted the job, and if not, Kueue's reason."""
     queue, uid = job["metadata"]["labels"][QUEUE], job["metadata"]["uid"]
     for version in KUEUE_VERSIONS:
         try:
@@ -284,40 +287,41 @@ def _queue_word(kube: Kube, job: Object) -> str:
                 f"/apis/kueue.x-k8s.io/{version}/namespaces/{kube.namespace}/workloads",
                 labelSelector=f"kueue.x-k8s.io/job-uid={uid}",
             )
-        except ProtocolError:  # this Kubernetes does not have that version
+        except ProtocolError:  # the cluster does not serve this version
             continue
         conditions = {one["type"]: one for load in found for one in load.get("status", {}).get("conditions", [])}
         waits = conditions.get("QuotaReserved")
         if waits is None:
-            return f"queue {queue}: Kueue has not looked at it yet"
+            return f"queue {queue}: Kueue has not processed it yet"
         if waits["status"] == "False":
-            return f"queue {queue}: waits ({first_line(waits.get('message', ''))})"
+            return f"queue {queue}: waiting ({first_line(waits.get('message', ''))})"
         return f"queue {queue}: admitted"
-    return f"queue {queue}: there is no Kueue in this cluster, and nothing else will start it"
+    return f"queue {queue}: Kueue is not installed in this cluster, so the job will not start"
 
 
-def _verdict(name: str, status: Object) -> int:
-    """The exit code of a RayJob that has ended. LostError or ProtocolError where the work itself did not end."""
+def _exit_code(name: str, status: Object) -> int:
+    """The exit code of a RayJob that has ended. LostError or ProtocolError if the job itself did not exit."""
     state, ray, message = status["jobDeploymentStatus"], status.get("jobStatus"), status.get("message", "")
     if state == "ValidationFailed":
         raise ProtocolError(
-            f"KubeRay refuses {name}: {first_line(message)}", "Delete it, and bring chart and KubeRay together."
+            f"KubeRay rejected {name}: {first_line(message)}",
+            "Delete it, and use matching versions of chart and KubeRay.",
         )
     if ray == "SUCCEEDED":
         return 0
     if ray == "STOPPED":
         return 130
-    told = re.search(r"exit code (\d+)", message)
-    if status.get("reason") == "AppFailed" and told and 0 < int(told[1]) <= 128:
-        return int(told[1])
+    code = re.search(r"exit code (\d+)", message)
+    if status.get("reason") == "AppFailed" and code and 0 < int(code[1]) <= 128:
+        return int(code[1])
     raise LostError(
-        f"{name} did not come to its end: {status.get('reason')}: {first_line(message)}",
-        "The same command goes on from what is there; --attempts N tries more often.",
+        f"{name} died: {status.get('reason')}: {first_line(message)}",
+        "Run the same command again to resume; give --attempts N to retry more often.",
     )
 
 
 class Logs:
-    """What the job prints, by way of the pod that KubeRay submits it from; one pod an attempt."""
+    """Prints the job's output, read from the log of KubeRay's submitter pod; there is one pod per attempt."""
 
     def __init__(self, kube: Kube, name: str, say: Say, echo: Callable[[str], Any]) -> None:
         self._kube, self._name, self._say, self._echo = kube, name, say, echo
@@ -327,7 +331,7 @@ class Logs:
         self._thread: threading.Thread | None = None
 
     def follow(self, attempt: str) -> None:
-        """Begin with this attempt's log, if that has not been done."""
+        """Start to print this attempt's log, unless it has been started."""
         if attempt in self._followed:
             return
         pods = self._kube.objects(
@@ -341,31 +345,31 @@ class Logs:
             self._thread.start()
 
     def _print(self, pod: str) -> None:
-        """Until the pod has ended; a log that was cut is taken up where it was."""
-        printed = PrintOnce(self._print_some)
+        """Print until the pod ends; resumes after a broken connection."""
+        print_once = PrintOnce(self._print_piece)
         while True:
-            printed.again()
+            print_once.restart()
             try:
                 for piece in self._kube.log(pod):
-                    printed(piece)
+                    print_once(piece)
                 if self._closing.is_set() or not self._kube.is_running(pod):
                     return
             except ConnectError:
-                pass  # who follows the RayJob says so
+                pass  # reported by the watch of the RayJob
             except DeniedError as error:
-                self._say(f"its log cannot be shown: {error}")
+                self._say(f"cannot read the job's log: {error}")
                 return
             except PipelineError as error:
-                self._say(f"its log was cut: {error}")
+                self._say(f"the job's log broke off: {error}")
                 return
             self._closing.wait(POLL_SECONDS)
 
-    def _print_some(self, text: str) -> None:
+    def _print_piece(self, text: str) -> None:
         self.any = True
         self._echo(text)
 
     def close(self) -> None:
-        """Wait for the rest of what was printed: the work has ended."""
+        """The job has ended: wait up to 30 s for the rest of its log."""
         self._closing.set()
         if self._thread is not None:
             self._thread.join(timeout=30)

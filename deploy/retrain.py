@@ -1,7 +1,7 @@
-"""What CI calls: look whether data or config have changed, have what is missing made, and say what came of it.
+"""Retraining for CI: detect new data or config, run the missing stages on the cluster, and summarise the result.
 
-The work itself is one `run` on the cluster, which goes on when this process ends; calling again attaches to it. The
-memory of earlier candidates is the root's: a `register` artifact of the same fingerprint is a decision already made.
+The work is one `run` job on the cluster, which continues if this process ends; a second call attaches to it. Earlier
+decisions are stored at the root: a `register` artifact of the same fingerprint means that the gate has decided.
 """
 
 import os
@@ -30,21 +30,21 @@ _HEADLINES = {
     "unchanged": "Nothing to do",
     "remembered": "Nothing to do: this candidate was rejected before",
     "promoted": "A new champion",
-    "rejected": "The champion stays",
-    "failed": "The run did not come to its end",
+    "rejected": "The champion is kept",
+    "failed": "The run failed",
 }
 
 
 @dataclass(frozen=True)
 class Retraining:
-    """One call of `retrain`, for the summary."""
+    """The result of one call of `retrain`, for the summary."""
 
     preset: str
     config: Config
     outcome: Outcome
     before: list[Node]
     after: list[Node]
-    text: str  # why, in a sentence
+    text: str  # the reason, in one sentence
     exit_code: int
 
 
@@ -53,18 +53,18 @@ def retrain(
 ) -> Retraining:
     """List the source, plan, run what is new or resumable, wait, and read the gate's decision.
 
-    ConfigError, DataError or StorageError for what is wrong on this side, BusyError while another candidate for the
-    same model is being made, and what `submit` raises. A run that fails is an outcome.
+    Raises ConfigError, DataError or StorageError for problems on this machine, BusyError while another candidate for
+    the same model is in training, and the errors of `submit`. A run that fails is an outcome, not an error.
     """
     config = remote_config(preset, sets, root)
     check_tracking(config)
-    _index(config, say)
+    _index_source(config, say)
     config = resolved(config, fresh=False)
     check_source(config, preset)
-    decided = _decided(config)
+    decided = _decision(config)
     before = survey(config)
     if decided is not None and not decided.details["promoted"]:
-        return Retraining(preset, config, "remembered", before, before, _again(decided), 0)
+        return Retraining(preset, config, "remembered", before, before, _earlier_decision(decided), 0)
     if decided is not None and all(node.status == "cached" for node in before):
         return Retraining(preset, config, "unchanged", before, before, decided.details["decision"], 0)
     for node in before:
@@ -74,7 +74,7 @@ def retrain(
     tail = Tail(echo)
     code = submit(dashboard, work, attempts, say, tail)
     after = survey(config)
-    decided = _decided(config)
+    decided = _decision(config)
     if code != 0 or decided is None:
         text = f"{work.name} ended with exit code {code}: {tail.line}"
         return Retraining(preset, config, "failed", before, after, text, code or 1)
@@ -84,7 +84,7 @@ def retrain(
 
 
 class Tail:
-    """Hands on what a job prints, and remembers its last line."""
+    """Passes on a job's output and keeps its last line."""
 
     def __init__(self, echo: Say) -> None:
         self._echo, self._text = echo, ""
@@ -96,11 +96,11 @@ class Tail:
     @property
     def line(self) -> str:
         lines = [line.strip() for line in self._text.splitlines() if line.strip()]
-        return lines[-1] if lines else "it printed nothing"
+        return lines[-1] if lines else "no output"
 
 
-def _index(config: Config, say: Say) -> None:
-    """Record what the source holds now: new images under an old URI are new data."""
+def _index_source(config: Config, say: Say) -> None:
+    """Write an index of the source's current files: new images under the same URI are new data."""
     if config.data.uri is None:
         return
     listing = list_source(config.data)
@@ -108,28 +108,26 @@ def _index(config: Config, say: Say) -> None:
     say(f"{config.data.uri}: {index.files} files, {index.bytes / 1e6:.1f} MB, revision {index.digest[:SHORT]}")
 
 
-def _decided(config: Config) -> Manifest | None:
-    """The gate's earlier decision on this very candidate, whatever has become of what it was made from."""
+def _decision(config: Config) -> Manifest | None:
+    """The manifest of the gate's decision on this candidate, even if its input artifacts are gone; None without one."""
     fingerprint = stage_fingerprints(config)["register"]
     assert fingerprint is not None
     return read_manifest(open_storage(config.root), "register", fingerprint)
 
 
-def _again(decided: Manifest) -> str:
+def _earlier_decision(decided: Manifest) -> str:
     where = decided.name
-    return (
-        f"{decided.details['decision']} (on {decided.created[:10]}; remove {where} at the root to have it tried again)"
-    )
+    return f"{decided.details['decision']} (on {decided.created[:10]}; delete {where} at the root to repeat it)"
 
 
 def _check_alone(dashboard: Dashboard, work: Work) -> None:
-    """BusyError while somebody makes another candidate for the same model: the gate would compare with a moving one."""
+    """BusyError while another candidate for the same model is in training: it may replace the champion in between."""
     for job in dashboard.jobs():
         same_model = job.metadata.get(MODEL) == work.metadata[MODEL]
         if job.running and same_model and attempt_of(job.id, work.name) is None:
             raise BusyError(
-                f"{job.id} is {job.status.lower()}, which is at work for the model {work.metadata[MODEL]} too",
-                f"Wait for it, or end it: `ray job stop {job.id} --address {dashboard.address}`.",
+                f"{job.id} is {job.status.lower()} and trains another candidate for the model {work.metadata[MODEL]}",
+                f"Wait for it, or stop it: `ray job stop {job.id} --address {dashboard.address}`.",
             )
 
 
@@ -143,7 +141,7 @@ def summary(done: Retraining) -> str:
     if done.config.data.uri is not None:
         lines += [f"* data `{done.config.data.uri}`, revision `{(done.config.data.revision or '')[:SHORT]}`"]
     lines += [f"* {_champion(done.config)}", ""]
-    lines += _table(("stage", "was", "is", "fingerprint", "time"), [_stage_row(*pair) for pair in _pairs(done)])
+    lines += _table(("stage", "before", "after", "fingerprint", "time"), [_stage_row(*pair) for pair in _pairs(done)])
     metrics = {name: value for node in done.after if node.manifest for name, value in node.manifest.metrics.items()}
     shown = [(f"`{name}`", value_text(name, value)) for name, value in metrics.items() if _is_judged(name)]
     if shown:
@@ -152,7 +150,7 @@ def summary(done: Retraining) -> str:
 
 
 def _is_judged(key: str) -> bool:
-    """Is there a better and a worse of this metric?"""
+    """Whether higher or lower values of this metric are better."""
     metric = find_metric(key)
     return metric is not None and bool(metric.better)
 
@@ -162,7 +160,7 @@ def _champion(config: Config) -> str:
     try:
         version = champion(tracking_uri(config), name)
     except PipelineError as error:
-        return f"champion of `{name}`: not known from here ({error.what})"
+        return f"champion of `{name}`: unknown ({error.what})"
     if version is None:
         return f"no version of `{name}` has the alias `{CHAMPION}`"
     return f"champion of `{name}`: version {version}"
@@ -173,9 +171,9 @@ def _pairs(done: Retraining) -> list[tuple[Node, Node]]:
 
 
 def _stage_row(before: Node, after: Node) -> tuple[str, ...]:
-    made = after.manifest is not None and before.manifest is None
-    time = duration(after.manifest.seconds) if made and after.manifest else ""
-    state = "made" if made else after.status
+    created = after.manifest is not None and before.manifest is None
+    time = duration(after.manifest.seconds) if created and after.manifest else ""
+    state = "created" if created else after.status
     return (after.stage.name, before.status, state, f"`{(after.fingerprint or '')[:SHORT]}`", time)
 
 
@@ -184,12 +182,12 @@ def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]
 
 
 def publish(text: str, say: Say) -> None:
-    """Append the summary to the page of a GitHub job, where this is one."""
+    """Append the summary to the page of the GitHub job, if this is one."""
     page = os.environ.get("GITHUB_STEP_SUMMARY")
     if not page:
         return
     try:
         with Path(page).open("a") as file:
             file.write(text)
-    except OSError as error:  # the outcome is worth more than its page
+    except OSError as error:  # the outcome matters more than its page
         say(f"the summary cannot be written to {page} ({error.strerror})")

@@ -1,4 +1,4 @@
-"""Waiting for a server that is away for a while: a head or an API server that is being replaced."""
+"""Retries requests to a server that is unavailable for a while: a head or an API server that is being replaced."""
 
 import time
 from collections.abc import Callable
@@ -14,21 +14,21 @@ Result = TypeVar("Result")
 
 
 class Retrying:
-    """Asks the server at `address`, again and again while nobody answers, and says so once each time."""
+    """Retries a request to the server at `address` while it is unavailable; each outage is reported once."""
 
     def __init__(self, address: str, say: Say) -> None:
         self._address, self._say = address, say
 
-    def __call__(self, question: Callable[[], Result]) -> Result:
-        """The answer. ConnectError when nobody has answered for ten minutes."""
-        begin, told = time.monotonic(), False
+    def __call__(self, request: Callable[[], Result]) -> Result:
+        """The result of `request`. ConnectError after ten minutes without an answer."""
+        begin, reported = time.monotonic(), False
         while True:
             try:
-                return question()
+                return request()
             except ConnectError:
                 if time.monotonic() - begin > _RETRY_SECONDS:
                     raise
-                if not told:
-                    self._say(f"no answer from {self._address}: waiting up to {_RETRY_SECONDS:.0f} s for it")
-                    told = True
+                if not reported:
+                    self._say(f"no answer from {self._address}: retrying for up to {_RETRY_SECONDS:.0f} s")
+                    reported = True
                 time.sleep(POLL_SECONDS)

@@ -87,13 +87,6 @@ class FeatureMoments:
         return mean_F, (self._products_FF - self.count * torch.outer(mean_F, mean_F)) / (self.count - 1)
 
 
-def feature_moments(features_NF: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean_F, covariance_FF) of one set of features, fp64; errors as in `FeatureMoments.result`."""
-    moments = FeatureMoments(features_NF.shape[1], features_NF.device)
-    moments.update(features_NF)
-    return moments.result()
-
-
 def frechet_distance(mean_a_F: Tensor, cov_a_FF: Tensor, mean_b_F: Tensor, cov_b_FF: Tensor) -> float:
     """Squared Frechet distance of two Gaussians, |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Heusel et al. 2017).
 

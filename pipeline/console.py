@@ -1,6 +1,6 @@
-"""What a person sees while stages run: bars on a terminal, a line every few seconds in a log.
+"""Progress output while stages run: bars on a terminal, a line every few seconds in a log.
 
-Nothing is decided here. Colours and bars are rich's; the same words go to both.
+Only output; no decisions are made here. Colours and bars come from rich.
 """
 
 import os
@@ -27,14 +27,14 @@ def duration(seconds: float) -> str:
 
 
 def own_console() -> Console:
-    """A console on a copy of stdout, which goes on speaking while the process's output is diverted."""
+    """A console on a copy of stdout, which still prints while the process's output is redirected."""
     if sys.__stdout__ is None or sys.stdout is not sys.__stdout__:
-        return Console()  # somebody captures what is printed
+        return Console()  # the output is captured
     return Console(file=os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1))
 
 
 class Rate:
-    """Units a second since the first report, and what remains."""
+    """Units per second since the first report."""
 
     def __init__(self) -> None:
         self._first: tuple[float, int] | None = None
@@ -48,7 +48,7 @@ class Rate:
 
 
 class Display:
-    """One stage after the other: `begin`, any number of `progress`, then `end`."""
+    """Shows one stage after the other: `begin`, any number of `progress`, then `end`."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -84,7 +84,7 @@ class Display:
             self._task = self._bars.add_task(f"  {stage:<{_NAME_WIDTH}}", total=None, note="starting")
 
     def progress(self, done: int, total: int, unit: str = "", **values: float) -> None:
-        """`done` of `total` units, and the numbers that matter."""
+        """Show that `done` of `total` units are finished, and some values."""
         rate = self._rate.update(done)
         numbers = [f"{rate:.3g} {unit}/s" if rate else unit, *(f"{name} {value:.4g}" for name, value in values.items())]
         note = "  ".join(numbers)

@@ -1,11 +1,11 @@
-"""The errors that a user is meant to read: one line that says what is wrong, where, and what to do about it.
+"""The errors meant for users: one line with the problem, its place and a hint. The command line sets the exit codes.
 
-Everything else is a bug and keeps its traceback. The command line (`__main__`) turns these into exit codes.
+Any other exception is a bug and keeps its traceback.
 """
 
 
 class PipelineError(Exception):
-    """Something the user can put right. `what` names the thing and the place, `hint` what to do about it."""
+    """A problem that the user can fix. `what`: the problem and its place; `hint`: what to do, in the imperative."""
 
     exit_code = 1
 
@@ -19,7 +19,7 @@ class PipelineError(Exception):
 
 
 class ConfigError(PipelineError):
-    """The preset, an override or the site file is wrong; nothing has been started."""
+    """The preset, an override or the site file is invalid; nothing has been started."""
 
     exit_code = 2
 
@@ -29,12 +29,12 @@ class DataError(PipelineError):
 
 
 class StorageError(PipelineError):
-    """A file or object cannot be read or written: no permission, no space, no such bucket."""
+    """A file or object cannot be read or written: permission denied, disk full, bucket missing."""
 
 
 class LeaseError(PipelineError):
-    """Another driver owns the stage, or has taken it over from this one."""
+    """Another driver holds the stage's lease."""
 
 
 class ContractError(PipelineError):
-    """An input artifact is not what the stage needs, or does not match its own manifest."""
+    """An artifact does not match its manifest, or is not a valid input for the stage."""

@@ -1,7 +1,7 @@
-"""The catalogue of metrics: every number that a stage leaves, its unit, which way is better, and where it is shown.
+"""The catalogue of metrics: every metric of a stage, its unit, whether higher or lower is better, where it is shown.
 
-A key may end with a level (`reconstruction/psnr_level2`) or with the network whose features it takes
-(`samples/frechet_distance/inception`); the catalogue has it without. Screen, report, gate and gauges all read it here.
+A key may end with a level (`reconstruction/psnr_level2`) or with the network whose features it uses
+(`samples/frechet_distance/inception`); the catalogue lists it without. Console, report, gate and gauges use it.
 """
 
 import re
@@ -10,31 +10,31 @@ from dataclasses import dataclass
 from typing import Literal
 
 _LEVEL = re.compile(r"^(.*)_level(\d)$")
-_COUNTS = ("images", "latents", "steps")  # units of whole numbers
+_COUNTS = ("images", "latents", "steps")  # units of integers
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a number means, and where it is shown."""
+    """A metric's meaning, and where it is shown."""
 
     key: str
     meaning: str
-    unit: str = ""  # a share in % is kept in [0, 1]
+    unit: str = ""  # a value in % is stored in [0, 1]
     better: Literal["higher", "lower", ""] = ""
-    headline: str = ""  # the words above it at the top of a report; none: not there
-    on_line: bool = False  # on the line that a stage ends with
-    beside_bar: bool = False  # while its stage runs
+    headline: str = ""  # its title at the top of a report; empty: not shown there
+    on_line: bool = False  # in the last line of its stage
+    beside_bar: bool = False  # in the progress line while its stage runs
     gauge: bool = False  # exported for Prometheus, by the last part of its key
 
 
 def _of_trainer(name: str) -> tuple[Metric, ...]:
-    """What both trainers tell of their steps, under the name of each."""
+    """The metrics that both trainers report of their steps, with the trainer's name as prefix."""
     return (
-        Metric(f"{name}/loss", "training loss, mean since the line before", on_line=True, beside_bar=True, gauge=True),
-        Metric(f"{name}/skipped", "steps without a finite gradient, from the first", "steps", "lower", gauge=True),
-        Metric(f"{name}/images_per_second", "examples of the global batch a second", better="higher", gauge=True),
-        Metric(f"{name}/step_seconds", "time of a step", "s", "lower"),
-        Metric(f"{name}/data_wait_share", "time in which training waited for data", "%", "lower", gauge=True),
+        Metric(f"{name}/loss", "training loss, mean since the last line", on_line=True, beside_bar=True, gauge=True),
+        Metric(f"{name}/skipped", "steps with a non-finite gradient, in total", "steps", "lower", gauge=True),
+        Metric(f"{name}/images_per_second", "examples of the global batch per second", better="higher", gauge=True),
+        Metric(f"{name}/step_seconds", "time per step", "s", "lower"),
+        Metric(f"{name}/data_wait_share", "share of time in which training waited for data", "%", "lower", gauge=True),
         Metric(f"{name}/mfu", "model FLOP/s over the measured peak of the devices", "%", "higher", gauge=True),
     )
 
@@ -43,11 +43,11 @@ METRICS: tuple[Metric, ...] = (
     Metric("data/rows", "readable images of both splits", "images", on_line=True),
     Metric("data/train_rows", "images of the training split", "images"),
     Metric("data/validation_rows", "images of the validation split", "images"),
-    Metric("data/quarantined", "unreadable images that were left out", "images", "lower", on_line=True),
+    Metric("data/quarantined", "unreadable images that were excluded", "images", "lower", on_line=True),
     *_of_trainer("tokenizer"),
     Metric("tokenizer/mse", "pixel error of the reconstruction against G_l(x)", beside_bar=True),
-    Metric("tokenizer/kl", "KL of the posterior, summed over a latent"),
-    Metric("tokenizer/perceptual", "distance in the features of frozen networks"),
+    Metric("tokenizer/kl", "KL divergence of the posterior, summed over a latent"),
+    Metric("tokenizer/perceptual", "distance in the feature spaces of frozen networks"),
     Metric("tokenizer/adversarial", "minus the discriminator's mean logit of reconstructions", beside_bar=True),
     Metric("tokenizer/discriminator", "the discriminator's hinge loss"),
     Metric(
@@ -70,51 +70,51 @@ METRICS: tuple[Metric, ...] = (
     Metric("reconstruction/lpips", "LPIPS (VGG), mean over validation images", better="lower"),
     Metric(
         "latent/high_frequency_share",
-        "energy off DC that lies above half the largest |k|",
+        "share of the energy without DC at |k| above half its maximum",
         "%",
         "lower",
         headline="high frequencies",
         on_line=True,
     ),
-    Metric("latent/uniform_off_dc", "energy off DC in latents of images of one colour", "%", "lower"),
+    Metric("latent/uniform_off_dc", "share of the energy without DC, in latents of images of one colour", "%", "lower"),
     Metric("latents/rows", "encoded images of the training split", "latents", on_line=True),
     Metric("latents/quarantined", "images that could not be decoded", "images", "lower"),
-    Metric("latents/canary_psnr", "stored latents, decoded again, to their images", "dB", "higher"),
+    Metric("latents/canary_psnr", "decoded stored latents against their images", "dB", "higher"),
     *_of_trainer("sit"),
     Metric("sit/diffusion", "diffusion loss, mean over times"),
     *(Metric(f"sit/diffusion_t{i}", f"diffusion loss, t from {i / 4:g} to {(i + 1) / 4:g}") for i in range(4)),
-    Metric("sit/alignment", "weighted distance of the student's features to the teacher's", beside_bar=True),
+    Metric("sit/alignment", "weighted distance of the student's features from the teacher's", beside_bar=True),
     Metric("samples/count", "generated images", "images", on_line=True),
     Metric(
         "samples/class_accuracy",
-        "samples that a classifier reads as the class asked for",
+        "samples that a classifier assigns to their requested class",
         "%",
         "higher",
-        headline="samples read as asked",
+        headline="class accuracy of samples",
         on_line=True,
     ),
-    Metric("samples/classifier_accuracy", "that classifier on held-out real images", "%", "higher"),
+    Metric("samples/classifier_accuracy", "accuracy of that classifier on held-out real images", "%", "higher"),
     Metric(
         "samples/frechet_distance",
-        "samples to the training split, this network's features",
+        "samples against the training split, in this network's features",
         better="lower",
         headline="Frechet distance",
         on_line=True,
     ),
-    Metric("samples/sfid", "as before, on Inception's spatial features", better="lower"),
+    Metric("samples/sfid", "samples against the training split, in Inception's spatial features", better="lower"),
     Metric("samples/inception_score", "Inception Score of the samples", better="higher"),
     Metric("samples/precision", "samples inside the real images' manifold", "%", "higher"),
     Metric("samples/recall", "real images inside the samples' manifold", "%", "higher"),
     Metric(
         "reconstruction/rfid",
-        "Frechet distance to the originals, Inception's features",
+        "Frechet distance to the originals, in Inception's features",
         better="lower",
         headline="rFID",
         on_line=True,
     ),
     Metric(
         "reconstruction/frechet_distance",
-        "reconstructions to their originals, this network's features",
+        "reconstructions against their originals, in this network's features",
         better="lower",
         on_line=True,
     ),
@@ -123,19 +123,19 @@ _BY_KEY = {metric.key: metric for metric in METRICS}
 
 
 def find_metric(key: str) -> Metric | None:
-    """The metric of a key, whatever level or network the key ends with."""
+    """The metric of a key, which may end with a level or network; None if unknown."""
     base = level_of(key)[0]
     return _BY_KEY.get(key) or _BY_KEY.get(base) or _BY_KEY.get(base.rpartition("/")[0])
 
 
 def level_of(key: str) -> tuple[str, int]:
-    """`reconstruction/psnr_level2` as (`reconstruction/psnr`, 2); a key without a level is at 0."""
+    """The key without its level, and the level or 0: `reconstruction/psnr` and 2 of `reconstruction/psnr_level2`."""
     found = _LEVEL.match(key)
     return (found[1], int(found[2])) if found else (key, 0)
 
 
 def value_text(key: str, value: float) -> str:
-    """The number with its unit: four digits, or all of a count."""
+    """The value with its unit: four significant digits, all of a count."""
     metric = find_metric(key)
     unit = metric.unit if metric else ""
     if unit == "%":
@@ -145,7 +145,7 @@ def value_text(key: str, value: float) -> str:
 
 
 def on_line(measured: dict[str, float]) -> list[str]:
-    """What a stage's last line shows of its metrics: names without the stage's part, and five digits."""
+    """The metrics in a stage's last line: names without the first part of the key, values with five digits."""
     return [
         f"{key.partition('/')[2]} {measured[key]:.5g}"
         for metric in METRICS
@@ -155,10 +155,10 @@ def on_line(measured: dict[str, float]) -> list[str]:
 
 
 def headlines(measured: dict[str, float]) -> list[tuple[str, str, Metric]]:
-    """(words, key, metric) of the numbers for a report's top, of those that were measured."""
+    """(title, key, metric) of those measured metrics that are shown at the top of a report."""
     return [(metric.headline, key, metric) for metric in METRICS if metric.headline for key in _of(metric, measured)]
 
 
 def _of(metric: Metric, measured: Iterable[str]) -> list[str]:
-    """The keys of a metric among those measured: itself, and one a network."""
+    """The measured keys of a metric: its own, and one per network."""
     return [key for key in measured if key == metric.key or key.rpartition("/")[0] == metric.key]

@@ -1,11 +1,70 @@
-"""What tests of every floor share: an S3 server that speaks real HTTP, and roots to store under."""
+"""What tests of every floor share: servers, each started once for all that use it, and roots to store under.
+
+Where several processes share the tests (pytest-xdist), those that use one server run in one of them.
+"""
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support.ceph import Ceph, make_bucket, running_ceph
+from tests.support.postgres import another_database, running_postgres
+
+_SHARED = ("ceph", "database", "api_server", "head", "undisturbed")  # what is started once, by its fixture's name
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        used = {*getattr(item, "fixturenames", ()), *_parameters(item)}
+        shared = next((name for name in _SHARED if name in used), None)
+        if shared is not None or item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group(shared or "ray"))
+
+
+def _parameters(item: pytest.Item) -> set[str]:
+    """What a test was parametrized with, as far as it may name a fixture."""
+    callspec = getattr(item, "callspec", None)
+    return {value for value in callspec.params.values() if isinstance(value, str)} if callspec else set()
+
+
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[Ceph]:
+    """Ceph's S3 gateway; skips where it is not installed."""
+    with running_ceph() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ceph_owner(ceph: Ceph) -> dict[str, str]:
+    """The settings of a user who owns the bucket `tests`."""
+    user = ceph.add_user("owner")
+    make_bucket(user, "tests")
+    return user
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    with running_postgres() as uri:
+        yield uri
+
+
+@pytest.fixture(scope="session")
+def database(postgres: str) -> Callable[[], str]:
+    """Makes the URI of an empty database on PostgreSQL; skips where that is not installed."""
+    return lambda: another_database(postgres)
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A database that MLflow has set up, which takes it seconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path.read_bytes()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
-"""The benchmarks' measuring functions at tiny sizes: they run, and both sides compute the same."""
+"""The benchmarks' sides at tiny sizes: what is compared computes the same, or the comparison is refused."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import loader, train_step
@@ -11,14 +12,33 @@ from tests.support.trainers import SETS
 
 @pytest.mark.parametrize("which", ["tokenizer", "adversarial", "sit"])
 def test_plain_step_has_our_loss(which: str, tmp_path: Path) -> None:
-    config = config_at(tmp_path, "quickstart", *SETS)
-    row = train_step.make_pair(config, tmp_path, which, "cpu", batches=2).measure(rounds=1, peak_seconds=0.01)
-    assert row["ms_ours"] > 0
-    assert 0 < row["mfu"] < 1
+    pair = train_step.make_pair(config_at(tmp_path, "quickstart", *SETS), tmp_path, which, "cpu", batches=2)
+    row = pair.measure(rounds=1, peak_seconds=0.01)
+    assert row["first_loss"] == pytest.approx(row["first_loss_plain"], rel=1e-4)
+    seconds, peak = 1e-3 * row["ms_ours"], row["peak_gflops_per_s"]
+    assert row["mfu"] == pytest.approx(row["gflops_step"] / seconds / peak)
 
 
-def test_images_and_latents_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plain_step_of_another_loss_is_refused(tmp_path: Path) -> None:
+    """As without the discriminator's term, once D is at work."""
+    pair = train_step.make_pair(config_at(tmp_path, "quickstart", *SETS), tmp_path, "adversarial", "cpu", batches=1)
+    pair.plain.adversarial = False
+    pair.trainee.config = pair.trainee.config.model_copy(update={"adversarial_weight": 1.0})
+    with pytest.raises(AssertionError, match="computes another loss"):
+        pair.measure(rounds=1, peak_seconds=0.01)
+
+
+def test_loaders_give_what_they_are_compared_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVAE_TEST_DATA", raising=False)
-    rates = loader.measure(tmp_path, rounds=1, batches=2)
-    assert rates
-    assert all(value > 0 for row in rates.values() for value in row.values())
+    for sides, examples in loader.cases(tmp_path, batches=2).values():
+        ours, other = ([_channels_last(batch) for batch in side()] for side in list(sides.values())[:2])
+        assert sum(len(batch) for batch in ours) == examples
+        assert all(np.array_equal(a, b) for a, b in zip(ours, other, strict=True))
+
+
+def _channels_last(batch: object) -> np.ndarray:
+    """Pixels (B, H, W, 3), or both moments of latents beside each other."""
+    if isinstance(batch, tuple):
+        return np.concatenate(batch, axis=1)
+    assert isinstance(batch, np.ndarray)
+    return batch if batch.shape[-1] == 3 else batch.transpose(0, 2, 3, 1)

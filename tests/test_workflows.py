@@ -18,8 +18,8 @@ NAMES = sorted(path.name for path in FOLDER.glob("*.yaml"))
 MADE_THERE = ("build/", ".venv/bin/python", "dev/tcp", "dev/null")
 
 
-def workflow(name: str) -> dict[str, Any]:
-    made: dict[str, Any] = yaml.safe_load((FOLDER / name).read_text())
+def workflow(name: str) -> dict[Any, Any]:
+    made: dict[Any, Any] = yaml.safe_load((FOLDER / name).read_text())
     return made
 
 
@@ -81,10 +81,11 @@ def test_secrets_are_given_to_single_steps(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_actions_are_of_a_version(name):
+    """A tag of a major version or newer digits, or the SHA of a commit: never a branch, whose code moves."""
     used = [step["uses"] for step in steps(name) if "uses" in step]
-    assert "actions/checkout@v4" in used
+    assert [one for one in used if one.startswith("actions/checkout@")]
     for one in used:
-        assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+", one), one
+        assert re.fullmatch(r"[\w-]+/[\w-]+@(v\d+(\.\d+)*|[0-9a-f]{40})", one), one
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -154,10 +155,6 @@ def test_our_commands_are_known(monkeypatch):
                 given = [word for word in words[2:end] if word != "${sets[@]}"]
                 found.append(parsed(given).info_name)
     assert found == ["deploy retrain"]
-
-
-def test_kind_says_that_it_has_not_been_run():
-    assert "HAS NOT BEEN RUN YET" in (FOLDER / "kind.yaml").read_text().partition("name:")[0]
 
 
 def test_kind_runs_the_clusters_tests_on_the_images_that_it_loads():

@@ -1,6 +1,6 @@
-"""What a stage leaves behind, and how it comes to be: manifest, files, commit, and the lease on the work.
+"""Artifacts, the outputs of stages: manifest, files, commit, and the lease on a stage.
 
-An artifact is a folder `STAGE/FINGERPRINT` whose manifest is written last, if absent: it exists when the manifest does.
+An artifact is a folder `STAGE/FINGERPRINT`. Its manifest is written last, with a conditional write, and commits it.
 """
 
 from pipeline.artifacts.files import broken_files, hash_file, local_copies, read_checked

@@ -1,4 +1,4 @@
-"""The files of an artifact, read and held against the hashes in its manifest."""
+"""Reads the files of an artifact and verifies them against the hashes in its manifest."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ def hash_stored(storage: Storage, path: str) -> FileRecord:
 
 
 def broken_files(storage: Storage, manifest: Manifest) -> list[str]:
-    """The files that are missing or do not hash to what the manifest says. Reads everything."""
+    """The files that are missing or do not match their hash in the manifest. Reads every file."""
     folder = manifest.name
     broken = []
     for path, record in sorted(manifest.files.items()):
@@ -39,7 +39,7 @@ def broken_files(storage: Storage, manifest: Manifest) -> list[str]:
 
 
 def read_checked(storage: Storage, manifest: Manifest, name: str) -> bytes:
-    """One file of an artifact. ContractError when it is not what the manifest says."""
+    """The content of one file of an artifact. ContractError if it is missing or does not match the manifest."""
     path = f"{manifest.name}/{name}"
     try:
         data = storage.read(path)
@@ -53,15 +53,15 @@ def read_checked(storage: Storage, manifest: Manifest, name: str) -> bytes:
 def _broken(storage: Storage, manifest: Manifest, name: str) -> ContractError:
     artifact = manifest.name
     return ContractError(
-        f"{storage.uri(artifact)}/{name} is not what its manifest says",
+        f"{storage.uri(artifact)}/{name} is missing or does not match its manifest",
         f"Run `python -m pipeline artifact repair {artifact} --root {storage.root}`.",
     )
 
 
 def local_copies(storage: Storage, manifest: Manifest, names: Iterable[str], target: Path) -> dict[str, Path]:
-    """Local paths of an artifact's files, copied to `target` where the storage is remote; hashes are checked.
+    """Local paths of an artifact's files, downloaded to `target` if the storage is remote; hashes are verified.
 
-    ContractError when a file is not what the manifest says.
+    ContractError if a file is missing or does not match the manifest.
     """
     paths = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""The lease: the right of one driver at a time to work on a stage, with a heartbeat and a fencing token."""
+"""The lease that lets one driver at a time work on a stage, with a heartbeat and a fencing token."""
 
 import platform
 import secrets
@@ -17,19 +17,19 @@ from pipeline.errors import LeaseError, StorageError
 from pipeline.storage import Storage
 
 HEARTBEAT_SECONDS = 10.0
-LEASE_SECONDS = 60.0  # after so long without a heartbeat the owner is taken for dead
-_LOOK_SECONDS = 1.0
+LEASE_SECONDS = 60.0  # without a heartbeat for this long, the owner is considered dead
+_POLL_SECONDS = 1.0
 
 
 class Holder(BaseModel):
-    """Who holds a lease, and since when."""
+    """The content of a lease file: the driver that holds it."""
 
-    owner: str  # for people: user, host and process
-    machine: str  # on the same one a dead owner is known at once
+    owner: str  # for messages: user, host and process
+    machine: str  # a dead owner on the same machine is detected at once
     pid: int
-    started: float  # when that process started; process numbers are used again
+    started: float  # start time of the process, since process ids are reused
     nonce: str
-    token: int  # grows with every change of owner
+    token: int  # fencing token: increases with every change of owner
     heartbeat: float
 
     def is_dead(self) -> bool:
@@ -45,28 +45,30 @@ class Holder(BaseModel):
 
 @cache
 def _machine() -> str:
-    """Host, boot and, on Linux, the space of process numbers: containers of one host each have their own."""
-    space = Path("/proc/self/ns/pid")
-    return f"{platform.node()}/{psutil.boot_time():.0f}" + (f"/{space.readlink()}" if space.is_symlink() else "")
+    """Host, boot time and, on Linux, PID namespace: containers on one host have their own."""
+    namespace = Path("/proc/self/ns/pid")
+    return f"{platform.node()}/{psutil.boot_time():.0f}" + (
+        f"/{namespace.readlink()}" if namespace.is_symlink() else ""
+    )
 
 
 class Lease:
-    """The right to work on one stage of one fingerprint: a file with owner, heartbeat and fencing token.
+    """The lease on one stage of one fingerprint: a file with owner, heartbeat and fencing token.
 
-    Taken and kept by conditional writes. It also keeps time: the seconds of this attempt lie beside it.
+    Acquired and renewed by conditional writes. It also records the seconds of this attempt, in a file next to it.
     """
 
     def __init__(self, storage: Storage, stage: str, fingerprint: str) -> None:
         self.storage, self.stage = storage, stage
         self.folder = work_path(stage, fingerprint)
         self.path = f"{self.folder}/lease.json"
-        self.holder = self._take()
+        self.holder = self._acquire()
         self._begin = time.monotonic()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name=f"lease-{stage}", daemon=True)
+        self._thread = threading.Thread(target=self._heartbeat_loop, name=f"lease-{stage}", daemon=True)
         self._thread.start()
 
-    def _take(self) -> Holder:
+    def _acquire(self) -> Holder:
         process = psutil.Process()
         mine = Holder(
             owner=f"{process.username()}@{platform.node()} process {process.pid}",
@@ -85,75 +87,76 @@ class Lease:
             raise self._lost_race() from None
         theirs = Holder.model_validate_json(text)
         if not theirs.is_dead():
-            raise _taken(self.stage, theirs)
+            raise _lease_held(self.stage, theirs)
         mine = mine.model_copy(update={"token": theirs.token + 1})
         if not self.storage.replace(self.path, mine.model_dump_json().encode(), tag):
             raise self._lost_race()
         return mine
 
     def _lost_race(self) -> LeaseError:
-        return LeaseError(f"the lease on {self.stage} changed hands just now", "Run again to see whose it is.")
+        return LeaseError(
+            f"another driver acquired the lease on {self.stage} at the same time", "Run again to see which."
+        )
 
-    def _beat(self) -> None:
+    def _heartbeat_loop(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            with suppress(StorageError, FileNotFoundError):  # a lease outlives several missed beats; `check` decides
+            with suppress(StorageError, FileNotFoundError):  # a lease survives missed heartbeats; `check` decides
                 self.renew()
 
     def renew(self) -> None:
-        """Show a sign of life, unless the lease has gone to somebody else."""
+        """Write a heartbeat, unless another driver has taken the lease over."""
         text, tag = self.storage.read_tagged(self.path)
         if is_held(text, self.holder.nonce):
             alive = self.holder.model_copy(update={"heartbeat": time.time()})
             self.storage.replace(self.path, alive.model_dump_json().encode(), tag)
-            self._note_seconds()
+            self._record_seconds()
 
     def check(self) -> None:
         """LeaseError unless this driver still holds the lease."""
         check_lease(self.storage, self.path, self.holder.nonce)
 
     def seconds(self) -> float:
-        """Time worked on this stage by all attempts, in seconds."""
-        self._note_seconds()
+        """Time spent on this stage by all attempts, in seconds."""
+        self._record_seconds()
         paths = [entry.path for entry in self.storage.list(f"{self.folder}/attempts")]
         return sum(float(self.storage.read(path)) for path in paths)
 
-    def _note_seconds(self) -> None:
+    def _record_seconds(self) -> None:
         path = f"{self.folder}/attempts/{self.holder.token:04d}-{self.holder.nonce}"
         self.storage.write(path, f"{time.monotonic() - self._begin:.3f}".encode())
 
     def release(self, finished: bool) -> None:
-        """Give the lease back: with all work in progress when the artifact is there, else for the next attempt."""
+        """Release the lease. If `finished`, delete the work folder of the stage; else keep it for the next attempt."""
         self._stop.set()
         self._thread.join()
         try:
             self.check()
         except LeaseError:
-            return  # it is another's to clean up
+            return  # the new owner cleans up
         if finished:
             self.storage.delete_folder(self.folder)
         else:
             with suppress(StorageError):  # a full disk
-                self._note_seconds()
+                self._record_seconds()
             self.storage.delete(self.path)
 
 
-def await_free(storage: Storage, stage: str, fingerprint: str, tell: Callable[[str], None]) -> None:
-    """Return once nobody works on the stage; LeaseError, naming the owner, once it is known that somebody does.
+def await_free(storage: Storage, stage: str, fingerprint: str, say: Callable[[str], None]) -> None:
+    """Return when no living driver holds the stage's lease; LeaseError, naming the owner, if one does.
 
-    A driver elsewhere that died a moment ago looks like one that works, until its next sign of life is due: where it
-    comes, that is the error; where none comes for LEASE_SECONDS, the stage is free. `tell` is given one line where this
-    takes time.
+    A driver on another machine may have died recently. So this waits up to LEASE_SECONDS for its next heartbeat: if one
+    arrives, LeaseError; if none does, the lease has expired. `say` receives one line before the wait.
     """
     first: Holder | None = None
     while (theirs := _holder(storage, stage, fingerprint)) is not None and not theirs.is_dead():
         if theirs.machine == _machine():
-            raise _taken(stage, theirs)
+            raise _lease_held(stage, theirs)
         if first is None:
             first = theirs
-            tell(f"{stage}: {theirs.owner} has it; waiting up to {LEASE_SECONDS:.0f} s to see whether it lives")
+            say(f"{stage}: {theirs.owner} holds its lease; waiting up to {LEASE_SECONDS:.0f} s for the next heartbeat")
         elif (theirs.nonce, theirs.heartbeat) != (first.nonce, first.heartbeat):
-            raise _taken(stage, theirs)
-        time.sleep(_LOOK_SECONDS)
+            raise _lease_held(stage, theirs)
+        time.sleep(_POLL_SECONDS)
 
 
 def _holder(storage: Storage, stage: str, fingerprint: str) -> Holder | None:
@@ -164,23 +167,23 @@ def _holder(storage: Storage, stage: str, fingerprint: str) -> Holder | None:
 
 
 def check_free(storage: Storage, stage: str, fingerprint: str) -> None:
-    """LeaseError, naming the owner, while a living driver works on the stage. Takes nothing."""
+    """LeaseError, naming the owner, if a living driver holds the stage's lease. Does not acquire it."""
     theirs = _holder(storage, stage, fingerprint)
     if theirs is not None and not theirs.is_dead():
-        raise _taken(stage, theirs)
+        raise _lease_held(stage, theirs)
 
 
 def check_idle(storage: Storage) -> None:
-    """LeaseError, naming the owner, while a living driver works on anything at this root."""
+    """LeaseError, naming the owner, if a living driver holds any lease at this root."""
     for stage in storage.folders(".work"):
         for fingerprint in storage.folders(f".work/{stage}"):
             check_free(storage, stage, fingerprint)
 
 
-def _taken(stage: str, holder: Holder) -> LeaseError:
+def _lease_held(stage: str, holder: Holder) -> LeaseError:
     return LeaseError(
-        f"{stage} is being made by {holder.owner}",
-        f"Wait for it, or end it; its lease is free {LEASE_SECONDS:.0f} s after its last sign of life.",
+        f"{stage} is already running: {holder.owner} holds its lease",
+        f"Wait for it, or stop it; its lease expires {LEASE_SECONDS:.0f} s after its last heartbeat.",
     )
 
 
@@ -189,11 +192,16 @@ def is_held(lease: bytes, nonce: str) -> bool:
 
 
 def check_lease(storage: Storage, path: str, nonce: str) -> None:
-    """Fencing: LeaseError unless the lease at `path` is still that of `nonce`."""
+    """Fencing: LeaseError unless the lease at `path` is still held with `nonce`."""
     try:
         text = storage.read(path)
     except FileNotFoundError:
-        raise LeaseError(f"the lease {storage.uri(path)} is gone", "Another driver has finished this stage.") from None
+        raise LeaseError(
+            f"the lease {storage.uri(path)} was deleted",
+            "Run again to use the result of the driver that finished the stage.",
+        ) from None
     if not is_held(text, nonce):
         owner = Holder.model_validate_json(text).owner
-        raise LeaseError(f"the lease {storage.uri(path)} went to {owner}", "This writer may not commit.")
+        raise LeaseError(
+            f"the lease {storage.uri(path)} was taken over by {owner}", "Wait for that driver: this one may not commit."
+        )

@@ -1,6 +1,6 @@
-"""What an artifact is: a folder `STAGE/FINGERPRINT` that exists when its `manifest.json` does.
+"""The manifest of an artifact: its schema, its path, and how to read and remove it.
 
-Paths, the manifest and how it is read. How an artifact comes to be is `writer.py`'s, its files are `files.py`'s.
+Writing an artifact is in `writer.py`, reading its files in `files.py`.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ class FileRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What an artifact holds and what it was made from."""
+    """The contents of an artifact, and the inputs and config that it was created from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,11 +35,11 @@ class Manifest(BaseModel):
     fingerprint: str
     inputs: dict[str, str]  # stage -> fingerprint
     input_contents: dict[str, str]  # stage -> content of the artifact that was read
-    config: dict[str, Any]  # the fields that count, by dotted name
+    config: dict[str, Any]  # the fields in the fingerprint, by dotted name
     files: dict[str, FileRecord]
     rows: int
     metrics: dict[str, float]
-    details: dict[str, Any]  # what the consumers of this stage need to know beyond the files
+    details: dict[str, Any]  # further information for the stages that read it
     seconds: float  # over all attempts
     git_sha: str | None
     image_digest: str | None
@@ -47,7 +47,7 @@ class Manifest(BaseModel):
 
     @property
     def name(self) -> str:
-        """STAGE/FINGERPRINT, short: what people call it, and its folder at the root."""
+        """STAGE/FINGERPRINT with a short fingerprint: the name in messages, and the folder at the root."""
         return artifact_path(self.stage, self.fingerprint)
 
     @property
@@ -66,7 +66,7 @@ def work_path(stage: str, fingerprint: str) -> str:
 
 
 def read_manifest(storage: Storage, stage: str, fingerprint: str) -> Manifest | None:
-    """The manifest, or None when nothing is committed. ContractError when it is somebody else's or not readable."""
+    """The manifest, or None if nothing is committed. ContractError if it is invalid or has another fingerprint."""
     path = f"{artifact_path(stage, fingerprint)}/manifest.json"
     try:
         text = storage.read(path)
@@ -77,12 +77,12 @@ def read_manifest(storage: Storage, stage: str, fingerprint: str) -> Manifest | 
     except ValueError as error:
         raise ContractError(f"{storage.uri(path)} is not a manifest", "Delete that folder and run again.") from error
     if manifest.fingerprint != fingerprint:
-        raise ContractError(f"{storage.uri(path)} is of another fingerprint", "Delete that folder and run again.")
+        raise ContractError(f"{storage.uri(path)} has another fingerprint", "Delete that folder and run again.")
     return manifest
 
 
 def all_manifests(storage: Storage) -> list[Manifest]:
-    """Every committed artifact at this root, by stage and age. ContractError for a manifest that is none."""
+    """Every committed artifact at this root, by stage and age. ContractError for an invalid manifest."""
     found = []
     for stage in storage.folders():
         if stage.startswith("."):
@@ -94,12 +94,12 @@ def all_manifests(storage: Storage) -> list[Manifest]:
             except FileNotFoundError:
                 continue  # not committed yet
             except ValidationError as error:
-                raise ContractError(f"{storage.uri(path)} is not a manifest", "Take that folder away.") from error
+                raise ContractError(f"{storage.uri(path)} is not a manifest", "Delete that folder.") from error
     return sorted(found, key=lambda manifest: (manifest.stage, manifest.created))
 
 
 def remove_artifact(storage: Storage, stage: str, fingerprint: str) -> None:
-    """Take an artifact away, the manifest first, so that nobody takes the rest for whole."""
+    """Delete an artifact, its manifest first, so that readers never see a partial one."""
     storage.delete(f"{artifact_path(stage, fingerprint)}/manifest.json")
     storage.delete_folder(artifact_path(stage, fingerprint))
 
@@ -110,14 +110,14 @@ def now() -> str:
 
 @cache
 def git_sha() -> str | None:
-    """The commit of this checkout, or of the image it was baked into; None outside of both."""
+    """The commit of this checkout, or of the build of the container image; None outside of both."""
     if "DVAE_GIT_SHA" in os.environ:
         return os.environ["DVAE_GIT_SHA"]
     checkout = Path(__file__).parents[2]
-    if not (checkout / ".git").exists():  # installed, perhaps below somebody else's checkout
+    if not (checkout / ".git").exists():  # an installed package, perhaps below another checkout
         return None
     try:
-        asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # no git here
+        result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # git is not installed
         return None
-    return asked.stdout.strip() or None
+    return result.stdout.strip() or None

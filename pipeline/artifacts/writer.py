@@ -1,4 +1,4 @@
-"""Making an artifact: its files first, its manifest last, if absent and under the lease."""
+"""Writes an artifact: its files first; then the manifest, with a conditional write under the lease, commits it."""
 
 import hashlib
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from pipeline.storage import Storage
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage's body hands back for the manifest."""
+    """A stage's result, for the manifest."""
 
     files: dict[str, FileRecord]
     rows: int
@@ -23,7 +23,7 @@ class Outcome:
 
 
 class ArtifactWriter:
-    """Puts files into an artifact's folder before it is committed, and remembers their hashes."""
+    """Writes files into an artifact's folder before the commit, and records their hashes."""
 
     def __init__(self, storage: Storage, stage: str, fingerprint: str) -> None:
         self.storage = storage
@@ -39,7 +39,7 @@ class ArtifactWriter:
         self.storage.write(f"{self.folder}/{name}", data)
 
     def add_stored(self, name: str, record: FileRecord) -> None:
-        """A file that a worker has already put there."""
+        """Record a file that a worker has already written."""
         self.files[name] = record
 
     def outcome(self, rows: int, metrics: dict[str, float] | None = None, **details: Any) -> Outcome:
@@ -47,12 +47,14 @@ class ArtifactWriter:
 
 
 def commit(storage: Storage, manifest: Manifest, lease: "Lease") -> None:
-    """Make the artifact exist. LeaseError when another driver has taken the stage over meanwhile."""
+    """Commit the artifact. LeaseError if another driver has taken the lease over."""
     folder = manifest.name
     kept = {f"{folder}/{path}" for path in ("manifest.json", *manifest.files)}
     lease.check()
     for entry in list(storage.list(folder)):
         if entry.path not in kept:
-            storage.delete(entry.path)  # left by an attempt that was cut
+            storage.delete(entry.path)  # left by an interrupted attempt
     if not storage.write_new(f"{folder}/manifest.json", manifest.model_dump_json(indent=1).encode()):
-        raise LeaseError(f"{storage.uri(folder)} was committed by somebody else meanwhile", "Run again to use it.")
+        raise LeaseError(
+            f"{storage.uri(folder)} was committed by another driver in the meantime", "Run again to use it."
+        )

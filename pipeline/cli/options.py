@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.storage import refusal
+from pipeline.storage import storage_error
 
 Preset = Annotated[str, typer.Argument(help="A preset's name or a YAML file.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a field: a.b=c. Repeatable.")]
@@ -57,7 +57,7 @@ def run_app(app: typer.Typer) -> None:
         if isinstance(error, PipelineError):
             _refuse(error)
         if isinstance(error, OSError) and error.errno is not None:
-            _refuse(refusal(error))
+            _refuse(storage_error(error))
         text = " ".join(str(error).split())[:300]
         _refuse(PipelineError(f"{type(error).__name__}: {text}", "This is a bug: run with --debug for the traceback."))
     finally:

@@ -21,5 +21,5 @@ def tracking_sync(
 
     config = root_config(None, set_, root)
     storage = open_storage(config.root)
-    files = tracking.deliver(storage, tracking.Post(tracking.tracking_uri(config), config), name)
+    files = tracking.deliver(storage, tracking.MlflowWriter(tracking.tracking_uri(config), config), name)
     console.print(f"{files} files of events delivered, {len(tracking.undelivered(storage))} runs wait", highlight=False)

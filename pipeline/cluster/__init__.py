@@ -1,6 +1,6 @@
-"""Ray: joining a cluster or starting a local one, a stage's tasks on it, its pools, and gauges for Prometheus.
+"""Ray: connecting to a cluster or starting a local one, running tasks, pools of nodes, and Prometheus gauges.
 
-Ray is imported when it is used, not with this package. Its private names are all in `ray_private.py`.
+Ray is imported on use, not with this package. All uses of Ray's private API are in `ray_private.py`.
 """
 
 from pipeline.cluster.gauges import publish
@@ -13,4 +13,4 @@ from pipeline.cluster.pools import (
     threads_per_worker,
 )
 from pipeline.cluster.ray_private import Head, head_address, is_alive, torch_trainer
-from pipeline.cluster.tasks import run_tasks, surfaced
+from pipeline.cluster.tasks import run_tasks, unwrapped_errors

@@ -1,6 +1,6 @@
-"""Numbers for Prometheus: each Ray node exports what the processes on it set, as ray_dvae_NAME{stage}.
+"""Gauges for Prometheus: each Ray node exports those of its processes as ray_dvae_NAME{stage}.
 
-They are for dashboards and alerts of a cluster; the record of a run is MLflow's. A local Ray exports nothing.
+They are for dashboards and alerts of a cluster; runs are recorded in MLflow. A local Ray exports nothing.
 """
 
 import threading
@@ -17,13 +17,13 @@ GAUGES = {
     **{metric.key.rpartition("/")[2]: metric.meaning for metric in METRICS if metric.gauge},
 }
 
-_AGAIN_SECONDS = 5.0
+_REPEAT_SECONDS = 5.0
 _values: dict[tuple[str, str], float] = {}  # (gauge, stage)
 _started = threading.Lock()
 
 
 def publish(stage: str, values: dict[str, float]) -> None:
-    """Set the gauges of these names, to stand until they are set anew; other names are left out."""
+    """Set the gauges among `values`; they keep their values until set again. Names that are not gauges are ignored."""
     if is_local():
         return
     for name in GAUGES.keys() & values.keys():
@@ -34,9 +34,9 @@ def publish(stage: str, values: dict[str, float]) -> None:
 
 
 def _repeat() -> None:
-    """Ray's exporter forgets a gauge that was not set for some 20 s: between two lines of a log, or in a long stage."""
+    """Set all gauges again, as Ray's exporter drops a gauge that was not set for about 20 s."""
     while True:
-        time.sleep(_AGAIN_SECONDS)
+        time.sleep(_REPEAT_SECONDS)
         for (name, stage), value in list(_values.items()):
             _gauge(name).set(value, {"stage": stage})
 

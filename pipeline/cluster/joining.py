@@ -1,4 +1,4 @@
-"""Joining the Ray cluster that a job was submitted to, or starting a local one that ends with this process."""
+"""Connects to the Ray cluster that a job was submitted to, or starts a local one that ends with this process."""
 
 import logging
 import os
@@ -15,31 +15,31 @@ from pipeline.cluster.ray_private import start_coordinator
 from pipeline.config import ClusterConfig
 from pipeline.errors import PipelineError
 
-_LOCAL_OBJECT_STORE = 400 * 1024**2  # bytes: a laptop's stages exchange little
+_LOCAL_OBJECT_STORE = 400 * 1024**2  # bytes: local stages exchange little data
 
-# Told to Ray before it starts. Its own chatter goes to its log files; the screen is the pipeline's.
+# Set before Ray starts. Ray's own output goes to its log files, not to the terminal.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "1",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_task_oom_retries": "3",  # Ray's default is to try for ever
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in a config mean the same everywhere
+    "RAY_task_oom_retries": "3",  # Ray's default is to retry forever
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # so relative paths in a config are the same in all processes
 }
 _LOCAL_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody drains a laptop
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a local node is never drained
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
 }
 
 
 @contextmanager
 def diverted_output(debug: bool) -> Iterator[Path]:
-    """Send what Ray prints in this process (from Python and C++ alike) to a file, unless `debug`.
+    """Redirect stdout and stderr of this process (Python and C++), for Ray's output, to a file, unless `debug`.
 
-    Yields the file's path; it goes away when nothing went wrong. The pipeline's own words go through a console of
-    their own (`console.own_console`).
+    Yields the file's path; the file is deleted if no error is raised. The pipeline prints through a separate console
+    (`console.own_console`).
     """
     path = Path(tempfile.gettempdir()) / f"dvae-{os.getpid()}.log"
     if debug:
@@ -61,25 +61,25 @@ def diverted_output(debug: bool) -> Iterator[Path]:
 
 
 def is_local() -> bool:
-    """Will `connect` start a Ray of its own? (A submitted job finds RAY_ADDRESS set.)"""
+    """Whether `connect` starts a local Ray. (RAY_ADDRESS is set in submitted jobs.)"""
     return "RAY_ADDRESS" not in os.environ
 
 
 def set_environment() -> None:
-    """Tell Ray what it reads once, when it is imported: call this first."""
+    """Set the environment variables that Ray reads on import: call this first."""
     os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
     if is_local():
         os.environ.update({name: value for name, value in _LOCAL_ENVIRONMENT.items() if name not in os.environ})
-        # Always said: unset, Ray would turn tokens on by itself and leave one in the home folder.
+        # Always set: otherwise Ray enables tokens by itself and writes one to the home folder.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         if "RAY_AUTH_TOKEN_PATH" not in os.environ:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def connect(config: ClusterConfig, debug: bool = False, trains: bool = False) -> None:
-    """Join the cluster at RAY_ADDRESS, or start a local one that ends with this process.
+    """Connect to the cluster at RAY_ADDRESS, or start a local one that ends with this process.
 
-    `trains`: stages on Ray Train or Ray Data will come, so what they start first may start now.
+    `trains`: stages that use Ray Train or Ray Data will follow, so start their coordinator now.
     """
     import ray
 
@@ -87,18 +87,18 @@ def connect(config: ClusterConfig, debug: bool = False, trains: bool = False) ->
     options: dict[str, Any] = {"log_to_driver": debug, "logging_level": level, "configure_logging": debug}
     if is_local():
         cpus = max(len(os.sched_getaffinity(0)), config.workers * (config.cpus_per_worker or 1), 2)
-        # "local", or Ray would join whatever cluster somebody has started on this machine.
+        # "local", as Ray would otherwise join any cluster running on this machine.
         options.update(address="local", num_cpus=cpus, include_dashboard=False)
         options.update(object_store_memory=_LOCAL_OBJECT_STORE)
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
-    except Exception as error:  # which Ray raises as such when its node does not come up in time
+    except Exception as error:  # Ray raises a bare Exception if its node does not start in time
         raise PipelineError(
             f"Ray did not start: {' '.join(str(error).split())[:300]}",
-            "On a machine that is busy, try again; else look into /tmp/ray/session_latest/logs, or run with --debug.",
+            "Retry if the machine is overloaded; else check /tmp/ray/session_latest/logs, or run with --debug.",
         ) from error
-    signal.signal(signal.SIGTERM, before)  # Ray's own handler would skip our clean-up
+    signal.signal(signal.SIGTERM, before)  # Ray's handler would skip the pipeline's cleanup
     if trains and is_local():
         start_coordinator()
     if not debug:

@@ -1,4 +1,4 @@
-"""What a stage's work asks of a node: its pool, its device, its share of the CPUs."""
+"""The resources that a stage's work requires of a node: pool, device, CPUs."""
 
 import time
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from pipeline.cluster.ray_private import is_autoscaled, remove_placement_groups
 from pipeline.config import ClusterConfig
 from pipeline.errors import PipelineError
 
-_NODE_SECONDS = 600.0  # for a node that has been lost or is about to join
+_NODE_SECONDS = 600.0  # wait for a node that was lost or is about to join
 _WITHOUT_DEVICE = ("prepare", "register")
 
 
 def device_of(config: ClusterConfig) -> str:
-    """cpu or cuda, as set or as the cluster has it."""
+    """cpu or cuda: as configured, else cuda if the cluster has a GPU."""
     if config.device != "auto":
         return config.device
     import ray
@@ -22,7 +22,7 @@ def device_of(config: ClusterConfig) -> str:
 
 
 def threads_per_worker(config: ClusterConfig) -> int:
-    """CPUs, and torch threads, of one training worker: as set, or its fair share of the CPUs."""
+    """CPUs and torch threads of one training worker: as configured, else an equal share of the CPUs, from 1 to 8."""
     if config.cpus_per_worker is not None:
         return config.cpus_per_worker
     import ray
@@ -31,49 +31,49 @@ def threads_per_worker(config: ClusterConfig) -> int:
 
 
 def pool_resources(config: ClusterConfig, stage: str) -> dict[str, float]:
-    """The Ray resources that mark the pool of a stage; empty where any node will do."""
+    """The custom Ray resources of a stage's pool; empty if any node will do."""
     return dict(config.pools.get(stage, {}))
 
 
 def free_placement_groups() -> None:
-    """Give back what a dead train controller had reserved on a local Ray.
+    """On a local Ray, release the resources that a dead train controller had reserved.
 
-    Ray leaves that to an actor which asks the dashboard whether the controller lives; a local Ray has none.
+    Ray leaves that to an actor that queries the dashboard, which a local Ray does not have.
     """
     if is_local():
         remove_placement_groups()
 
 
 def await_pool(config: ClusterConfig, stage: str, say: Callable[[str], None]) -> None:
-    """Return when a node could take the stage's work, or an autoscaler is there to add one.
+    """Return when a node can run the stage's work, or an autoscaler can add one.
 
-    Ray would wait for ever, and say nothing here. PipelineError where no node comes.
+    Ray itself would wait forever without a message. PipelineError if there is no node after ten minutes.
     """
-    wanted = {"CPU": 1.0, **pool_resources(config, stage)}
+    required = {"CPU": 1.0, **pool_resources(config, stage)}
     if stage not in _WITHOUT_DEVICE and device_of(config) == "cuda":
-        wanted["GPU"] = 1.0
-    begin, told = time.monotonic(), False
-    while not _has_node(wanted):
-        words = ", ".join(f"{name} {amount:g}" for name, amount in wanted.items())
+        required["GPU"] = 1.0
+    begin, reported = time.monotonic(), False
+    while not _has_node(required):
+        text = ", ".join(f"{name} {amount:g}" for name, amount in required.items())
         if is_autoscaled():
             say(
-                f"{stage}: no node of its pool yet ({words}): the autoscaler is asked for one; where none comes, "
-                "`python -m deploy doctor` says why"
+                f"{stage}: no node of its pool is available ({text}): requested one from the autoscaler; "
+                "if none is added, run `python -m deploy doctor`"
             )
             return
         if is_local() or time.monotonic() - begin > _NODE_SECONDS:
             raise PipelineError(
-                f"{stage} wants a node with {words}, and there is none, nor an autoscaler that would add one",
-                "Start such a node, or correct cluster.device and cluster.pools.",
+                f"{stage} requires a node with {text}; the cluster has none, and no autoscaler to add one",
+                "Add such a node, or correct cluster.device and cluster.pools.",
             )
-        if not told:
-            say(f"{stage}: no node of its pool yet ({words}): waiting up to {_NODE_SECONDS:.0f} s for one")
-            told = True
+        if not reported:
+            say(f"{stage}: no node of its pool is available ({text}): waiting up to {_NODE_SECONDS:.0f} s for one")
+            reported = True
         time.sleep(2.0)
 
 
-def _has_node(wanted: dict[str, float]) -> bool:
+def _has_node(required: dict[str, float]) -> bool:
     import ray
 
-    has = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return any(all(one.get(name, 0.0) >= amount for name, amount in wanted.items()) for one in has)
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return any(all(one.get(name, 0.0) >= amount for name, amount in required.items()) for one in resources)

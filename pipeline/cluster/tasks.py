@@ -1,4 +1,4 @@
-"""A stage's work as Ray tasks, and what a task raised as if it had been raised here."""
+"""Runs a stage's work as Ray tasks, and re-raises the errors of tasks in the driver."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.cluster.pools import device_of, pool_resources
 from pipeline.config import ClusterConfig
 from pipeline.errors import PipelineError
-from pipeline.storage import refusal
+from pipeline.storage import storage_error
 
 
 def run_tasks(
@@ -15,7 +15,7 @@ def run_tasks(
 ) -> Iterator[tuple[int, Any]]:
     """Run `function(spec)` for each spec as a Ray task; yields (index, result) in the order of completion.
 
-    A task whose worker or node dies is run again, `max_failures` times. What the function raises is raised here.
+    A task whose worker or node dies is retried up to `max_failures` times. Exceptions of the function are raised here.
     """
     import ray
 
@@ -25,9 +25,9 @@ def run_tasks(
         "resources": pool_resources(config, stage),
     }
     if gpu and device_of(config) == "cuda":
-        options.update(num_gpus=1, max_calls=0)  # the worker stays, and with it the loaded model
+        options.update(num_gpus=1, max_calls=0)  # keep the worker and its loaded model
     task = ray.remote(**options)(function)
-    with surfaced():
+    with unwrapped_errors():
         pending = {task.remote(spec): index for index, spec in enumerate(specs)}
         while pending:
             (done,), _ = ray.wait(list(pending), num_returns=1)
@@ -35,8 +35,8 @@ def run_tasks(
 
 
 @contextmanager
-def surfaced() -> Iterator[None]:
-    """Raise what a task raised, not Ray's wrapper of it."""
+def unwrapped_errors() -> Iterator[None]:
+    """Raise the original exception of a task instead of Ray's wrapper."""
     from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 
     try:
@@ -46,12 +46,12 @@ def surfaced() -> Iterator[None]:
         if isinstance(cause, PipelineError):
             raise cause from None
         if isinstance(cause, OSError) and cause.errno is not None:
-            raise refusal(cause) from None
+            raise storage_error(cause) from None
         raise
     except OutOfMemoryError as error:
-        raise PipelineError("out of memory: Ray ended a task", "Lower the stage's batch_size.") from error
+        raise PipelineError("out of memory: Ray killed a task", "Lower the stage's batch_size.") from error
     except WorkerCrashedError as error:
         raise PipelineError(
-            "a task's process died, again each time it was run anew",
-            "Out of memory? See the kernel's log, and Ray's in /tmp/ray/session_latest/logs.",
+            "a task's process died in every attempt",
+            "Check for lack of memory: see the kernel's log, and Ray's in /tmp/ray/session_latest/logs.",
         ) from error

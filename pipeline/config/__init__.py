@@ -1,6 +1,7 @@
 """The configuration: one tree of typed, described fields, and where its values come from. No torch, ray or mlflow."""
 
 from pipeline.config.fields import Shuffle, TrainerConfig, WeightFile
+from pipeline.config.flat import flattened, unflattened, values_as_before
 from pipeline.config.loading import (
     PRESETS,
     SENT,
@@ -19,7 +20,4 @@ from pipeline.config.schema import (
     SampleConfig,
     SitConfig,
     TokenizerConfig,
-    flattened,
-    unflattened,
-    values_as_before,
 )

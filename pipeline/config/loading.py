@@ -11,7 +11,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config.schema import Config, flattened
+from pipeline.config.flat import flattened
+from pipeline.config.schema import Config
 from pipeline.errors import ConfigError
 
 PRESETS = Path(__file__).parent / "presets"

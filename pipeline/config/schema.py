@@ -42,7 +42,6 @@ from pipeline.config.fields import (
     Warmup,
     WeightDecay,
     WeightFile,
-    value_as_before,
 )
 from pipeline.errors import ConfigError
 
@@ -244,8 +243,15 @@ class SampleConfig(Section):
 
     def sampling(self, **changed: Any) -> dict[str, Any]:
         """The arguments of `models.generator.Sampling`: what decides a picture, but for its label and index."""
-        given = {**self.model_dump(exclude={"count", "batch_size"}), **changed}
-        return {**given, "guidance_interval": tuple(given["guidance_interval"])}
+        own = {
+            "method": self.method,
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "guidance_interval": self.guidance_interval,
+            "seed": self.seed,
+            "precision": self.precision,
+        }
+        return {**own, **changed}
 
 
 class GateConfig(Section):
@@ -367,52 +373,3 @@ class Config(Section):
             "depth": depth,
             "heads": heads,
         }
-
-
-def flattened(config: Config, without_added: bool = False) -> dict[str, Any]:
-    """The fields of all sections by dotted name, as JSON has them.
-
-    `without_added`: less those that came after a release and have the value that means "as before".
-    """
-    tree = config.model_dump(mode="json")
-    if without_added:
-        tree = _without_added(config, tree)
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat.update(
-            {f"{name}.{key}": leaf for key, leaf in value.items()} if isinstance(value, dict) else {name: value}
-        )
-    return flat
-
-
-def unflattened(fields: dict[str, Any]) -> dict[str, Any]:
-    """The tree that `flattened` gave these fields of."""
-    tree: dict[str, Any] = {}
-    for name, value in fields.items():
-        section, _, field = name.partition(".")
-        if field:
-            tree.setdefault(section, {})[field] = value
-        else:
-            tree[section] = value
-    return tree
-
-
-def values_as_before() -> dict[str, Any]:
-    """The fields that came after a release, by dotted name, with the value that means "as before"."""
-    found = {}
-    for section, about in Config.model_fields.items():
-        fields = getattr(about.annotation, "model_fields", {})
-        for name in fields:
-            if (before := value_as_before(about.annotation, name)) is not None:  # type: ignore[arg-type]
-                found[f"{section}.{name}"] = before[0]
-    return found
-
-
-def _without_added(section: Section, values: dict[str, Any]) -> dict[str, Any]:
-    kept = {}
-    for name, value in values.items():
-        if value_as_before(type(section), name) == (value,):
-            continue
-        inner = getattr(section, name)
-        kept[name] = _without_added(inner, value) if isinstance(inner, Section) else value
-    return kept

@@ -25,7 +25,7 @@ from PIL import Image
 from pipeline.config import DataConfig
 from pipeline.data.listing import DIGITS, Listing, Split, class_of
 from pipeline.errors import DataError
-from pipeline.storage import Entry, Storage, arrow_refusal, open_storage
+from pipeline.storage import Entry, Storage, arrow_error, open_storage
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label")
@@ -231,7 +231,7 @@ def _said_of(where: str, what: str) -> Iterator[None]:
         raise DataError(f"{where}: the file has gone since the source was listed", "Run again.") from error
     except (pa.ArrowException, tarfile.TarError, OSError) as error:
         if "AWS Error" in str(error):
-            raise arrow_refusal(error, where) from error
+            raise arrow_error(error, where) from error
         if isinstance(error, PermissionError):
             hint = "Give this user permission to it."
         else:

@@ -127,7 +127,7 @@ def _encode(context: StageContext, plan: Plan, shards: list[Shard]) -> Iterator[
         )
         .flat_map(Writer, fn_constructor_args=(plan,), compute=ActorPoolStrategy(size=1), num_cpus=0)
     )
-    with cluster.surfaced():
+    with cluster.unwrapped_errors():
         for row in dataset.iter_rows():
             yield int(row["index"])
 

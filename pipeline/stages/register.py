@@ -19,7 +19,7 @@ from pipeline.config import Config, GateConfig
 from pipeline.errors import ContractError, PipelineError
 from pipeline.inference import MODEL_FILE, copy_model_package, model_package
 from pipeline.reports import all_metrics, model_card
-from pipeline.tracking import CANDIDATE, CHAMPION, FINGERPRINT_TAG, Post, TrackingError, deliver, tracking_uri
+from pipeline.tracking import CANDIDATE, CHAMPION, FINGERPRINT_TAG, MlflowWriter, TrackingError, deliver, tracking_uri
 from pipeline.workflow import StageContext
 
 _METRIC_TAG = "dvae.metric."
@@ -170,9 +170,9 @@ def _mlflow_needed(config: Config) -> Iterator[None]:
         ) from error
 
 
-def _own_run(context: StageContext) -> tuple[Post, str]:
+def _own_run(context: StageContext) -> tuple[MlflowWriter, str]:
     """The way into MLflow, and the id of this stage's run there, its opening delivered."""
-    post = Post(tracking_uri(context.config), context.config)
+    post = MlflowWriter(tracking_uri(context.config), context.config)
     deliver(context.storage, post, only=context.outbox.key.partition("/")[0])
     return post, post.run_of(context.outbox.key)
 

@@ -1,8 +1,8 @@
-"""One file system for file:// and s3://: whole files in, whole files out, nothing ever seen half-written.
+"""File storage behind file:// and s3:// URIs. Files are written as a whole: readers never see partial content.
 
-`open_storage` is the way in; `base.Storage` says what every storage can do. No caching here.
+Start with `open_storage`; `base.Storage` is the interface. No caching here.
 """
 
-from pipeline.storage.base import Entry, Storage, refusal
-from pipeline.storage.s3_errors import arrow_refusal
+from pipeline.storage.base import Entry, Storage, storage_error
+from pipeline.storage.s3_errors import arrow_error
 from pipeline.storage.uri import cache_folder, open_storage, split_uri

@@ -1,6 +1,6 @@
-"""What every storage can do, and what the operating system refuses as one line. No file system is here.
+"""The interface of a storage, and one-line messages for errors of the operating system. No implementation here.
 
-Whole files in, whole files out: nothing is ever seen half-written.
+Files are written as a whole: readers never see partial content.
 """
 
 import errno
@@ -22,23 +22,23 @@ class Entry(NamedTuple):
 class Storage(Protocol):
     """Files below one root. Paths are relative, with forward slashes; `""` is the root itself.
 
-    Every method raises StorageError (or FileNotFoundError where a path that must exist does not).
+    Every method raises StorageError, or FileNotFoundError if a path that must exist is missing.
     """
 
     root: str  # the URI, without a trailing slash
 
     def read(self, path: str) -> bytes: ...
     def write(self, path: str, data: bytes) -> None:
-        """Replace the whole file; a reader sees the old or the new one."""
+        """Create or replace the file atomically: a reader sees the old or the new content."""
 
     def write_new(self, path: str, data: bytes) -> bool:
-        """Create the file if it is absent. False when somebody else had it first."""
+        """Create the file if it does not exist. False if it exists."""
 
     def read_tagged(self, path: str) -> tuple[bytes, str]:
-        """The content and a tag that changes with it, for `replace`."""
+        """The content and a tag of this version of it, for `replace`."""
 
     def replace(self, path: str, data: bytes, tag: str) -> bool:
-        """Replace the file if it still carries `tag`. False when it has changed or gone."""
+        """Replace the file if its tag is still `tag`. False if it has changed or was deleted."""
 
     def exists(self, path: str) -> bool: ...
     def list(self, prefix: str = "") -> Iterator[Entry]:
@@ -53,50 +53,50 @@ class Storage(Protocol):
     def download(self, path: str, target: Path) -> None: ...
     def upload(self, source: Path, path: str) -> None: ...
     def delete(self, path: str) -> None:
-        """Remove one file; absent is fine."""
+        """Delete one file; no error if it does not exist."""
 
     def delete_folder(self, prefix: str) -> None:
-        """Remove every file below `prefix`; absent is fine."""
+        """Delete every file below `prefix`; no error if there is none."""
 
     def uri(self, path: str = "") -> str: ...
     def local_path(self, path: str = "") -> Path | None:
-        """The file or folder on this machine's own disk; None where it lies elsewhere."""
+        """The path of the file or folder on a local disk; None for remote storage."""
 
     def arrow(self, path: str = "", lasting: bool = False) -> tuple[Any, str]:
-        """Arrow's file system, and the path in it. `lasting`: it is to outlive credentials that end."""
+        """Arrow's file system and the path in it. `lasting`: it must work after temporary credentials expire."""
 
     @property
     def endpoint(self) -> str | None:
-        """The URL of the server that keeps the files; None where there is none."""
+        """The URL of the server; None for a local folder."""
 
     @property
     def authority(self) -> str | None:
-        """The file or folder of the certificate authority that the server is known by; None: the usual ones."""
+        """File or folder of the server's certificate authority; None: the system's."""
 
 
 @contextmanager
-def refused_at(where: str) -> Iterator[None]:
-    """Turn what the operating system refuses into one line. A missing file stays FileNotFoundError."""
+def storage_errors(where: str) -> Iterator[None]:
+    """Turn OSErrors into StorageErrors about `where`. FileNotFoundError stays as it is."""
     try:
         yield
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise refusal(error, where) from error
+        raise storage_error(error, where) from error
 
 
-def refusal(error: OSError, where: str = "") -> StorageError:
-    """What the operating system refused, as one line: where, what, what to do."""
+def storage_error(error: OSError, where: str = "") -> StorageError:
+    """A StorageError for an OSError: place, problem and hint."""
     where = where or str(error.filename or "this machine")
     return StorageError(f"{where}: {error.strerror or error}", _HINTS.get(error.errno or 0, ""))
 
 
 _HINTS = {
-    errno.ENOSPC: "The disk is full: free some space (see `python -m pipeline artifact gc`), then run again.",
-    errno.EDQUOT: "The disk quota is used up: free some space, then run again.",
-    errno.EACCES: "Give this user permission to it, or choose another place (--root, data.uri).",
-    errno.EPERM: "Give this user permission to it, or choose another place (--root, data.uri).",
-    errno.EROFS: "That file system is read-only: choose another place with --root.",
-    errno.ENOTDIR: "A part of that path is a file: choose another place.",
-    errno.EIO: "The disk reports an error: check it, then run again.",
+    errno.ENOSPC: "Free some disk space (see `python -m pipeline artifact gc`), then run again.",
+    errno.EDQUOT: "Free some space of the disk quota, then run again.",
+    errno.EACCES: "Give this user permission, or choose another path (--root, data.uri).",
+    errno.EPERM: "Give this user permission, or choose another path (--root, data.uri).",
+    errno.EROFS: "Choose a path on a writable file system with --root.",
+    errno.ENOTDIR: "Choose another path: a part of this one is a file.",
+    errno.EIO: "Check the disk, then run again.",
 }

@@ -1,4 +1,4 @@
-"""file://: files in a local folder, each written under a temporary name beside its own and renamed."""
+"""file://: files in a local folder. Each is written to a temporary file in the same folder and renamed."""
 
 import errno
 import fcntl
@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipeline.storage.base import Entry, refused_at
+from pipeline.storage.base import Entry, storage_errors
 
 _TEMPORARY = ".tmp-"
 
@@ -20,15 +20,15 @@ class LocalStorage:
     """Files in a local folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = Path(os.path.abspath(folder))  # noqa: PTH100  # resolve() would follow links
+        self.folder = Path(os.path.abspath(folder))  # noqa: PTH100  # resolve() would follow symbolic links
         self.root = self.folder.as_uri()
 
-    endpoint = authority = None  # there is no server
+    endpoint = authority = None  # no server
 
     def local_path(self, path: str = "") -> Path:
         return self.folder / path
 
-    def arrow(self, path: str = "", lasting: bool = False) -> tuple[Any, str]:  # noqa: ARG002  # nothing ends here
+    def arrow(self, path: str = "", lasting: bool = False) -> tuple[Any, str]:  # noqa: ARG002  # local files need no credentials
         import pyarrow.fs
 
         return pyarrow.fs.LocalFileSystem(), str(self.local_path(path))
@@ -37,7 +37,7 @@ class LocalStorage:
         return self.local_path(path).as_uri()
 
     def read(self, path: str) -> bytes:
-        with refused_at(str(self.local_path(path))):
+        with storage_errors(str(self.local_path(path))):
             return self.local_path(path).read_bytes()
 
     def write(self, path: str, data: bytes) -> None:
@@ -60,53 +60,53 @@ class LocalStorage:
 
     def replace(self, path: str, data: bytes, tag: str) -> bool:
         target = self.local_path(path)
-        lock = target.with_name(f"{_TEMPORARY}lock-{target.name}")  # unseen by `list`
+        lock = target.with_name(f"{_TEMPORARY}lock-{target.name}")  # hidden from `list`
         try:
-            with refused_at(str(lock)), open(lock, "w") as handle:
+            with storage_errors(str(lock)), open(lock, "w") as handle:
                 fcntl.flock(handle, fcntl.LOCK_EX)
                 if self.read_tagged(path)[1] != tag:
                     return False
                 self.write(path, data)
                 return True
         except FileNotFoundError:
-            return False  # the file, or its folder, is gone
+            return False  # the file or its folder was deleted
 
     def exists(self, path: str) -> bool:
-        with refused_at(str(self.local_path(path))):
+        with storage_errors(str(self.local_path(path))):
             return self.local_path(path).is_file()
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        def refuse(error: OSError) -> None:
-            if not isinstance(error, FileNotFoundError):  # removed meanwhile
-                with refused_at(str(error.filename)):  # the sub-folder, not the base
+        def on_error(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):  # deleted in the meantime
+                with storage_errors(str(error.filename)):  # the subfolder, not the base
                     raise error
 
         base = self.local_path(prefix)
-        with refused_at(str(base)):
+        with storage_errors(str(base)):
             if not base.exists():
                 return
             if not base.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "is not a folder", str(base))
             found = []
-            for folder, _, names in os.walk(base, onerror=refuse, followlinks=True):
+            for folder, _, names in os.walk(base, onerror=on_error, followlinks=True):
                 for name in names:
                     if not name.startswith(_TEMPORARY):
                         file = Path(folder, name)
-                        with suppress(FileNotFoundError):  # removed meanwhile
+                        with suppress(FileNotFoundError):  # deleted in the meantime
                             found.append(Entry(file.relative_to(self.folder).as_posix(), file.stat().st_size))
         yield from sorted(found)
 
     def folders(self, prefix: str = "") -> Sequence[str]:
         base = self.local_path(prefix)
-        with refused_at(str(base)):
+        with storage_errors(str(base)):
             return sorted(entry.name for entry in base.iterdir() if entry.is_dir()) if base.exists() else []
 
     def open(self, path: str) -> BinaryIO:
-        with refused_at(str(self.local_path(path))):
+        with storage_errors(str(self.local_path(path))):
             return open(self.local_path(path), "rb")
 
     def download(self, path: str, target: Path) -> None:
-        with refused_at(str(target)):
+        with storage_errors(str(target)):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.local_path(path), target)
 
@@ -116,23 +116,23 @@ class LocalStorage:
             os.replace(temporary, self.local_path(path))
 
     def delete(self, path: str) -> None:
-        with refused_at(str(self.local_path(path))):
+        with storage_errors(str(self.local_path(path))):
             self.local_path(path).unlink(missing_ok=True)
 
     def delete_folder(self, prefix: str) -> None:
-        with refused_at(str(self.local_path(prefix))):
+        with storage_errors(str(self.local_path(prefix))):
             if self.local_path(prefix).is_dir():
                 shutil.rmtree(self.local_path(prefix))
 
     @contextmanager
     def _temporary(self, path: str) -> Iterator[Path]:
-        """A name beside `path` to write to; what is left of it is removed."""
+        """A temporary path in the folder of `path`; deleted on exit if it still exists."""
         target = self.local_path(path)
         temporary = target.with_name(f"{_TEMPORARY}{secrets.token_hex(6)}")
-        with refused_at(str(target)):
+        with storage_errors(str(target)):
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
-            except FileNotFoundError as error:  # e.g. below /proc: nothing can be made there
+            except FileNotFoundError as error:  # e.g. below /proc, where no folder can be created
                 raise OSError(errno.EACCES, "cannot be created", str(target.parent)) from error
             try:
                 yield temporary
@@ -141,7 +141,7 @@ class LocalStorage:
 
 
 def _write_through(path: Path, data: bytes) -> None:
-    """Write and flush to the disk, so that a rename never uncovers an empty file after a power cut."""
+    """Write and fsync, so that the renamed file is not empty after a power failure."""
     with open(path, "wb") as handle:
         handle.write(data)
         handle.flush()

@@ -1,7 +1,7 @@
-"""s3://: objects below a prefix of a bucket. An outage of minutes is waited for, and a lost answer misleads nobody.
+"""s3://: objects below a prefix of a bucket, with retries during outages of up to five minutes.
 
-Endpoint, region, addressing style and credentials are botocore's business, from the environment and ~/.aws/config.
-What a user has to put right is worded in `s3_errors.py`.
+Endpoint, region, addressing style and credentials are configured in botocore (environment, ~/.aws/config). Error
+messages are in `s3_errors.py`.
 """
 
 import io
@@ -15,69 +15,69 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from pipeline.errors import StorageError
-from pipeline.storage.base import Entry, refused_at
-from pipeline.storage.s3_errors import code_of, is_passing, is_s3_error, is_wordless, no_s3, s3_refusal
+from pipeline.storage.base import Entry, storage_errors
+from pipeline.storage.s3_errors import error_code, is_bare_status, is_s3_error, is_transient, not_s3_error, s3_error
 
 Result = TypeVar("Result")
 
-_ATTEMPTS = 8  # botocore's own, over within seconds: for a dropped packet, not for an outage
-_CONNECT_SECONDS = 5.0  # each; botocore's minute would make eight of an address that drops what comes
-_PATIENCE_SECONDS = 300.0  # for an outage
-_WORDLESS_SECONDS = 2.0  # for an answer without S3's words: cut short on its way, or not of an S3 server
+_ATTEMPTS = 8  # of botocore, which take seconds: for a dropped packet, not for an outage
+_CONNECT_SECONDS = 5.0  # per attempt; botocore's default of 60 s would take 8 min at an address that drops packets
+_RETRY_SECONDS = 300.0  # during an outage
+_BARE_STATUS_SECONDS = 2.0  # after an answer without an S3 error code: truncated, or not from an S3 server
 _LONGEST_PAUSE = 10.0
-_ONE_PUT = 64 * 1024**2  # bytes; above, an upload goes in parts (S3 takes no single one of more than 5 GB)
+_ONE_PUT = 64 * 1024**2  # bytes; larger uploads are multipart (S3 limits a single put to 5 GB)
 _BLOCK = 1024**2
 
-_reached = threading.Event()  # has S3 ever answered this process? Until then an endpoint that is away is a wrong one
-_making = threading.Lock()  # making two clients of one session at once is not safe
+_reached = threading.Event()  # S3 has answered this process; before that, no answer means a wrong endpoint
+_creating = threading.Lock()  # a session must not create two clients concurrently
 
 
 @cache
 def _settings() -> Any:
-    """botocore's configuration, credentials that renew themselves, and its slow start: once a process."""
-    import botocore.session  # only those who use S3 pay for its import
+    """botocore's session, with its configuration and renewable credentials: one per process, as it starts slowly."""
+    import botocore.session  # slow; not imported for local roots
 
     return botocore.session.get_session()
 
 
 @cache
 def _session() -> Any:
-    """boto3, which adds transfers in parts, on top of them."""
+    """A boto3 session on top of botocore's, for multipart transfers."""
     import boto3
 
     return boto3.Session(botocore_session=_settings())
 
 
-def _patience(error: Exception) -> float:
-    """For how many seconds to try again."""
-    if is_wordless(error):
-        return _WORDLESS_SECONDS
-    if code_of(error):
+def _retry_seconds(error: Exception) -> float:
+    """For how many seconds after the first attempt to retry."""
+    if is_bare_status(error):
+        return _BARE_STATUS_SECONDS
+    if error_code(error):
         _reached.set()
-    return _PATIENCE_SECONDS if is_passing(error) and _reached.is_set() else 0.0
+    return _RETRY_SECONDS if is_transient(error) and _reached.is_set() else 0.0
 
 
 class S3Storage:
-    """A `Storage` on S3 or a server that speaks its protocol."""
+    """A `Storage` on S3 or a compatible server."""
 
     def __init__(self, bucket: str, prefix: str) -> None:
         self.bucket, self.prefix = bucket, prefix
         self.root = f"s3://{bucket}/{prefix}".rstrip("/")
-        self._made: Any = None
+        self._client: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (S3Storage, (self.bucket, self.prefix))  # a client does not travel between processes
+        return (S3Storage, (self.bucket, self.prefix))  # a client cannot be pickled
 
     @property
     def client(self) -> Any:
-        with _making:
-            if self._made is None:
+        with _creating:
+            if self._client is None:
                 from botocore.config import Config
 
                 retries = {"mode": "standard", "total_max_attempts": _ATTEMPTS}
                 config = Config(retries=retries, max_pool_connections=32, connect_timeout=_CONNECT_SECONDS)
-                self._made = _session().client("s3", config=config)
-            return self._made
+                self._client = _session().client("s3", config=config)
+            return self._client
 
     def key(self, path: str) -> str:
         return "/".join(part for part in (self.prefix, path) if part)
@@ -86,9 +86,9 @@ class S3Storage:
         return f"s3://{self.bucket}/{self.key(path)}".rstrip("/")
 
     def call(self, path: str, function: Callable[[], Result]) -> Result:
-        """What the function returns; run again, with jitter, while S3 is busy or away.
+        """The result of `function`, which is retried with jitter on transient errors.
 
-        Any other error is raised at once, as one line, or as FileNotFoundError where there is no such object.
+        Any other error is raised at once, as StorageError, or FileNotFoundError if the object does not exist.
         """
         begin, pause = time.monotonic(), 1.0
         while True:
@@ -99,35 +99,35 @@ class S3Storage:
             except Exception as error:
                 if not is_s3_error(error):
                     raise
-                if time.monotonic() - begin >= _patience(error):
-                    raise self._refusal(error, path) from error
+                if time.monotonic() - begin >= _retry_seconds(error):
+                    raise self._error(error, path) from error
             time.sleep(random.uniform(pause / 2, pause))
             pause = min(_LONGEST_PAUSE, 2 * pause)
 
-    def _refusal(self, error: Exception, path: str) -> Exception:
-        endpoint = self._made.meta.endpoint_url if self._made else ""
-        return s3_refusal(error, self.uri(path), self.bucket, endpoint)
+    def _error(self, error: Exception, path: str) -> Exception:
+        endpoint = self._client.meta.endpoint_url if self._client else ""
+        return s3_error(error, self.uri(path), self.bucket, endpoint)
 
     @contextmanager
-    def _set_up(self) -> Iterator[None]:
-        """What botocore makes of its settings, before anything is asked of S3: its errors as one line."""
+    def _setup_errors(self) -> Iterator[None]:
+        """Turn botocore's errors about its configuration, before any request, into StorageErrors."""
         try:
             yield
         except Exception as error:
-            raise (self._refusal(error, "") if is_s3_error(error) else error) from error
+            raise (self._error(error, "") if is_s3_error(error) else error) from error
 
     @property
     def endpoint(self) -> str:
         """The server's URL."""
-        with self._set_up():
+        with self._setup_errors():
             return str(self.client.meta.endpoint_url)
 
     def local_path(self, path: str = "") -> None:
-        """Nothing of it lies on this machine."""
+        """None: nothing is stored locally."""
 
     @property
     def authority(self) -> str | None:
-        """The file or folder of the certificate authority that the server is to be known by; None: the usual ones."""
+        """File or folder of the server's certificate authority; None: the system's."""
         found: str | None = _settings().get_config_variable("ca_bundle")
         return found
 
@@ -144,7 +144,7 @@ class S3Storage:
             try:
                 with _Body(self, path) as body:
                     return body.readall(), body.tag
-            except _BrokenOffError:  # another version lies there now, or it came damaged: begin again
+            except _BrokenOffError:  # replaced while reading, or damaged: read again
                 if not left:
                     raise
                 time.sleep(random.uniform(0, 1 / (1 + left)))
@@ -154,21 +154,21 @@ class S3Storage:
         return cast(BinaryIO, io.BufferedReader(_Body(self, path), _BLOCK))
 
     def download(self, path: str, target: Path) -> None:
-        with refused_at(str(target)):
+        with storage_errors(str(target)):
             target.parent.mkdir(parents=True, exist_ok=True)
             self.call(path, lambda: self._download(path, target))
 
     def _download(self, path: str, target: Path) -> None:
-        """In parts, side by side, all of one version."""
+        """Download in parallel parts, all of one version."""
         try:
             self.client.download_file(self.bucket, self.key(path), str(target))
         except Exception as error:
-            if is_wordless(error):  # it asked for the size first, and the answer to that has no words
+            if is_bare_status(error):  # from its HeadObject, which has no error body
                 self.client.get_object(**self._arguments(path), Range="bytes=0-0")
             raise
 
     def exists(self, path: str) -> bool:
-        """Asked by a listing: a refusal of it has words, one of HeadObject has none."""
+        """Uses a listing, since errors of HeadObject have no body."""
         key = self.key(path)
         page = self.call(path, lambda: self._page(Prefix=key, MaxKeys=1))
         return any(item["Key"] == key for item in page.get("Contents", []))
@@ -188,19 +188,19 @@ class S3Storage:
         key = self.key(prefix)
         return f"{key}/" if key else ""
 
-    def _pages(self, prefix: str, **asked: str) -> Iterator[dict[str, Any]]:
-        asked["Prefix"] = self._folder(prefix)
+    def _pages(self, prefix: str, **query: str) -> Iterator[dict[str, Any]]:
+        query["Prefix"] = self._folder(prefix)
         while True:
-            page = self.call(prefix, lambda: self._page(**asked))
+            page = self.call(prefix, lambda: self._page(**query))
             yield page
             if not page["IsTruncated"]:
                 return
-            asked["ContinuationToken"] = page["NextContinuationToken"]
+            query["ContinuationToken"] = page["NextContinuationToken"]
 
-    def _page(self, **asked: Any) -> dict[str, Any]:
-        page: dict[str, Any] = self.client.list_objects_v2(Bucket=self.bucket, **asked)
+    def _page(self, **query: Any) -> dict[str, Any]:
+        page: dict[str, Any] = self.client.list_objects_v2(Bucket=self.bucket, **query)
         if "IsTruncated" not in page:
-            raise no_s3("a listing that says nothing")
+            raise not_s3_error("a listing without IsTruncated")
         return page
 
     # --- writing ---
@@ -225,10 +225,10 @@ class S3Storage:
         return self._write_if(path, data, IfMatch=tag)
 
     def _write_if(self, path: str, data: bytes, **condition: str) -> bool:
-        """Put under a condition. An attempt whose answer was lost may have been the one that wrote.
+        """Put with a condition; False if the condition fails.
 
-        Then the next one meets the condition broken, by ourselves; so the content decides. (Whoever cares whose write
-        it was puts something of his own into it, as a lease does.)
+        If an attempt wrote the object but its answer was lost, the retry fails its own condition. Then the write counts
+        as successful if the object has the content. (A caller that must know who wrote it adds a nonce, as a lease.)
         """
         attempts = 0
 
@@ -239,14 +239,14 @@ class S3Storage:
                 self.client.put_object(**self._arguments(path), Body=data, **condition)
                 return True
             except Exception as error:
-                if code_of(error) not in ("PreconditionFailed", "412", "NoSuchKey"):
+                if error_code(error) not in ("PreconditionFailed", "412", "NoSuchKey"):
                     raise
                 attempts += error.response["ResponseMetadata"].get("RetryAttempts", 0)  # type: ignore[attr-defined]
                 return False
 
-        return self.call(path, put) or (attempts > 1 and self._holds(path, data))
+        return self.call(path, put) or (attempts > 1 and self._has_content(path, data))
 
-    def _holds(self, path: str, data: bytes) -> bool:
+    def _has_content(self, path: str, data: bytes) -> bool:
         try:
             return self.read(path) == data
         except FileNotFoundError:
@@ -262,9 +262,9 @@ class S3Storage:
     # --- Arrow ---
 
     def arrow(self, path: str = "", lasting: bool = False) -> tuple[Any, str]:
-        """Arrow's file system, which has an S3 client of its own, with what botocore was told; and the path in it.
+        """Arrow's file system, which has its own S3 client, with botocore's settings; and the path in it.
 
-        `lasting`: it is to outlive credentials that end; then Arrow finds and renews them itself.
+        `lasting`: it must work after temporary credentials expire; then Arrow finds and renews them itself.
         """
         return self._arrow_files(lasting), "/".join(part for part in (self.bucket, self.key(path)) if part)
 
@@ -272,11 +272,11 @@ class S3Storage:
         import pyarrow.fs
         from botocore.credentials import RefreshableCredentials
 
-        with self._set_up():
+        with self._setup_errors():
             client = self.client
-            with _making:
+            with _creating:
                 keys = _settings().get_credentials()
-        given: dict[str, Any] = {
+        options: dict[str, Any] = {
             "region": client.meta.region_name,
             "endpoint_override": client.meta.endpoint_url,
             "force_virtual_addressing": (client.meta.config.s3 or {}).get("addressing_style") == "virtual",
@@ -285,17 +285,17 @@ class S3Storage:
         }
         if keys is not None and not (lasting and isinstance(keys, RefreshableCredentials)):
             frozen = keys.get_frozen_credentials()
-            given |= {"access_key": frozen.access_key, "secret_key": frozen.secret_key, "session_token": frozen.token}
-        return pyarrow.fs.S3FileSystem(**given)
+            options |= {"access_key": frozen.access_key, "secret_key": frozen.secret_key, "session_token": frozen.token}
+        return pyarrow.fs.S3FileSystem(**options)
 
 
 class _BrokenOffError(StorageError):
-    """A stream broke, and what came before it cannot be continued."""
+    """A stream broke and cannot be resumed."""
 
 
 class _Body(io.RawIOBase):
-    """An object's bytes from the first to the last. A stream that breaks is taken up where it broke, in the same
-    version of the object; _BrokenOffError when there is another one by then, or what came was damaged.
+    """An object's content as a stream. A broken connection is resumed at its offset, in the same version of the
+    object; _BrokenOffError if the object was replaced or the content is damaged.
     """
 
     def __init__(self, storage: S3Storage, path: str) -> None:
@@ -306,14 +306,14 @@ class _Body(io.RawIOBase):
         self._stream = storage.call(path, self._get)
 
     def _get(self) -> Any:
-        asked = self._storage._arguments(self._path)
+        request = self._storage._arguments(self._path)
         if self._at:
-            asked |= {"Range": f"bytes={self._at}-", "IfMatch": self.tag}
-        answer = self._storage.client.get_object(**asked)
+            request |= {"Range": f"bytes={self._at}-", "IfMatch": self.tag}
+        answer = self._storage.client.get_object(**request)
         if "ETag" not in answer:
-            raise no_s3("an object without an ETag")
+            raise not_s3_error("an object without an ETag")
         if not self._at:
-            # Without its quotes: in a condition S3 takes an ETag either way, Ceph 16 at a put only bare.
+            # Without quotes: S3 accepts both forms in a condition, Ceph 16 at a put only the unquoted one.
             self._size, self.tag = answer["ContentLength"], answer["ETag"].strip('"')
         return answer["Body"]
 
@@ -347,7 +347,7 @@ class _Body(io.RawIOBase):
             data: bytes = self._stream.read(most)
             return data
         except FlexibleChecksumError as error:
-            raise self._broken("arrived damaged") from error
+            raise self._broken("was damaged in transfer") from error
         except Exception:
             self._stream = None
             raise
@@ -356,7 +356,7 @@ class _Body(io.RawIOBase):
         try:
             return self._get()
         except Exception as error:
-            if code_of(error) in ("PreconditionFailed", "InvalidRange"):
+            if error_code(error) in ("PreconditionFailed", "InvalidRange"):
                 raise self._broken("changed while it was read") from error
             raise
 

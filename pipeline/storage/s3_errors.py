@@ -1,67 +1,72 @@
-"""What S3 may refuse, as one line with its hint, and which of it passes by itself. Only words; `s3.py` acts on them."""
+"""One-line messages with hints for S3 errors, and which errors are transient. `s3.py` does the retries."""
 
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.errors import StorageError
 
-# Codes of errors that pass, beside those that their HTTP status tells.
-_PASSING = {
+# Codes of transient errors, in addition to the HTTP statuses below.
+_TRANSIENT = {
     "SlowDown",
     "InternalError",
     "ServiceUnavailable",
     "RequestTimeout",
     "IncompleteBody",
     "OperationAborted",
-    "ConditionalRequestConflict",  # somebody else wrote at the same time: asked again, the condition decides
-    "NoSuchUpload",  # its completion was asked for twice, as the first answer was lost: the upload begins again
+    "ConditionalRequestConflict",  # a concurrent write: the retry evaluates the condition again
+    "NoSuchUpload",  # completion was repeated after a lost answer: restart the upload
 }
-_PASSING_STATUS = {429, 500, 502, 503, 504}
+_TRANSIENT_STATUS = {429, 500, 502, 503, 504}
 
-# code -> (what is wrong, what to do about it)
+# code -> (problem, hint)
 _LOGIN = "Log in again (`aws sso login`), or renew AWS_SESSION_TOKEN."
 _PERMIT = (
-    "Give them s3:ListBucket on the bucket {bucket}, and s3:GetObject, s3:PutObject and s3:DeleteObject on what is "
-    "below the prefix."
+    "Grant s3:ListBucket on the bucket {bucket}, and s3:GetObject, s3:PutObject and s3:DeleteObject below the prefix."
 )
-_WORDS = {
+_MESSAGES = {
     "NoSuchBucket": ("NoSuchBucket, {endpoint} has no bucket '{bucket}'", "Create the bucket, or correct the URI."),
-    "AccessDenied": ("the credentials may not do this", _PERMIT),
+    "AccessDenied": ("permission denied for these credentials", _PERMIT),
     "InvalidAccessKeyId": (
         "{endpoint} does not know this access key",
         "Check AWS_ACCESS_KEY_ID or AWS_PROFILE, and that AWS_ENDPOINT_URL is the server they belong to.",
     ),
     "SignatureDoesNotMatch": (
-        "the secret key is not that of the access key",
-        "Check AWS_SECRET_ACCESS_KEY; where it is right, a proxy on the way alters the requests.",
+        "the secret key does not match the access key",
+        "Check AWS_SECRET_ACCESS_KEY; if it is right, a proxy alters the requests.",
     ),
     "ExpiredToken": ("the credentials have expired", _LOGIN),
     "ExpiredTokenException": ("the credentials have expired", _LOGIN),
     "TokenRefreshRequired": ("the credentials have expired", _LOGIN),
     "InvalidToken": (
-        "the session token is not that of the access key",
-        "Unset AWS_SESSION_TOKEN, or set all three of one login.",
+        "the session token does not match the access key",
+        "Unset AWS_SESSION_TOKEN, or set all three variables from the same login.",
     ),
     "RequestTimeTooSkewed": ("this machine's clock {skew}", "Set the clock (NTP), then run again."),
     "RequestExpired": ("this machine's clock {skew}", "Set the clock (NTP), then run again."),
-    "PermanentRedirect": ("the bucket is in another region{region}", "Set AWS_REGION to the bucket's."),
-    "AuthorizationHeaderMalformed": ("the bucket is in another region{region}", "Set AWS_REGION to the bucket's."),
+    "PermanentRedirect": ("the bucket is in another region{region}", "Set AWS_REGION to that region."),
+    "AuthorizationHeaderMalformed": (
+        "the bucket is in another region{region}",
+        "Set AWS_REGION to that region.",
+    ),
     "IllegalLocationConstraintException": (
         "the bucket is in another region{region}",
-        "Set AWS_REGION to the bucket's.",
+        "Set AWS_REGION to that region.",
     ),
-    "QuotaExceeded": ("the quota is used up", "Free some space (see `python -m pipeline artifact gc`), or raise it."),
-    "PreconditionFailed": ("it changed while it was read", "Run again."),
+    "QuotaExceeded": (
+        "the quota is exceeded",
+        "Free some space (see `python -m pipeline artifact gc`), or raise it.",
+    ),
+    "PreconditionFailed": ("the object changed while it was read", "Run again."),
 }
 _NOT_S3 = (
-    "what answers at {endpoint} is no S3 server ({detail})",
+    "the server at {endpoint} is not an S3 server ({detail})",
     "Check AWS_ENDPOINT_URL: the address, the port, and http or https.",
 )
 
 
-def code_of(error: BaseException) -> str:
-    """The server's word for it: S3's code, or the bare HTTP status where the answer had no words; else ""."""
+def error_code(error: BaseException) -> str:
+    """S3's error code, or the HTTP status if the answer has none; "" for errors that are not from the server."""
     from botocore.exceptions import ClientError
 
     if not isinstance(error, ClientError):
@@ -71,7 +76,7 @@ def code_of(error: BaseException) -> str:
 
 
 def is_s3_error(error: BaseException) -> bool:
-    """Does it come from the S3 client, or from what it stands on?"""
+    """Whether the error comes from boto3, botocore or urllib3."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
@@ -85,134 +90,140 @@ def _is_invalid_endpoint(error: BaseException) -> bool:
     return isinstance(error, ValueError) and str(error).startswith("Invalid endpoint")
 
 
-def is_passing(error: BaseException) -> bool:
-    """May the same request do well a little later?"""
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later."""
     import botocore.exceptions as core
     from boto3.exceptions import RetriesExceededError
     from urllib3.exceptions import HTTPError
 
     if isinstance(error, core.ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        return status in _PASSING_STATUS or code_of(error) in _PASSING
-    cut = (core.HTTPClientError, core.ConnectionError, core.IncompleteReadError, core.FlexibleChecksumError, HTTPError)
-    if "Invalid header value" in str(error):  # before anything was sent
+        return status in _TRANSIENT_STATUS or error_code(error) in _TRANSIENT
+    http = (
+        core.HTTPClientError,
+        core.ConnectionError,
+        core.IncompleteReadError,
+        core.FlexibleChecksumError,
+        HTTPError,
+    )
+    if "Invalid header value" in str(error):  # raised before anything is sent
         return False
-    # The last: a body has broken off again and again.
-    return isinstance(error, (*cut, RetriesExceededError)) and not isinstance(error, core.SSLError)
+    # RetriesExceededError: a download has broken off repeatedly.
+    return isinstance(error, (*http, RetriesExceededError)) and not isinstance(error, core.SSLError)
 
 
-def is_wordless(error: BaseException) -> bool:
-    """Is it a bare HTTP status, without S3's own words, and none that a server in trouble gives?"""
-    return code_of(error).isdigit() and not is_passing(error)
+def is_bare_status(error: BaseException) -> bool:
+    """Whether the answer is an HTTP status without an S3 error code, and not a transient one."""
+    return error_code(error).isdigit() and not is_transient(error)
 
 
-def no_s3(what: str) -> Exception:
-    """The error for an answer that no S3 server gives."""
+def not_s3_error(what: str) -> Exception:
+    """The error for an answer that an S3 server would not give."""
     from botocore.parsers import ResponseParserError
 
     error: Exception = ResponseParserError(what)
     return error
 
 
-def s3_refusal(error: BaseException, where: str, bucket: str, endpoint: str) -> StorageError | FileNotFoundError:
-    """The error for the user. FileNotFoundError for an object that is not there."""
-    code = code_of(error)
+def s3_error(error: BaseException, where: str, bucket: str, endpoint: str) -> StorageError | FileNotFoundError:
+    """The error for the user. FileNotFoundError for an object that does not exist."""
+    code = error_code(error)
     if code == "NoSuchKey":
         return FileNotFoundError(where)
-    what, hint = _words_of_server(error, code) if code else _words_of_client(error)
+    what, hint = _server_message(error, code) if code else _client_message(error)
     facts = {"bucket": bucket, "endpoint": endpoint or "S3", "detail": _detail(error), **_facts(error)}
     return StorageError(f"{where}: {what.format(**facts)}", hint.format(**facts))
 
 
-def _words_of_server(error: Any, code: str) -> tuple[str, str]:
-    if is_passing(error):
-        return "S3 is busy or in trouble ({detail})", "Run again when it is well; the same command goes on."
-    if code in _WORDS:
-        return _WORDS[code]
-    if is_wordless(error):
+def _server_message(error: Any, code: str) -> tuple[str, str]:
+    if is_transient(error):
+        return "S3 is overloaded or unavailable ({detail})", "Run the same command again later to resume."
+    if code in _MESSAGES:
+        return _MESSAGES[code]
+    if is_bare_status(error):
         return _NOT_S3
-    return "S3 refuses ({detail})", "See what your S3 server's documentation says of that."
+    return "S3 rejected the request ({detail})", "See your S3 server's documentation for this error."
 
 
-def _words_of_client(error: BaseException) -> tuple[str, str]:
+class _Message(NamedTuple):
+    """What an error of the client means. `kinds` are names of classes, so that the client is not imported for them."""
+
+    kinds: tuple[str, ...]
+    what: str
+    hint: str
+    text: str = ""  # a part of the error's detail; empty: any
+
+
+_HTTP = ("HTTPClientError", "ConnectionError", "IncompleteReadError", "RetriesExceededError", "HTTPError")
+_PLAIN = "{endpoint} does not speak TLS", "Write http:// in AWS_ENDPOINT_URL, or correct the port."
+_CLIENT_MESSAGES = (  # the first match counts
+    _Message(("ResponseParserError",), *_NOT_S3),
+    _Message(("SSLError",), *_PLAIN, text="WRONG_VERSION_NUMBER"),
+    _Message(("SSLError",), *_PLAIN, text="record layer failure"),
+    _Message(
+        ("SSLError",),
+        "TLS fails at {endpoint} ({detail})",
+        "Set AWS_CA_BUNDLE to the certificate of the server's authority.",
+    ),
+    _Message(
+        ("ProxyConnectionError",),
+        "the proxy for S3 does not answer ({detail})",
+        "Check HTTPS_PROXY and HTTP_PROXY, or add S3's host to NO_PROXY.",
+    ),
+    _Message(
+        ("EndpointConnectionError",),
+        "the host of {endpoint} cannot be resolved ({detail})",
+        "Check AWS_ENDPOINT_URL and AWS_REGION.",
+        text="resolve",
+    ),
+    _Message(
+        ("EndpointConnectionError",),
+        "nothing listens at {endpoint}",
+        "Check AWS_ENDPOINT_URL, and that the server is running.",
+        text="refused",
+    ),
+    _Message(
+        _HTTP,
+        "the credentials contain a line break or another invalid character",
+        "Remove it from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or AWS_SESSION_TOKEN (`printf %s`, not `echo`).",
+        text="Invalid header value",
+    ),
+    _Message(
+        ("ProfileNotFound", "ConfigParseError", "ConfigNotFound", "InvalidConfigError"),
+        "{detail}",
+        "Check AWS_PROFILE and ~/.aws/config.",
+    ),
+    _Message(("TokenRetrievalError", "SSOError", "LoginError"), "{detail}", _LOGIN),
+    _Message(
+        ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"),
+        "no credentials for S3 were found ({detail})",
+        "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this pod or machine a role.",
+    ),
+    _Message(("ParamValidationError", "InvalidRegionError"), "{detail}", "Correct the URI, or AWS_REGION."),
+    _Message(
+        _HTTP,
+        "{endpoint} does not answer, or breaks the connection ({detail})",
+        "Check that the server is running and reachable, then run again.",
+    ),
+)
+
+
+def _client_message(error: BaseException) -> tuple[str, str]:
     if _is_invalid_endpoint(error):
-        return "AWS_ENDPOINT_URL is no URL ({detail})", "Write http://HOST:PORT or https://HOST."
-    for kinds, said, what, hint in _client_words():
-        if isinstance(error, kinds) and said in _detail(error):
-            return what, hint
+        return "AWS_ENDPOINT_URL is not a URL ({detail})", "Write http://HOST:PORT or https://HOST."
+    names, detail = {kind.__name__ for kind in type(error).__mro__}, _detail(error)
+    for message in _CLIENT_MESSAGES:
+        if names & set(message.kinds) and message.text in detail:
+            return message.what, message.hint
     return "S3 cannot be used ({detail})", "Check AWS_ENDPOINT_URL, AWS_REGION and AWS_PROFILE."
 
 
-def _client_words() -> list[tuple[tuple[type[BaseException], ...], str, str, str]]:
-    """The client's own errors: their kinds, a part of their text, what is wrong, what to do. The first counts."""
-    import botocore.exceptions as core
-    from boto3.exceptions import RetriesExceededError
-    from botocore.parsers import ResponseParserError
-    from urllib3.exceptions import HTTPError
-
-    profile = (core.ProfileNotFound, core.ConfigParseError, core.ConfigNotFound, core.InvalidConfigError)
-    login = (core.TokenRetrievalError, core.SSOError, core.LoginError)
-    keys = (core.NoCredentialsError, core.PartialCredentialsError, core.CredentialRetrievalError)
-    plain = "{endpoint} does not speak TLS", "Write http:// in AWS_ENDPOINT_URL, or correct the port."
-    cut = (core.HTTPClientError, core.ConnectionError, core.IncompleteReadError, RetriesExceededError, HTTPError)
-    return [
-        ((ResponseParserError,), "", *_NOT_S3),
-        ((core.SSLError,), "WRONG_VERSION_NUMBER", *plain),
-        ((core.SSLError,), "record layer failure", *plain),
-        (
-            (core.SSLError,),
-            "",
-            "TLS fails at {endpoint} ({detail})",
-            "Name the file of the server's CA in AWS_CA_BUNDLE.",
-        ),
-        (
-            (core.ProxyConnectionError,),
-            "",
-            "the proxy on the way to S3 does not answer ({detail})",
-            "Check HTTPS_PROXY and HTTP_PROXY, or name S3's host in NO_PROXY.",
-        ),
-        (
-            (core.EndpointConnectionError,),
-            "resolve",
-            "the host of {endpoint} is not known ({detail})",
-            "Check AWS_ENDPOINT_URL and AWS_REGION.",
-        ),
-        (
-            (core.EndpointConnectionError,),
-            "refused",
-            "nothing listens at {endpoint}",
-            "Check AWS_ENDPOINT_URL; is the server up?",
-        ),
-        (
-            cut,
-            "Invalid header value",
-            "the credentials hold a line end or the like, which no request can carry",
-            "Write AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN without it (`printf %s`, no `echo`).",
-        ),
-        (profile, "", "{detail}", "Check AWS_PROFILE and ~/.aws/config."),
-        (login, "", "{detail}", _LOGIN),
-        (
-            keys,
-            "",
-            "there are no credentials for S3 ({detail})",
-            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this pod or machine a role.",
-        ),
-        ((core.ParamValidationError, core.InvalidRegionError), "", "{detail}", "Correct the URI, or AWS_REGION."),
-        (
-            cut,
-            "",
-            "{endpoint} does not answer, or breaks off ({detail})",
-            "Is it up and in reach? Then run again.",
-        ),
-    ]
-
-
 def _detail(error: Any) -> str:
-    """What was said, short: the server's code and words, or the innermost cause."""
-    code = code_of(error)
+    """The server's code and message, or the innermost cause; at most 200 characters."""
+    code = error_code(error)
     if code:
-        said = error.response["Error"].get("Message") or ""
-        return " ".join(f"{error.operation_name}: {code} {said}".split())[:200]
+        message = error.response["Error"].get("Message") or ""
+        return " ".join(f"{error.operation_name}: {code} {message}".split())[:200]
     cause = getattr(error, "kwargs", {}).get("error") or error
     while cause.args and isinstance(cause.args[-1], Exception):
         cause = cause.args[-1]
@@ -220,20 +231,20 @@ def _detail(error: Any) -> str:
 
 
 def _facts(error: Any) -> dict[str, str]:
-    """The clock's error and the bucket's region, where the answer tells them."""
+    """The clock skew and the bucket's region, if the answer contains them."""
     answer = getattr(error, "response", None) or {}
     headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     region = answer.get("Error", {}).get("Region") or headers.get("x-amz-bucket-region")
-    skew = "is not the server's"
+    skew = "differs from the server's"
     if "date" in headers:
         seconds = (datetime.now(UTC) - parsedate_to_datetime(headers["date"])).total_seconds()
         skew = f"is {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} the server's"
     return {"region": f", {region}" if region else "", "skew": skew}
 
 
-def arrow_refusal(error: BaseException, where: str) -> StorageError:
-    """The same of Arrow's S3 client, which says less."""
-    said = " ".join(str(error).partition("AWS Error ")[2].split())
-    if said.startswith("ACCESS_DENIED"):
-        return StorageError(f"{where}: the credentials may not read this ({said})", "Give them s3:GetObject on it.")
-    return StorageError(f"{where}: S3 refuses, or is away ({said})", "Run again when it is well.")
+def arrow_error(error: BaseException, where: str) -> StorageError:
+    """The error for the user from an error of Arrow's S3 client, which has less detail."""
+    detail = " ".join(str(error).partition("AWS Error ")[2].split())
+    if detail.startswith("ACCESS_DENIED"):
+        return StorageError(f"{where}: permission denied for these credentials ({detail})", "Grant s3:GetObject on it.")
+    return StorageError(f"{where}: S3 rejected the request, or is unavailable ({detail})", "Run again later.")

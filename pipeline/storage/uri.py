@@ -1,4 +1,4 @@
-"""From a URI to its storage, and the folder of this machine's own copies."""
+"""Opens the storage of a URI, and names the folder of local copies."""
 
 import os
 from pathlib import Path
@@ -10,16 +10,16 @@ from pipeline.storage.local import LocalStorage
 
 
 def open_storage(uri: str) -> Storage:
-    """The storage below `uri`: a local path, file:///path or s3://bucket/prefix. Touches nothing yet."""
+    """The storage at `uri`: a local path, file:///path or s3://bucket/prefix. Does not access it yet."""
     if not uri:
-        raise ConfigError("an empty URI names no place", "Use a local path, file:///PATH or s3://BUCKET/PREFIX.")
+        raise ConfigError("the URI is empty", "Use a local path, file:///PATH or s3://BUCKET/PREFIX.")
     parsed = urlparse(uri)
     if not parsed.scheme:
         return LocalStorage(Path(uri).expanduser())
     if parsed.scheme == "file":
         if parsed.netloc not in ("", "localhost") or parsed.query or parsed.fragment:
             raise ConfigError(
-                f"'{uri}' is not a local path", "Write file:///PATH, three slashes; %23 for # and %3F for ?."
+                f"'{uri}' is not a local path", "Write file:///PATH with three slashes, %23 for # and %3F for ?."
             )
         return LocalStorage(Path(unquote(parsed.path)))
     if parsed.scheme == "s3":
@@ -32,12 +32,12 @@ def open_storage(uri: str) -> Storage:
 
 
 def cache_folder() -> Path:
-    """Where this machine keeps copies of what lies elsewhere: `$XDG_CACHE_HOME` or ~/.cache, in a folder of ours."""
+    """The folder of local copies of remote files: denoising-vae in `$XDG_CACHE_HOME` or ~/.cache."""
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "denoising-vae"
 
 
 def split_uri(uri: str) -> tuple[Storage, str]:
-    """The storage of the folder that holds the file `uri`, and the file's name in it."""
+    """The storage of the folder of the file `uri`, and the file's name in it."""
     folder, _, name = uri.rstrip("/").rpartition("/")
     return open_storage(folder or "."), name

@@ -1,10 +1,10 @@
-"""MLflow: an outbox of events at the root, the courier that delivers them, and what the model registry holds.
+"""MLflow: an outbox of events at the root, the courier that delivers them, and queries of the model registry.
 
-Training never waits for MLflow, and an outage loses nothing; mlflow itself is imported when something is delivered.
+Training never waits for MLflow, and an outage loses no events. mlflow itself is imported on the first delivery.
 """
 
 from pipeline.tracking.courier import Courier, deliver, undelivered
 from pipeline.tracking.errors import TrackingError
-from pipeline.tracking.mlflow import Post, tracking_uri
+from pipeline.tracking.mlflow import MlflowWriter, tracking_uri
 from pipeline.tracking.outbox import Outbox, metric_event
 from pipeline.tracking.registry import CANDIDATE, CHAMPION, FINGERPRINT_TAG, champion, has_version

@@ -1,4 +1,4 @@
-"""The way into MLflow: which run a key has, what it already knows, and how an event is written to it."""
+"""Writes events to MLflow runs, which are found by key; steps and parameters that a run already has are skipped."""
 
 import json
 import logging
@@ -9,69 +9,69 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.storage import Storage, open_storage
-from pipeline.tracking.errors import RefusedError, TrackingError, mlflow_said
+from pipeline.tracking.errors import RefusedError, TrackingError, mlflow_errors
 
-_MOST = 1000  # metrics that MLflow takes at once
-_KEY = "dvae.key"  # the tag by which a run is found again
+_MAX_METRICS = 1000  # MLflow's limit per batch
+_KEY = "dvae.key"  # the tag by which a run is found
 
 
 def tracking_uri(config: Config) -> str:
-    """Where MLflow is: the config, else MLFLOW_TRACKING_URI, else SQLite at the root (or ./runs for a remote root).
+    """The URI of MLflow: from the config, else MLFLOW_TRACKING_URI, else SQLite at the root (./runs for a remote root).
 
-    ConfigError for a MLFLOW_TRACKING_URI with a user or password, which every message would show.
+    ConfigError for a MLFLOW_TRACKING_URI with a user or password, since messages show the URI.
     """
-    given = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if given and "@" in given.partition("://")[2].partition("/")[0]:
+    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri and "@" in uri.partition("://")[2].partition("/")[0]:
         raise ConfigError(
-            "MLFLOW_TRACKING_URI holds a user or password",
-            "Take it out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
+            "MLFLOW_TRACKING_URI contains a user or password",
+            "Remove it, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
         )
-    return given or f"sqlite:///{_database_folder(config) / 'mlflow.db'}"
+    return uri or f"sqlite:///{_database_folder(config) / 'mlflow.db'}"
 
 
 def _database_folder(config: Config) -> Path:
     return open_storage(config.root).local_path() or Path("runs").absolute()
 
 
-class Post:
-    """The way into MLflow: which run a key has, what that run already knows."""
+class MlflowWriter:
+    """Writes events to MLflow; caches the run of each key and the last step of each run."""
 
     def __init__(self, uri: str, config: Config) -> None:
         self.uri, self.experiment = uri, config.tracking.experiment
         self._artifacts = (_database_folder(config) / "mlflow-artifacts").as_uri() if uri.startswith("sqlite") else None
-        self._made: Any = None
+        self._client: Any = None
         self._experiment_id = ""
         self._runs: dict[str, str] = {}
         self._last_steps: dict[str, int] = {}
 
     @property
     def client(self) -> Any:
-        """MLflow's client, with our experiment in place. Imports mlflow, which takes seconds."""
-        if self._made is None:
+        """MLflow's client; creates the experiment if it is missing. Imports mlflow, which takes seconds."""
+        if self._client is None:
             client = mlflow_client(self.uri)
             found = client.get_experiment_by_name(self.experiment)
             if found is not None and found.lifecycle_stage != "active":
                 raise TrackingError(
-                    f"MLflow's experiment '{self.experiment}' is deleted",
+                    f"MLflow's experiment '{self.experiment}' was deleted",
                     f"Restore it (`mlflow experiments restore --experiment-id {found.experiment_id}`), or set "
                     "tracking.experiment to another.",
                 )
             self._experiment_id = (
                 found.experiment_id if found else client.create_experiment(self.experiment, self._artifacts)
             )
-            self._made = client
-        return self._made
+            self._client = client
+        return self._client
 
     def begin(self) -> None:
-        """Forget what others may have changed since the last delivery. TrackingError when MLflow is not to be had."""
+        """Clear the caches, since other processes may have written. TrackingError if MLflow is unavailable."""
         self._runs, self._last_steps = {}, {}
-        with mlflow_said(self.uri):
+        with mlflow_errors(self.uri):
             _ = self.client
 
     def send(self, key: str, events: list[dict[str, Any]], storage: Storage) -> None:
-        """TrackingError when MLflow is away, RefusedError when it does not take these events."""
+        """Write events to the run of `key`. TrackingError if MLflow is unavailable, RefusedError if it rejects them."""
         metrics = [event for event in events if event["kind"] == "metrics"]
-        with mlflow_said(self.uri):
+        with mlflow_errors(self.uri):
             for event in events:
                 if event["kind"] != "metrics":
                     getattr(self, f"_{event['kind']}")(key, event, storage)
@@ -79,11 +79,11 @@ class Post:
                 self._metrics(key, metrics)
 
     def run_of(self, key: str) -> str:
-        """The id of the newest run with this key. RefusedError when there is none."""
+        """The id of the newest run with this key. RefusedError if there is none."""
         if key not in self._runs:
             run = self._find(key)
             if run is None:
-                raise RefusedError(f"MLflow at {self.uri} has no run '{key}'", "Somebody may have deleted it there.")
+                raise RefusedError(f"MLflow at {self.uri} has no run '{key}'", "Check whether it was deleted there.")
             self._runs[key] = run.info.run_id
         return self._runs[key]
 
@@ -95,25 +95,25 @@ class Post:
         return found[0] if found else None
 
     def _open(self, key: str, event: dict[str, Any], _: Storage) -> None:
-        """Go on with the run of this key; a stage that is made anew, after it was finished, begins a new one."""
+        """Reopen the run of this key; create one if there is none, or for a stage that runs again after it finished."""
         run = self._find(key)
         if run is None or (run.info.status == "FINISHED" and event["parent"]):
             tags = {_KEY: key, **event["tags"]}
             if event["parent"]:
                 tags["mlflow.parentRunId"] = self.run_of(event["parent"])
             self.client.create_run(self._experiment_id, start_time=event["time"], tags=tags, run_name=event["name"])
-            run = self._only_one(key, event["time"])
+            run = self._deduplicated(key, event["time"])
         elif run.info.status != "RUNNING":
             self.client.update_run(run.info.run_id, status="RUNNING")
         self._runs[key] = run.info.run_id
         self._last_steps.pop(key, None)
 
-    def _only_one(self, key: str, begun: int) -> Any:
-        """The run just made; MLflow's client asks again when an answer is lost, and so may have made two."""
-        same = f"tags.`{_KEY}` = '{key}' AND attributes.start_time = {begun}"
-        run, *twins = self.client.search_runs([self._experiment_id], same, order_by=["attributes.run_id ASC"])
-        for twin in twins:
-            self.client.delete_run(twin.info.run_id)
+    def _deduplicated(self, key: str, start: int) -> Any:
+        """The run just created; deletes duplicates, which MLflow's client creates if it retries after a lost answer."""
+        same = f"tags.`{_KEY}` = '{key}' AND attributes.start_time = {start}"
+        run, *duplicates = self.client.search_runs([self._experiment_id], same, order_by=["attributes.run_id ASC"])
+        for duplicate in duplicates:
+            self.client.delete_run(duplicate.info.run_id)
         return run
 
     def _close(self, key: str, event: dict[str, Any], _: Storage) -> None:
@@ -147,11 +147,11 @@ class Post:
             try:
                 storage.download(event["path"], target)
             except FileNotFoundError:
-                return  # its artifact has been removed since
+                return  # its artifact has been deleted since
             self.client.log_artifact(self.run_of(key), str(target), event["folder"])
 
     def _metrics(self, key: str, events: list[dict[str, Any]]) -> None:
-        """Metrics whose step the run does not have yet: a resumed trainer repeats some."""
+        """Log metrics of steps that the run does not have yet: a resumed trainer repeats some steps."""
         from mlflow.entities import Metric
 
         run_id = self.run_of(key)
@@ -164,7 +164,7 @@ class Post:
                 continue
             last = max(last, step)
             line = [Metric(name, value, event["time"], step) for name, value in event["values"].items()]
-            if len(batch) + len(line) > _MOST:  # a step goes whole, or it would be taken for known after a kill
+            if len(batch) + len(line) > _MAX_METRICS:  # never split a step: after a kill its rest would be skipped
                 self.client.log_batch(run_id, metrics=batch)
                 batch = []
             batch += line
@@ -173,12 +173,12 @@ class Post:
         self._last_steps[key] = last
 
     def _last_step(self, run_id: str) -> int:
-        newest = self.client.get_run(run_id).to_proto().data.metrics  # of each metric the one of the last step
+        newest = self.client.get_run(run_id).to_proto().data.metrics  # per metric, that of the last step
         return max((metric.step for metric in newest), default=-1)
 
 
 def mlflow_client(uri: str) -> Any:
-    """MLflow's client, made to fail soon rather than to hang when its server is away."""
+    """MLflow's client, with timeouts short enough to fail soon if its server is unavailable."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")

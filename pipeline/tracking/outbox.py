@@ -1,6 +1,6 @@
-"""The outbox: what happened in a run, as small files of events at the root, before anybody hears of it.
+"""The outbox: events of a run (metrics, parameters, tags, files), as small files at the root, for later delivery.
 
-Whoever makes a number (the driver, the first rank of a trainer) posts here and never waits for MLflow.
+The driver and rank 0 of a trainer post here and never wait for MLflow. Delivery is in `courier.py`.
 """
 
 import json
@@ -21,7 +21,7 @@ class Outbox:
         self._posted = 0
 
     def post(self, *events: dict[str, Any]) -> None:
-        """Write the events down, in one file that sorts behind all earlier ones."""
+        """Write the events to one file, whose name sorts after all earlier ones."""
         self._posted += 1
         name = f"{time.time_ns():020d}-{os.getpid()}-{self._posted:06d}.jsonl"
         lines = "".join(json.dumps(event) + "\n" for event in events)
@@ -31,7 +31,7 @@ class Outbox:
         self.post({"kind": "open", "name": name, "tags": tags, "parent": parent, "time": _milliseconds()})
 
     def close(self, status: str) -> None:
-        """FINISHED, FAILED or KILLED."""
+        """End the run; `status` is FINISHED, FAILED or KILLED."""
         self.post({"kind": "close", "status": status, "time": _milliseconds()})
 
     def params(self, values: dict[str, Any]) -> None:
@@ -47,7 +47,7 @@ class Outbox:
         self.post({"kind": "dataset", "name": name, "digest": digest, "source": source, "context": context})
 
     def file(self, path: str, folder: str) -> None:
-        """A file that already lies at the root (in an artifact), to be shown in the run."""
+        """Attach a file that is stored at the root (in an artifact) to the run."""
         self.post({"kind": "file", "path": path, "folder": folder})
 
 

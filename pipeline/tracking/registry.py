@@ -1,7 +1,7 @@
-"""What MLflow's model registry holds, asked without importing mlflow: `plan` has five seconds and no heavy packages.
+"""Queries MLflow's model registry without importing mlflow, so that `plan` stays fast (five seconds).
 
-A server is asked by its REST interface; a local SQLite database by one query on the tables behind it. Writing to the
-registry is the `register` stage's, through MLflow's own client.
+A server is queried through its REST API, a local SQLite database directly. Only the `register` stage writes to the
+registry, through MLflow's client.
 """
 
 import os
@@ -25,38 +25,38 @@ _ALIASED = "SELECT version FROM registered_model_aliases WHERE name = ? AND alia
 
 
 def has_version(uri: str, name: str, fingerprint: str) -> bool:
-    """Is there a version of model `name` made by the `register` stage of this fingerprint?
+    """Whether model `name` has a version from the `register` stage of this fingerprint.
 
-    PipelineError when the registry cannot be asked.
+    PipelineError if the query fails.
     """
     if uri.startswith("sqlite:///"):
-        found = _ask_sqlite(uri, _VERSIONS, name, FINGERPRINT_TAG, fingerprint)
+        found = _query_sqlite(uri, _VERSIONS, name, FINGERPRINT_TAG, fingerprint)
         return bool(found and found[0])
     query = f"name='{name}' and tags.`{FINGERPRINT_TAG}`='{fingerprint}'"
-    return bool((_ask_server(uri, "model-versions/search", filter=query) or {}).get("model_versions"))
+    return bool((_query_server(uri, "model-versions/search", filter=query) or {}).get("model_versions"))
 
 
 def champion(uri: str, name: str) -> str | None:
-    """The version of model `name` that carries the alias `champion`; None where none does.
+    """The version of model `name` with the alias `champion`; None if there is none.
 
-    PipelineError when the registry cannot be asked.
+    PipelineError if the query fails.
     """
     if uri.startswith("sqlite:///"):
-        found = _ask_sqlite(uri, _ALIASED, name, CHAMPION)
+        found = _query_sqlite(uri, _ALIASED, name, CHAMPION)
         return str(found[0]) if found else None
-    # Not by `registered-models/alias`: a server with users denies that one for a model that is not there yet.
-    answer = _ask_server(uri, "registered-models/get", name=name)
+    # Not with `registered-models/alias`: a server with users denies it for a model that does not exist yet.
+    answer = _query_server(uri, "registered-models/get", name=name)
     if answer is None:
         return None
     try:
         aliases = answer["registered_model"].get("aliases", [])
         return next((str(one["version"]) for one in aliases if one["alias"] == CHAMPION), None)
     except (AttributeError, KeyError, TypeError) as error:
-        raise tracking_error(OSError("no valid JSON of MLflow's"), uri) from error
+        raise tracking_error(OSError("no valid JSON from MLflow"), uri) from error
 
 
-def _ask_sqlite(uri: str, query: str, *values: str) -> tuple[Any, ...] | None:
-    """The first row; None where there is none, or no database yet."""
+def _query_sqlite(uri: str, query: str, *values: str) -> tuple[Any, ...] | None:
+    """The first row; None if there is none, or no database yet."""
     database = Path(uri.removeprefix("sqlite:///"))
     if not database.exists():
         return None
@@ -66,17 +66,17 @@ def _ask_sqlite(uri: str, query: str, *values: str) -> tuple[Any, ...] | None:
             row: tuple[Any, ...] | None = connection.execute(query, values).fetchone()
         connection.close()
     except sqlite3.OperationalError as error:
-        if any(word in str(error) for word in ("no such table", "no such column", "cannot join")):
-            return None  # MLflow has not set the database up yet, or is about to
-        raise PipelineError(f"{database}: {error}", "Is it MLflow's database, of the pinned version?") from error
+        if any(part in str(error) for part in ("no such table", "no such column", "cannot join")):
+            return None  # MLflow has not created the tables yet
+        raise PipelineError(f"{database}: {error}", "Check that it belongs to the pinned version of MLflow.") from error
     return row
 
 
-def _ask_server(uri: str, path: str, **query: str) -> dict[str, Any] | None:
-    """The answer; None where the server says that there is no such thing. TrackingError as MLflow's own client."""
+def _query_server(uri: str, path: str, **query: str) -> dict[str, Any] | None:
+    """The answer's JSON; None if the resource does not exist. TrackingError as from MLflow's client."""
     if not uri.startswith(("http://", "https://")):
-        raise TrackingError(f"the registry at {uri} cannot be asked", "Use an http(s):// server or sqlite:///PATH.")
-    import requests  # a local run needs it not
+        raise TrackingError(f"the registry at {uri} cannot be queried", "Use an http(s):// server or sqlite:///PATH.")
+    import requests  # not needed for a local run
 
     verify: str | bool = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
     if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
@@ -84,23 +84,23 @@ def _ask_server(uri: str, path: str, **query: str) -> dict[str, Any] | None:
     address = f"{uri.rstrip('/')}/api/2.0/mlflow/{path}"
     try:
         answer = requests.get(address, params=query, auth=_login, timeout=_TIMEOUT_SECONDS, verify=verify)
-        told = answer.json()
-        if _is_absence(told):
+        content = answer.json()
+        if _is_not_found(content):
             return None
         if answer.status_code != 200:
-            raise OSError(f"failed with error code {answer.status_code} ({told.get('message', '')})")
-        return dict(told)
-    except requests.JSONDecodeError as error:  # as a proxy, and a server that does not know its name, answer
-        said = f"failed with error code {answer.status_code} ({answer.text[:100]})"
-        raise tracking_error(OSError("no valid JSON" if answer.ok else said), uri) from error
+            raise OSError(f"failed with error code {answer.status_code} ({content.get('message', '')})")
+        return dict(content)
+    except requests.JSONDecodeError as error:  # from a proxy, or a server that rejects its host name
+        text = f"failed with error code {answer.status_code} ({answer.text[:100]})"
+        raise tracking_error(OSError("no valid JSON" if answer.ok else text), uri) from error
     except (AttributeError, TypeError) as error:  # JSON of another form
-        raise tracking_error(OSError("no valid JSON of MLflow's"), uri) from error
-    except (OSError, ValueError) as error:  # requests' own are OSErrors; of an address that is none, ValueErrors
+        raise tracking_error(OSError("no valid JSON from MLflow"), uri) from error
+    except (OSError, ValueError) as error:  # requests raises OSErrors, and ValueErrors for an invalid URL
         raise tracking_error(error, uri) from error
 
 
 def _login(request: Any) -> Any:
-    """What MLflow's own client sends."""
+    """Add the same login as MLflow's client."""
     token, user = os.environ.get("MLFLOW_TRACKING_TOKEN"), os.environ.get("MLFLOW_TRACKING_USERNAME")
     if token:
         request.headers["Authorization"] = f"Bearer {token}"
@@ -110,5 +110,5 @@ def _login(request: Any) -> Any:
     return request
 
 
-def _is_absence(told: dict[str, Any]) -> bool:
-    return told.get("error_code") == "RESOURCE_DOES_NOT_EXIST"
+def _is_not_found(content: dict[str, Any]) -> bool:
+    return content.get("error_code") == "RESOURCE_DOES_NOT_EXIST"

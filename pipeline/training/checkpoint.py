@@ -10,7 +10,6 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -126,14 +125,3 @@ class Checkpoints:
         state = unflatten_state(record["state"], load(data))
         assert isinstance(state, dict)
         return state
-
-
-def same_state(a: Any, b: Any) -> bool:
-    """Are two states equal to the last bit?"""
-    tree_a, tensors_a = flatten_state(a)
-    tree_b, tensors_b = flatten_state(b)
-    return (
-        bool(tree_a == tree_b)
-        and tensors_a.keys() == tensors_b.keys()
-        and all(torch.equal(tensors_a[name], tensors_b[name]) for name in tensors_a)
-    )

@@ -16,7 +16,7 @@ from pipeline import cluster
 from pipeline.artifacts import SHORT, ArtifactWriter, FileRecord, Outcome
 from pipeline.errors import ContractError, LeaseError, PipelineError, StorageError
 from pipeline.metrics import METRICS
-from pipeline.storage import open_storage, refusal
+from pipeline.storage import open_storage, storage_error
 from pipeline.training.job import SECTIONS, Job
 from pipeline.workflow import StageContext
 
@@ -187,7 +187,7 @@ def run_worker(config: dict[str, Any]) -> None:
     except (PipelineError, OSError) as failure:  # not to be tried again: said to the driver instead
         if isinstance(failure, OSError) and failure.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        error = refusal(failure) if isinstance(failure, OSError) else failure
+        error = storage_error(failure) if isinstance(failure, OSError) else failure
         said = {"kind": type(error).__name__, "what": error.what, "hint": error.hint}
         with suppress(StorageError):  # a full disk may not take even that; then Ray's word has to do
             storage.write(f"{job.work}/failure.json", json.dumps(said).encode())

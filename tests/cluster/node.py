@@ -163,7 +163,7 @@ class Node:
             return False
 
     def _is_ready(self) -> bool:
-        asked = [self._programs / "kubectl", "--kubeconfig", self.kubeconfig, "get", "node", NAME]
+        asked = [str(self._programs / "kubectl"), "--kubeconfig", str(self.kubeconfig), "get", "node", NAME]
         jsonpath = '--output=jsonpath={.status.conditions[?(@.type=="Ready")].status}'
         done = subprocess.run([*asked, jsonpath], capture_output=True, text=True, check=False)
         return done.stdout == "True"

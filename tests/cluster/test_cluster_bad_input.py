@@ -115,7 +115,7 @@ class Bad(Installation):
         assert self.run(f"{FORWARD} --pod-running-timeout=3s", timeout=60).returncode != 0
         line = self.refused(SUBMIT)
         assert f"no dashboard answers at {DASHBOARD}" in line
-        assert "What keeps a cluster from coming up, `python -m deploy doctor` says." in line
+        assert "Run `python -m deploy doctor` to find out why a cluster does not start." in line
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_kuberay_is_missing(bare: Bad):
     assert told.returncode != 0
     assert 'no matches for kind "RayCluster" in version "ray.io/v1"' in told.stderr
     assert "ensure CRDs are installed first" in told.stderr
-    assert "is not there. Install KubeRay's operator of version 1.6 or newer." in bare.red("KubeRay's CRDs")
+    assert "is missing. Install KubeRay's operator of version 1.6 or newer." in bare.red("KubeRay's CRDs")
     assert "has no releases of the chart. Install helm/denoising-vae there" in bare.refused(" ".join(RAYJOB))
     bare.submission_finds_nobody()
 
@@ -176,7 +176,7 @@ def test_its_crds_are_too_old(bare: Bad):
         assert "KubeRay's CRDs in this cluster are older than 1.6: apply newer ones" in told.stderr
         line = bare.refused(f"{' '.join(RAYJOB)} --template {bare.template()}")
         assert "strict decoding error: unknown field" in line
-        assert "`deploy doctor` says what fits here." in line
+        assert "Run `python -m deploy doctor` to check the cluster." in line
         bare.submission_finds_nobody()
     finally:
         bare.cluster.kubectl("delete", "--ignore-not-found", *files)
@@ -185,9 +185,9 @@ def test_its_crds_are_too_old(bare: Bad):
 def test_a_secret_is_missing(bad: Bad):
     bad.install_and_see_nothing(**with_mlflow_elsewhere())
     line = bad.red("Secrets")
-    assert line.endswith(f"Secret ray-token is not there. kubectl -n {SPACE} create secret generic ray-token ...")
+    assert line.endswith(f"Secret ray-token is missing. Run `kubectl -n {SPACE} create secret generic ray-token ...`.")
     line = bad.rayjob_says("CreateContainerConfigError")
-    assert 'secret "ray-token" not found. Make what is missing, and it goes on by itself.' in line
+    assert 'secret "ray-token" not found. Create what is missing; the pod then starts by itself.' in line
     bad.give_up()
     bad.submission_finds_nobody()
 
@@ -210,7 +210,7 @@ def test_the_quota_is_too_small(bad: Bad):
     bad.install_and_see_nothing(mlflow=OF_A_TRIAL)
     for line in (bad.red("Ray cluster"), bad.red("pods"), bad.rayjob_says("refused")):
         assert "exceeded quota: small" in line
-        assert "Raise what is exceeded, or ask for less." in line
+        assert "Raise the quota or limit, or request less." in line
     bad.submission_finds_nobody()
 
 
@@ -218,7 +218,7 @@ def test_there_is_no_such_storage_class(bad: Bad):
     bad.secrets()
     bad.install_and_see_nothing(mlflow=OF_A_TRIAL)
     line = bad.red("volumes")
-    assert re.search(r"there is no storage class no-such-class\. (Make one|Use one of)", line)
+    assert re.search(r"storage class no-such-class does not exist\. (Create one|Use one of)", line)
     with forwarded_head(bad):
         told = bad.run(f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN={TOKEN} {SUBMIT}")
     assert told.returncode == 0, "what MLflow missed is kept for it" + told.stdout + told.stderr

@@ -51,7 +51,7 @@ def test_it_waits_for_a_node_with_a_gpu_and_runs_there(with_a_pool: Installation
     advertise_gpus(place, 2)
     code, out, error = ended(training)
     assert code == 0, f"{out}\n{error}\n{place.state()}"
-    assert "no node of its pool yet" in out, "who waits is told what for"
-    assert "where none comes, `python -m deploy doctor` says why" in out
+    assert "no node of its pool is available" in out, "who waits is told what for"
+    assert "if none is added, run `python -m deploy doctor`" in out
     told = place.doctor()
     assert told.returncode == 0, told.stdout

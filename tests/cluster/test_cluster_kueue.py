@@ -105,7 +105,7 @@ def test_admitted_when_quota_is_free_and_waiting_when_not(kueue: Installation):
         kueue.wait(lambda: "Admitted" in conditions(kueue), "the first is not admitted", 60)
         second = start(kueue, queued(0.3))
         waiting = Listener(second)
-        assert "insufficient unused quota for cpu" in waiting.line(f"queue {QUEUE}: waits")
+        assert "insufficient unused quota for cpu" in waiting.line(f"queue {QUEUE}: waiting")
         for process in (first, second):
             assert process.stdout
             out = process.stdout.read()
@@ -113,9 +113,9 @@ def test_admitted_when_quota_is_free_and_waiting_when_not(kueue: Installation):
             assert "✓ prepare" in out
         assert waiting.line(f"queue {QUEUE}: admitted")
     finally:
-        for process in (first, second):
-            if process:
-                process.kill()
+        for begun in (first, second):
+            if begun:
+                begun.kill()
 
 
 def conditions(place: Installation) -> set[str]:
@@ -129,7 +129,7 @@ def test_more_than_there_ever_is(kueue: Installation):
     with quota(kueue, "100m"):
         job = start(kueue, queued(0.4))
         try:
-            assert "maximum capacity" in Listener(job).line(f"queue {QUEUE}: waits")
+            assert "maximum capacity" in Listener(job).line(f"queue {QUEUE}: waiting")
         finally:
             job.kill()
             kueue.kubectl("delete", "rayjobs", "--all")

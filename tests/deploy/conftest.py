@@ -1,16 +1,15 @@
 """What the tests of `deploy` share: a Kubernetes API server, and a platform of real servers beside a Ray head."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.support.api_server import ApiServer, binaries, running_api_server
-from tests.support.ceph import act_as, make_bucket, running_ceph
+from tests.support.ceph import Ceph, act_as, make_bucket
 from tests.support.mlflow_server import running_mlflow
-from tests.support.postgres import running_postgres
 from tests.support.ray_head import Head, running_head
 
 
@@ -36,15 +35,16 @@ class Platform:
 
 
 @pytest.fixture(scope="session")
-def platform_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+def platform_servers(
+    tmp_path_factory: pytest.TempPathFactory, ceph: Ceph, database: Callable[[], str]
+) -> Iterator[Platform]:
     folder = tmp_path_factory.mktemp("platform")
-    with running_ceph() as ceph, running_postgres() as database:
-        keys = {**ceph.add_user("dvae"), "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required"}
-        make_bucket(keys, "dvae")
-        with running_mlflow(folder, database, "s3://dvae/mlflow", **keys) as mlflow:
-            place = {**keys, "MLFLOW_TRACKING_URI": mlflow.uri}
-            with running_head(folder, **place) as head:
-                yield Platform(head, mlflow.uri, {**place, **head.environment})
+    keys = {**ceph.add_user("dvae"), "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required"}
+    make_bucket(keys, "dvae")
+    with running_mlflow(folder, database(), "s3://dvae/mlflow", **keys) as mlflow:
+        place = {**keys, "MLFLOW_TRACKING_URI": mlflow.uri}
+        with running_head(folder, place) as head:
+            yield Platform(head, mlflow.uri, {**place, **head.environment})
 
 
 @pytest.fixture

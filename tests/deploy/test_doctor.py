@@ -15,13 +15,13 @@ import pytest
 
 from deploy import doctor
 from deploy.errors import ConnectError, DeniedError
-from deploy.findings import Finding, look
+from deploy.findings import Finding, run_checks
 from deploy.kube import Kube
 from pipeline.config.loading import load_config
 from pipeline.storage.s3 import _session, _settings
 from tests.support import PROJECT
 from tests.support.api_server import ApiServer
-from tests.support.chart import Object, kinds, named, render, values_of
+from tests.support.chart import kinds, named, render, values_of
 
 VALUES = values_of("gpu-production") | {
     "groupDefaults": {"nodeSelector": {"pool": "gpu"}, "tolerations": [{"key": "gpu", "operator": "Exists"}],
@@ -76,7 +76,7 @@ class World:
     def look(self, root: str, on_demand: bool = False) -> dict[str, Finding]:
         os.environ["KUBECONFIG"] = str(self.server.kubeconfig())
         config = load_config("quickstart", None, root)
-        found = look(doctor.checks(Kube(self.name), None, config, None, on_demand))
+        found = run_checks(doctor.checks(Kube(self.name), None, config, None, on_demand))
         return {one.what: one for one in found}
 
 
@@ -159,19 +159,19 @@ def test_secrets_that_are_missing_or_lack_a_key(world, s3_root):
 
 
 def test_an_operator_that_is_too_old_away_or_watches_elsewhere(world, s3_root):
-    def with_container(**container: Any) -> Object:
+    def with_container(**container: Any) -> Finding:
         given = {"name": "o", "image": "quay.io/kuberay/operator:v1.6.2", "args": [], **container}
         world.apps.patch_namespaced_deployment(
             "kuberay-operator", "kuberay-system", {"spec": {"template": {"spec": {"containers": [given]}}}}
         )
-        (finding,) = red(world.look(s3_root)).values() or [None]
-        return finding  # type: ignore[return-value]
+        (finding,) = red(world.look(s3_root)).values()
+        return finding
 
     assert "is v1.5.1, which is too old" in with_container(image="quay.io/kuberay/operator:v1.5.1").text
     for words in (["--watch-namespace=a,b"], ["--enable-leader-election", "-watch-namespace", "a,b"]):
         assert "does not watch the namespace" in with_container(args=words).text
     tell_operator(world.apps, 0)
-    assert "has no pod that is ready" in with_container().text
+    assert "has no ready pod" in with_container().text
     tell_operator(world.apps, 1)
     assert red(world.look(s3_root)) == {}
 
@@ -185,7 +185,7 @@ def test_a_gpu_group_without_gpus(world, s3_root):
     assert red(world.look(s3_root, on_demand=True)) == {}
     world.core.patch_node_status("gpu-node", {"status": {"allocatable": {"nvidia.com/gpu": "8"}}})
     world.core.patch_node("gpu-node", {"spec": {"taints": [{"key": "other", "effect": "NoSchedule"}]}})
-    assert "bears its pods" in red(world.look(s3_root))["nodes for gpu-sit"].text
+    assert "accepts its pods" in red(world.look(s3_root))["nodes for gpu-sit"].text
     world.core.patch_node("gpu-node", {"spec": {"taints": [{"key": "gpu", "value": "yes", "effect": "NoSchedule"}]}})
     assert red(world.look(s3_root)) == {}
 
@@ -193,7 +193,7 @@ def test_a_gpu_group_without_gpus(world, s3_root):
 def test_a_storage_class_that_is_not_there(world, s3_root):
     world.storage.delete_storage_class("fast")
     (finding,) = red(world.look(s3_root)).values()
-    assert finding.text == "there is no storage class fast"
+    assert finding.text == "storage class fast does not exist"
     world.storage.create_storage_class({"metadata": {"name": "fast"}, "provisioner": "example.com/none"})
 
 
@@ -205,7 +205,7 @@ def test_a_claim_that_is_bound_needs_no_class(world, s3_root):
     world.core.create_namespaced_persistent_volume_claim(
         world.name, {"metadata": {"name": "mlflow", "labels": labels}, "spec": spec}
     )
-    assert "there is no storage class by-hand" in red(world.look(s3_root))["volumes"].text
+    assert "storage class by-hand does not exist" in red(world.look(s3_root))["volumes"].text
     world.core.patch_namespaced_persistent_volume_claim_status("mlflow", world.name, {"status": {"phase": "Bound"}})
     found = world.look(s3_root)
     assert red(found) == {}
@@ -217,7 +217,7 @@ def test_what_the_submitters_role_does_not_grant_is_an_administrators(world):
     os.environ["KUBECONFIG"] = str(world.server.kubeconfig("alice"))
     with pytest.raises(DeniedError, match="Ask an administrator of the cluster"):
         Kube(world.name).objects("/api/v1/nodes")
-    with pytest.raises(DeniedError, match=r"Have the chart's rbac\.submitters name you"):
+    with pytest.raises(DeniedError, match=r"Add yourself to the chart's rbac\.submitters"):
         Kube(world.name).objects(f"/api/v1/namespaces/{world.name}/pods")
 
 
@@ -247,15 +247,15 @@ def test_mlflows_pod_that_is_refused(world, s3_root):
     found = red(world.look(s3_root))
     world.apps.patch_namespaced_deployment_status(name, world.name, {"status": {"conditions": None}})
     assert list(found) == ["pods"]
-    assert found["pods"].text.startswith(f"{name}: its pods are refused: ")
+    assert found["pods"].text.startswith(f"{name}: its pods cannot be created: ")
     assert found["pods"].text.endswith("exceeded quota: small")
-    assert found["pods"].hint == "Raise what is exceeded, or ask for less."
+    assert found["pods"].hint == "Raise the quota or limit, or request less."
 
 
 def test_what_may_not_be_looked_at_is_red_and_the_rest_goes_on(world, s3_root, monkeypatch):
     monkeypatch.setenv("KUBECONFIG", str(world.server.kubeconfig("bob")))
     config = load_config("quickstart", None, s3_root)
-    found = {one.what: one for one in look(doctor.checks(Kube(world.name), None, config, None, False))}
+    found = {one.what: one for one in run_checks(doctor.checks(Kube(world.name), None, config, None, False))}
     assert found["root"].good
     assert found["Kubernetes"].good
     assert 'User "bob" cannot get resource "customresourcedefinitions"' in found["KubeRay's CRDs"].text
@@ -263,7 +263,7 @@ def test_what_may_not_be_looked_at_is_red_and_the_rest_goes_on(world, s3_root, m
 
 def test_without_a_kubernetes_the_place_is_looked_at(tmp_path):
     config = load_config("quickstart", None, str(tmp_path))
-    found = {one.what: one for one in look(doctor.checks(ConnectError("none"), None, config, None, False))}
+    found = {one.what: one for one in run_checks(doctor.checks(ConnectError("none"), None, config, None, False))}
     assert {what: one.good for what, one in found.items()} == {
         "root": True, "clock": None, "MLflow": True, "Ray": None, "Kubernetes": False
     }  # fmt: skip
@@ -274,7 +274,7 @@ def test_without_a_kubernetes_the_place_is_looked_at(tmp_path):
 
 def place(root: str, address: str | None = None) -> dict[str, Finding]:
     config = load_config("quickstart", None, root)
-    found = look(doctor.checks(ConnectError("none"), None, config, address, False))
+    found = run_checks(doctor.checks(ConnectError("none"), None, config, address, False))
     return {one.what: one for one in found}
 
 
@@ -294,11 +294,11 @@ def test_a_place_that_only_this_machine_has(s3_root, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     found = place("./runs")
     assert found["root"].good is False
-    assert "is a folder of this machine" in found["root"].text
+    assert "is a folder on this machine" in found["root"].text
     assert not Path("runs/.doctor").exists()
     finding = place(s3_root)["MLflow"]
     assert finding.good is False
-    assert finding.text == "where MLflow is has not been said"
+    assert finding.text == "the MLflow server is not configured"
 
 
 def test_an_endpoint_where_nobody_is(s3_root, monkeypatch):
@@ -345,7 +345,7 @@ def test_a_clock_that_goes_wrong(s3_root, monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_port}")
     config = load_config("quickstart", None, s3_root)
-    finding = next(look(iter([("clock", lambda: doctor._clock(config))])))
+    finding = next(run_checks(iter([("clock", lambda: doctor._clock(config))])))
     server.shutdown()
     assert finding.good is False
     assert "s ahead of" in finding.text

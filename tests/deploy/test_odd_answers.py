@@ -16,7 +16,7 @@ import deploy.submit
 from deploy import rayjob
 from deploy.errors import BusyError, ConnectError, DeniedError, ProtocolError
 from deploy.jobs import Dashboard, token
-from deploy.kube import not_made
+from deploy.kube import pods_refused
 from deploy.retrying import Retrying
 from deploy.submit import check_root, stage_work
 from pipeline.errors import ConfigError
@@ -53,7 +53,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.mark.parametrize("body", [b"no json", b'{"x": 1}', b"[]", b"3"])
 def test_json_that_is_no_dashboards(stub, monkeypatch, body):
     monkeypatch.setattr(Stub, "body", body)
-    with pytest.raises(ProtocolError, match="is no Ray dashboard"):
+    with pytest.raises(ProtocolError, match="is not a Ray dashboard"):
         Dashboard(stub, None).version()
 
 
@@ -78,7 +78,7 @@ def test_statuses_are_told_apart(stub, monkeypatch, status, kind):
 def test_a_head_that_comes_or_goes_takes_no_jobs(stub, monkeypatch, told):
     monkeypatch.setattr(Stub, "status", 500)
     monkeypatch.setattr(Stub, "body", f"Traceback (most recent call last):\n  raise\n{told}\n".encode())
-    with pytest.raises(ConnectError, match="takes no jobs now"):
+    with pytest.raises(ConnectError, match="does not accept jobs now"):
         Dashboard(stub, "t").submit("a-1", "true", {}, {})
 
 
@@ -111,7 +111,7 @@ def test_a_log_comes_in_parts_where_no_websocket_gets_through(monkeypatch):
     assert job.status == "SUCCEEDED"
     assert printed == [f"line {n}\n" for n in range(4)], "each once, while it grows"
     assert len(said) == 1
-    assert "lets no websocket through (403" in said[0]
+    assert "does not accept websockets (403" in said[0]
 
 
 def test_a_netrc_does_not_replace_the_token(stub, monkeypatch, tmp_path):
@@ -126,7 +126,7 @@ def test_what_is_no_token_is_not_shown(monkeypatch, tmp_path, content):
     (tmp_path / "token").write_bytes(content)
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
-    with pytest.raises(DeniedError, match="holds no token") as caught:
+    with pytest.raises(DeniedError, match="is not a token") as caught:
         token()
     assert str(tmp_path / "token") in str(caught.value)
 
@@ -191,18 +191,18 @@ def test_kubeconfigs_that_are_none(tmp_path, content):
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
-    assert "no Kubernetes is configured here" in done.stderr
+    assert "no usable kubeconfig" in done.stderr
 
 
 def test_pods_that_are_refused_are_told_in_kubernetes_words():
     """KubeRay joins its own word for it and the API server's by a line end."""
     message = 'FailedCreateHeadPod\npods "r-head" is forbidden: exceeded quota: small, requested: cpu=2, used: cpu=0'
     condition = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreateHeadPod", "message": message}
-    told = not_made("r", {"conditions": [condition]})
+    told = pods_refused("r", {"conditions": [condition]})
     assert told is not None
-    assert told[0].startswith('r: its pods are refused: pods "r-head" is forbidden: exceeded quota: small')
-    assert not_made("r", {"conditions": [{**condition, "status": "False"}]}) is None
-    assert not_made("r", {}) is None
+    assert told[0].startswith('r: its pods cannot be created: pods "r-head" is forbidden: exceeded quota: small')
+    assert pods_refused("r", {"conditions": [{**condition, "status": "False"}]}) is None
+    assert pods_refused("r", {}) is None
 
 
 class NewHead(Stub):
@@ -240,5 +240,5 @@ def test_a_job_whose_head_is_gone_has_failed_whatever_the_new_head_calls_it(monk
         assert job is not None
         assert [job.running] == [running] == [one.running for one in there.jobs()]
         if not running:
-            assert (job.status, job.message, job.exit_code) == ("FAILED", "the node of its driver is gone", None)
+            assert (job.status, job.message, job.exit_code) == ("FAILED", "the node of its driver is dead", None)
         server.shutdown()

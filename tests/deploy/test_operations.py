@@ -239,7 +239,7 @@ def installed(place: Place) -> Place:
     assert release["status"] == "deployed"
     line = secrets_line(place)
     assert line.startswith("no "), line
-    assert "is not there" in line
+    assert "is missing" in line
     for block in (*made, *secrets):
         rest = "\n".join(line for line in block.code.splitlines() if line != namespace)
         done = place.bash(rest)

@@ -126,5 +126,5 @@ def test_ctrl_c_at_once(platform, names):
     process.send_signal(signal.SIGINT)
     code, _, error = ended(process)
     assert code in (130, -signal.SIGINT), error
-    assert "goes on at" not in error
+    assert "keeps running at" not in error
     assert not jobs(platform.head, "run-")

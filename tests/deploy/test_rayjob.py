@@ -139,8 +139,8 @@ def test_detached_and_attached(place):
     first.send_signal(signal.SIGINT)
     code, _, error = ended(first)
     assert code == 130
-    assert f"detached: {job['metadata']['name']} goes on at {place.server.url} in {place.name}" in error
-    assert f"`kubectl -n {place.name} delete rayjob {job['metadata']['name']}` ends it" in error
+    assert f"detached: {job['metadata']['name']} keeps running at {place.server.url} in {place.name}" in error
+    assert f"`kubectl -n {place.name} delete rayjob {job['metadata']['name']}` stops it" in error
     second = place.start()
     line_with(second, f"attached to {job['metadata']['name']}")
     place.tell(job, "Complete", "SUCCEEDED")
@@ -196,7 +196,7 @@ def test_deleted_under_our_eyes(place):
     place.objects.delete_namespaced_custom_object("ray.io", "v1", place.name, "rayjobs", job["metadata"]["name"])
     code, _, error = ended(process)
     assert code == 75
-    assert "was deleted before it had come to its end" in error
+    assert "was deleted before it ended" in error
 
 
 def test_what_kuberay_refuses(place):
@@ -204,7 +204,7 @@ def test_what_kuberay_refuses(place):
     place.tell(place.wait_for(), "ValidationFailed", reason="ValidationFailed", message="The RayJob spec is invalid: x")
     code, _, error = ended(process)
     assert code == 76
-    assert "KubeRay refuses" in error
+    assert "KubeRay rejected" in error
     assert "The RayJob spec is invalid: x" in error
 
 
@@ -230,7 +230,7 @@ def test_what_keeps_it_from_starting_is_said(place):
         {"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
          "message": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."}
     ]})  # fmt: skip
-    assert "3 Insufficient nvidia.com/gpu" in line_with(process, "no node takes it")
+    assert "3 Insufficient nvidia.com/gpu" in line_with(process, "cannot be scheduled")
     place.tell(job, "Complete", "SUCCEEDED")
     assert ended(process)[0] == 0
 
@@ -252,7 +252,7 @@ def test_a_queue_is_quoted(place):
     process = place.start("--queue", "research")
     job = place.wait_for()
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
-    assert "there is no Kueue in this cluster" in line_with(process, "queue research")
+    assert "Kueue is not installed in this cluster" in line_with(process, "queue research")
     kubernetes.client.ApiextensionsV1Api(place.server.client()).create_custom_resource_definition(WORKLOADS)
     why = "couldn't assign flavors to pod set cpu: insufficient unused quota for cpu in flavor f, 2 more needed"
     load = {
@@ -267,7 +267,7 @@ def test_a_queue_is_quoted(place):
         except kubernetes.client.ApiException:  # the definition is not served yet
             time.sleep(0.1)
     place.tell(job, "Suspended")
-    assert why in line_with(process, "queue research: waits")
+    assert why in line_with(process, "queue research: waiting")
     load["status"]["conditions"][0].update(status="True", message="Quota reserved")  # type: ignore[index]
     place.objects.patch_namespaced_custom_object("kueue.x-k8s.io", "v1beta1", place.name, "workloads", "w", load)
     place.tell(job, "Suspending")
@@ -371,6 +371,6 @@ def test_a_log_that_may_not_be_read_is_said_once(place, tmp_path):
     job = place.wait_for()
     put_pod(place, "submitter", {"batch.kubernetes.io/job-name": job["metadata"]["name"]}, {"phase": "Running"})
     place.tell(job, "Running", "RUNNING")
-    assert "pods/log" in line_with(process, "its log cannot be shown")
+    assert "pods/log" in line_with(process, "cannot read the job's log")
     place.tell(job, "Complete", "SUCCEEDED")
     assert ended(process)[0] == 0

@@ -55,7 +55,7 @@ def test_more_pods_than_the_group_may_have_are_refused(tmp_path):
 @pytest.mark.parametrize("value", ["$HOME", "a;b", "a|b", "a>b", "`id`", "a\\b", "*", "(a)", "x{a,b}", "~/x"])
 def test_what_a_shell_would_read_is_refused(tmp_path, value):
     work = stage_work("train-sit", "quickstart", [f"tracking.experiment={value}"], str(tmp_path))
-    with pytest.raises(ConfigError, match="shells would read"):
+    with pytest.raises(ConfigError, match="shells would change"):
         rayjob.render(template(), work, job_options("train-sit"), 1)
 
 

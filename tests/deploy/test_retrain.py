@@ -75,7 +75,7 @@ def test_without_mlflow_nothing_would_seem_registered(s3_root, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     done = retrain(NOBODY, s3_root)
     assert done.returncode == 2
-    assert "where MLflow is has not been said. Set MLFLOW_TRACKING_URI" in done.stderr
+    assert "the MLflow server is not configured. Set MLFLOW_TRACKING_URI" in done.stderr
 
 
 def test_what_was_not_possible_is_in_the_summary_too(s3_root, tmp_path, tracked):
@@ -122,7 +122,7 @@ def test_retraining(platform, tmp_path):
     worse = (easy, "sit.steps=2", "sit.checkpoint_every=1", "register.gate.margin=1.1")
     second = retrain(head.address, s3_root, named, *worse)
     assert second.returncode == 3, second.stdout + second.stderr
-    assert second.stdout.startswith("## The champion stays")
+    assert second.stdout.startswith("## The champion is kept")
     made = [stage for stage, (_, state) in stages(second.stdout).items() if state == "made"]
     assert made == MADE_OF_SIT
     assert champion(uri, model) == "1"
@@ -159,7 +159,7 @@ def test_one_candidate_at_a_time(platform):
                  f"evaluate.network_weights.sha256={'a' * 64}")  # fmt: skip
         failed = retrain(head.address, s3_root, *other)
         assert failed.returncode == 2, failed.stderr
-        assert failed.stdout.startswith("## The run did not come to its end")
+        assert failed.stdout.startswith("## The run failed")
         assert "/nowhere/weights" in failed.stdout, "the last line of its log"
     finally:
         import requests

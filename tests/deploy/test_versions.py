@@ -15,7 +15,7 @@ import pytest
 
 from deploy import doctor
 from deploy.errors import ConnectError
-from deploy.findings import Finding, look
+from deploy.findings import Finding, run_checks
 from pipeline.config.loading import load_config
 from tests.support import PROJECT
 
@@ -47,7 +47,7 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def ray_of(address: str, root: Path) -> Finding:
     config = load_config("quickstart", None, str(root))
-    return {one.what: one for one in look(doctor.checks(ConnectError("-"), None, config, address, False))}["Ray"]
+    return {one.what: one for one in run_checks(doctor.checks(ConnectError("-"), None, config, address, False))}["Ray"]
 
 
 def test_too_old_to_be_submitted_to(address, tmp_path):
@@ -56,14 +56,14 @@ def test_too_old_to_be_submitted_to(address, tmp_path):
     assert done.returncode == 76
     assert done.stderr.count("\n") == 1
     assert "runs Ray 2.40.0" in done.stderr
-    assert "Update it to 2.55 or newer" in done.stderr
+    assert "Update Ray to 2.55 or newer" in done.stderr
 
 
 def test_another_one_than_here(address, tmp_path, monkeypatch):
     monkeypatch.setattr(Dashboard, "told", "2.59.1")
     finding = ray_of(address, tmp_path)
     assert finding.good is False
-    assert finding.text == f"{address} runs Ray 2.59.1, here is {version('ray')}"
+    assert finding.text == f"{address} runs Ray 2.59.1, but Ray {version('ray')} is installed here"
 
 
 def test_the_same_one(address, tmp_path, monkeypatch):

@@ -122,7 +122,7 @@ COMMANDS = {
     "debug where there is none": (("plan", "quickstart", "--debug"), ("No such option", "--debug")),
     "a folder as preset": (("plan", "some/folder"), ("'some/folder' is not a YAML file",)),
     "root with a host": (("plan", "quickstart", "--root", "file://runs/x"), ("file://runs/x", "three slashes")),
-    "empty root": (("plan", "quickstart", "--root", ""), ("empty URI",)),
+    "empty root": (("plan", "quickstart", "--root", ""), ("URI is empty",)),
     "unexpected": (("stage", "prepare", "quickstart", "--expect", "0000"), ("prepare is", "not 0000")),
     "keep what is unknown": (("artifact", "gc", "cifar10", "--yes"), ("cifar10 is unresolved", "data.uri")),
     "revision": (("run", "quickstart", "--set", "data.revision=abc"), ("revision", "abc")),
@@ -172,8 +172,8 @@ def test_a_source_without_permission(refused: Call, tmp_path: Path) -> None:
 def test_roots(refused: Call, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     refused("run", "quickstart", "--root", "file:///proc/nowhere", said=("/proc/nowhere", "--root"), code=1)
-    refused("run", "quickstart", "--root", str(tmp_path / "file"), said=("file", "another place"), code=1)
-    refused("run", "quickstart", "--root", str(tmp_path / "file" / "below"), said=("file", "another place"), code=1)
+    refused("run", "quickstart", "--root", str(tmp_path / "file"), said=("file", "another path"), code=1)
+    refused("run", "quickstart", "--root", str(tmp_path / "file" / "below"), said=("file", "another path"), code=1)
     refused("run", "quickstart", "--root", "ftp://host/runs", said=("ftp://host/runs", "s3://"))
     assert (tmp_path / "file").read_text() == ""
 
@@ -428,7 +428,7 @@ def test_a_full_disk(small_disk: Path) -> None:
     more = (*(word for pair in sets for word in ("--set", pair)), "--until", "train-tokenizer")
     done = command(root, *more)
     assert done.returncode == 1, done.stdout + done.stderr
-    one_line(done.stderr, "No space left", "The disk is full")
+    one_line(done.stderr, "No space left", "Free some disk space")
     assert not list(root.glob("train-tokenizer/*/manifest.json"))
     verify = [sys.executable, "-m", "pipeline", "artifact", "verify", "--root", str(root)]
     assert subprocess.run(verify, cwd=PROJECT, capture_output=True).returncode == 0

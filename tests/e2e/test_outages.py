@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,9 @@ import pytest
 
 from pipeline.tracking.mlflow import mlflow_client
 from tests.support import PROJECT
-from tests.support.ceph import ceph_is_installed, running_ceph
+from tests.support.ceph import Ceph, make_bucket
 from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.mlflow_server import MlflowServer, running_mlflow
-from tests.support.postgres import postgres_is_installed, running_postgres
 from tests.support.trainers import SETS
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -33,6 +32,7 @@ TINY = [
     "sample.count=20", "sample.steps=4", "encode.canary_psnr=1", "register.gate.minimum=0", "evaluate.images=64",
     "evaluate.reference_images=128",
 ]  # fmt: skip
+BUCKET = "outages"
 OUTAGE_SECONDS = 30.0  # longer than botocore's own attempts, and than what a lease's heartbeat leaves out
 
 
@@ -46,33 +46,27 @@ class World:
     environment: dict[str, str]
 
     def paths(self) -> list[str]:
-        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket="tests", Prefix="runs/")
+        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix="runs/")
         return [item["Key"].removeprefix("runs/") for page in pages for item in page.get("Contents", [])]
 
     def read(self, path: str) -> bytes:
-        content: bytes = self.s3.get_object(Bucket="tests", Key=f"runs/{path}")["Body"].read()
+        content: bytes = self.s3.get_object(Bucket=BUCKET, Key=f"runs/{path}")["Body"].read()
         return content
 
 
 @pytest.fixture
-def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
-    with ExitStack() as stack:
-        if ceph_is_installed():
-            environment = stack.enter_context(running_ceph()).add_user("owner")
-        else:
-            keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-            environment = {**keys, "AWS_ENDPOINT_URL": request.getfixturevalue("s3_endpoint")}
-        s3 = boto3.session.Session().client(
-            "s3", endpoint_url=environment["AWS_ENDPOINT_URL"], region_name=environment["AWS_DEFAULT_REGION"],
-            aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
-        )  # fmt: skip
-        s3.create_bucket(Bucket="tests")
-        proxy = stack.enter_context(fault_proxy(environment["AWS_ENDPOINT_URL"]))
-        environment["AWS_ENDPOINT_URL"] = proxy.url
-        store = stack.enter_context(running_postgres()) if postgres_is_installed() else None
-        mlflow = stack.enter_context(running_mlflow(tmp_path, store, "s3://tests/mlflow", **environment))
-        yield World(s3, proxy, mlflow, environment)
+def world(tmp_path: Path, ceph: Ceph, database: Callable[[], str]) -> Iterator[World]:
+    environment = ceph.add_user(f"outages{uuid.uuid4().hex[:6]}")
+    make_bucket(environment, BUCKET)
+    s3 = boto3.session.Session().client(
+        "s3", endpoint_url=environment["AWS_ENDPOINT_URL"], region_name=environment["AWS_DEFAULT_REGION"],
+        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+    )  # fmt: skip
+    with fault_proxy(environment["AWS_ENDPOINT_URL"]) as proxy:
+        environment = {**environment, "AWS_ENDPOINT_URL": proxy.url}
+        with running_mlflow(tmp_path, database(), f"s3://{BUCKET}/mlflow", **environment) as mlflow:
+            yield World(s3, proxy, mlflow, environment)
 
 
 def command(root: str, mirror: Path, uri: str) -> list[str]:
@@ -108,7 +102,7 @@ def test_a_run_through_outages(world: World, tmp_path: Path) -> None:
     world.proxy.fail(0.05, seed=7)
     environment = {**settings(tmp_path), **world.environment}
     process = subprocess.Popen(
-        command("s3://tests/runs", tmp_path / "mirror", world.mlflow.uri), cwd=PROJECT, text=True, env=environment,
+        command(f"s3://{BUCKET}/runs", tmp_path / "mirror", world.mlflow.uri), cwd=PROJECT, text=True, env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:

@@ -8,6 +8,7 @@ import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -44,7 +45,7 @@ torch.testing.assert_close(torch.compile(block)(x), block(x))
 """
 
 
-def inspected(name: str) -> dict:
+def inspected(name: str) -> dict[str, Any]:
     return json.loads(podman("image", "inspect", name).stdout)[0]
 
 

@@ -31,9 +31,11 @@ def test_decay_0_follows_and_buffers_are_copied():
     ema = EMA(model, 0.0)
     with torch.no_grad():
         model.weight.fill_(3.0)
+        assert model.running_mean is not None
         model.running_mean.fill_(5.0)
     ema.update(model)
     assert torch.equal(ema.model.weight, model.weight)
+    assert ema.model.running_mean is not None
     assert torch.equal(ema.model.running_mean, model.running_mean)
 
 

@@ -1,5 +1,7 @@
 """Normalisation and its inverse, and pictures that depend on nothing but their own seed and label."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -28,7 +30,7 @@ def generator() -> ImageGenerator:
 
 
 def pictures(generator: ImageGenerator, labels, indices, **changes):
-    sampling = Sampling(**{"seed": 7, "method": "heun", "steps": 3, "guidance": 1.5} | changes)
+    sampling = replace(Sampling("heun", steps=3, guidance=1.5, seed=7), **changes)
     return generator.draw(torch.tensor(labels), indices, sampling)
 
 

@@ -8,7 +8,6 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from models.metrics import (
     FeatureMoments,
-    feature_moments,
     frechet_distance,
     from_uint8,
     inception_score,
@@ -87,6 +86,12 @@ def test_moments_in_batches():
     torch.testing.assert_close(cov, x.double().T.cov())
     with pytest.raises(ValueError, match="two samples"):
         feature_moments(x[:1])
+
+
+def feature_moments(features_NF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    moments = FeatureMoments(features_NF.shape[1])
+    moments.update(features_NF)
+    return moments.result()
 
 
 def test_precision_and_recall():

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from models import sizes
 from models.sit import SIT_SIZES, SiT
 from models.tokenizers.vit import Tokenizer
 
-PAPER = {"image_size": 256, "patch_size": 16, "width": 768, "depth": 12, "hidden": 2048}
+PAPER: dict[str, Any] = {"image_size": 256, "patch_size": 16, "width": 768, "depth": 12, "hidden": 2048}
 
 
 def parameters(module):
@@ -56,7 +57,7 @@ def test_the_papers_generators(size, millions):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_tokenizer_gflops_are_those_of_a_forward(channels):
-    size = {"image_size": 16, "patch_size": 4, "latent_dim": 3, "width": 16, "depth": 2, "hidden": 24}
+    size: dict[str, Any] = {"image_size": 16, "patch_size": 4, "latent_dim": 3, "width": 16, "depth": 2, "hidden": 24}
     module = Tokenizer(heads=2, channels=channels, **size)
     counted = counted_gflops(module, torch.zeros(1, channels, 16, 16), torch.zeros(1, 3, 4, 4), lambda z: z)
     assert counted == pytest.approx(sizes.tokenizer_gflops(channels=channels, **size), rel=1e-12)

@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlparse
 
-FAULTS = (
+FAULTS: tuple[str, ...] = (
     "500",  # instead of handing the request on
     "503",  # S3's SlowDown, likewise
     "reset",  # the connection, before the server sees the request

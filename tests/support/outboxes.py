@@ -9,7 +9,7 @@ from pipeline.config.loading import load_config
 from pipeline.config.schema import Config
 from pipeline.storage.uri import open_storage
 from pipeline.tracking.courier import deliver
-from pipeline.tracking.mlflow import Post
+from pipeline.tracking.mlflow import MlflowWriter
 from pipeline.tracking.outbox import Outbox
 
 KEY = "quickstart-0123456789ab"
@@ -34,7 +34,7 @@ class World:
 
     def deliver(self) -> int:
         """As a driver that has just started would."""
-        return deliver(self.storage, Post(self.uri, self.config))
+        return deliver(self.storage, MlflowWriter(self.uri, self.config))
 
     def runs(self) -> list[Any]:
         """All runs, the oldest first."""

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -66,6 +67,19 @@ def running_postgres(host: str = "127.0.0.1", password: str | None = None) -> It
             yield f"postgresql+psycopg2://{login}@{host}:{port}/mlflow"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def another_database(uri: str) -> str:
+    """The URI of one more empty database on the server of this one."""
+    import psycopg2
+
+    name = f"tests_{secrets.token_hex(6)}"
+    connection = psycopg2.connect(uri.replace("+psycopg2", ""))
+    connection.autocommit = True  # a database is not made within a transaction
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name}")
+    connection.close()
+    return f"{uri.rpartition('/')[0]}/{name}"
 
 
 def _user() -> str | None:

@@ -5,7 +5,7 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ class Head:
 
 
 @contextmanager
-def running_head(folder: Path, cpus: int = 2, **environment: str) -> Iterator[Head]:
+def running_head(folder: Path, environment: Mapping[str, str], cpus: int = 2) -> Iterator[Head]:
     """`environment` is that of the pods: what jobs see."""
     token, dashboard, port = secrets.token_hex(32), free_port(), free_port()
     settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}

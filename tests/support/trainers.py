@@ -15,7 +15,7 @@ from pipeline.artifacts import Manifest, work_path
 from pipeline.artifacts.lease import Holder
 from pipeline.config import Config
 from pipeline.storage import open_storage
-from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.checkpoint import Checkpoints, flatten_state
 from pipeline.training.job import Job, Loop, loop_of
 from pipeline.training.loop import train
 from pipeline.training.worker import TRAINEES, no_notice
@@ -92,7 +92,8 @@ def run_ranks(ranks: Ranks) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")  # which imports torch once, and not in each rank of each run
+    context.set_forkserver_preload([__name__])
     processes = [context.Process(target=_rank, args=(ranks, rank, port)) for rank in range(ranks.world)]
     for process in processes:
         process.start()
@@ -120,3 +121,14 @@ def history(ranks: Ranks) -> list[dict[str, float]]:
     loop = ranks.loop
     text = loop.storage.read(f"{loop.stage}/{loop.fingerprint[:12]}/history.jsonl")
     return [json.loads(line) for line in text.splitlines()]
+
+
+def same_state(a: Any, b: Any) -> bool:
+    """Are two states equal to the last bit?"""
+    tree_a, tensors_a = flatten_state(a)
+    tree_b, tensors_b = flatten_state(b)
+    return (
+        bool(tree_a == tree_b)
+        and tensors_a.keys() == tensors_b.keys()
+        and all(torch.equal(tensors_a[name], tensors_b[name]) for name in tensors_a)
+    )

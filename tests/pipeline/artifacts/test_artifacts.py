@@ -61,7 +61,7 @@ def test_an_artifact_exists_when_its_manifest_does(any_root: str) -> None:
     assert [entry.path for entry in storage.list(writer.folder)] == [
         f"{writer.folder}/file", f"{writer.folder}/manifest.json",
     ]  # fmt: skip
-    with pytest.raises(LeaseError, match="committed by somebody else"):
+    with pytest.raises(LeaseError, match="committed by another driver"):
         commit(storage, manifest_of(writer, rows=2), lease)
     lease.release(finished=True)
     assert list(storage.list(".work/prepare")) == []
@@ -70,7 +70,7 @@ def test_an_artifact_exists_when_its_manifest_does(any_root: str) -> None:
 def test_a_second_driver_is_refused_with_the_owners_name(any_root: str) -> None:
     storage = open_storage(any_root)
     lease = Lease(storage, "prepare", FINGERPRINT)
-    with pytest.raises(LeaseError, match=rf"prepare is being made by {lease.holder.owner}"):
+    with pytest.raises(LeaseError, match=rf"prepare is already running: {lease.holder.owner} holds"):
         Lease(storage, "prepare", FINGERPRINT)
     lease.release(finished=False)
     Lease(storage, "prepare", FINGERPRINT).release(finished=False)
@@ -106,7 +106,7 @@ def test_who_waits_for_a_dead_driver_elsewhere_gets_its_lease(any_root: str) -> 
     lease = Lease(storage, "prepare", FINGERPRINT)
     assert lease.holder.token == 5
     (line,) = told
-    assert line.startswith("prepare: ann@far process 7 has it; waiting up to 60 s")
+    assert line.startswith("prepare: ann@far process 7 holds its lease; waiting up to 60 s")
     lease.release(finished=False)
 
 
@@ -115,7 +115,7 @@ def test_who_waits_for_a_living_driver_elsewhere_is_refused_at_its_next_sign_of_
     foreign(storage)
     threading.Timer(1.5, lambda: foreign(storage, heartbeat=time.time())).start()
     begin = time.monotonic()
-    with pytest.raises(LeaseError, match="is being made by ann@far process 7"):
+    with pytest.raises(LeaseError, match="is already running: ann@far process 7"):
         await_free(storage, "prepare", FINGERPRINT, lambda _: None)
     assert 1 < time.monotonic() - begin < 30
 
@@ -124,7 +124,7 @@ def test_nobody_waits_for_a_driver_on_the_same_machine(any_root: str) -> None:
     storage = open_storage(any_root)
     lease = Lease(storage, "prepare", FINGERPRINT)
     told: list[str] = []
-    with pytest.raises(LeaseError, match="is being made by"):
+    with pytest.raises(LeaseError, match="is already running"):
         await_free(storage, "prepare", FINGERPRINT, told.append)
     assert told == []
     lease.release(finished=False)
@@ -138,7 +138,7 @@ def test_who_was_taken_over_cannot_commit(any_root: str) -> None:
     writer = ArtifactWriter(storage, "prepare", FINGERPRINT)
     theirs = foreign(storage)
     lease.renew()
-    with pytest.raises(LeaseError, match="went to ann@far process 7"):
+    with pytest.raises(LeaseError, match="taken over by ann@far process 7"):
         commit(storage, manifest_of(writer), lease)
     lease.release(finished=True)
     assert read_manifest(storage, "prepare", FINGERPRINT) is None
@@ -205,7 +205,7 @@ def test_what_is_no_manifest_is_not_taken_for_one(any_root: str) -> None:
             read_manifest(storage, "prepare", FINGERPRINT)
     other = manifest_of(ArtifactWriter(storage, "prepare", FINGERPRINT), fingerprint=FINGERPRINT[:-1] + "c")
     storage.write(path, other.model_dump_json().encode())
-    with pytest.raises(ContractError, match="of another fingerprint"):
+    with pytest.raises(ContractError, match="has another fingerprint"):
         read_manifest(storage, "prepare", FINGERPRINT)
 
 
@@ -237,7 +237,7 @@ def test_what_is_being_made_is_not_idle(any_root: str) -> None:
     storage = open_storage(any_root)
     check_idle(storage)
     lease = Lease(storage, "prepare", FINGERPRINT)
-    with pytest.raises(LeaseError, match="is being made by"):
+    with pytest.raises(LeaseError, match="is already running"):
         check_idle(storage)
     lease.release(finished=False)
     check_idle(storage)

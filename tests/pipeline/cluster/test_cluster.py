@@ -70,17 +70,17 @@ def said(program: str) -> str:
 
 def test_a_local_ray_gets_no_nodes():
     told = said(_LOCAL)
-    assert "encode wants a node with CPU 1, GPU 1, and there is none, nor an autoscaler" in told
-    assert "encode wants a node with CPU 1, pool-none 0.001, and there is none" in told
+    assert "encode requires a node with CPU 1, GPU 1; the cluster has none, and no autoscaler" in told
+    assert "encode requires a node with CPU 1, pool-none 0.001; the cluster has none" in told
     assert told.endswith("[]\n")
 
 
 def test_a_node_that_does_not_come_up_in_time():
     told = said(_STARVED)
     assert "Ray did not start: The current node timed out during startup." in told
-    assert "On a machine that is busy, try again" in told
+    assert "Retry if the machine is overloaded" in told
 
 
 def test_an_autoscaler_is_waited_for():
     """And it is said."""
-    assert "the autoscaler is asked for one" in said(_AUTOSCALED)
+    assert "requested one from the autoscaler" in said(_AUTOSCALED)

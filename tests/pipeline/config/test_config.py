@@ -2,9 +2,12 @@
 
 import ast
 import json
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import get_args
 
 import pytest
 import yaml
@@ -16,8 +19,6 @@ from models.sizes import sit_parameters
 from pipeline.config.loading import load_config, preset_names
 from pipeline.config.schema import Config
 from pipeline.errors import ConfigError
-from pipeline.workflow.fingerprints import counted_config, stage_fingerprints
-from pipeline.workflow.graph import NAMES, STAGES, find_stage, stages_until
 from tests.support import PROJECT
 
 INERT = ("root", "cluster.", "tracking.", "tokenizer.checkpoint_every", "sit.checkpoint_every")
@@ -39,26 +40,53 @@ LEAVES = list(leaves())
 # --- every field is read ---
 
 
-def attributes_read() -> set[str]:
-    """The names of attributes that the code reads, and the functions of `config.py` only as far as they give values.
+class Stripped(ast.NodeTransformer):
+    """The schema without its fields, and without validators: one that looks at a field does not use it."""
 
-    A validator that looks at a field does not use it; a property does.
-    """
-    read: set[str] = set()
-    for path in [*(PROJECT / "pipeline").rglob("*.py"), *(PROJECT / "models").rglob("*.py")]:
-        tree: ast.AST = ast.parse(path.read_text())
-        nodes = list(ast.walk(tree))
-        if path.name == "config.py":
-            functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
-            properties = [f for f in functions if any(getattr(d, "id", "") == "property" for d in f.decorator_list)]
-            nodes = [node for function in properties for node in ast.walk(function)]
-        read |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
-    return read
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
+        node.body = [part for part in node.body if not (self._is_field(part) or self._is_validator(part))] or [
+            ast.Pass()
+        ]
+        return node
+
+    def _is_field(self, part: ast.stmt) -> bool:
+        if not isinstance(part, ast.AnnAssign) or not isinstance(part.target, ast.Name):
+            return False
+        return not ast.unparse(part.annotation).endswith("Config")  # a section stays, or nothing below it would be read
+
+    def _is_validator(self, part: ast.stmt) -> bool:
+        decorators = getattr(part, "decorator_list", [])
+        return any("validator" in ast.unparse(decorator) for decorator in decorators)
 
 
-def test_every_field_is_read():
-    read = attributes_read()
-    assert [name for name in LEAVES if name.rpartition(".")[2] not in read] == []
+def test_every_field_is_read(tmp_path):
+    """By types: mypy is given the schema without its fields, and says who misses which of which section."""
+    shadows = []
+    for name in ("schema", "fields"):
+        path = PROJECT / "pipeline" / "config" / f"{name}.py"
+        stripped = tmp_path / f"{name}.py"
+        stripped.write_text(ast.unparse(Stripped().visit(ast.parse(path.read_text()))))
+        shadows += ["--shadow-file", str(path), str(stripped)]
+    cache = PROJECT / ".mypy_cache" / "without-fields"
+    command = [sys.executable, "-m", "mypy", *shadows, "--cache-dir", str(cache), "-p", "models", "-p", "pipeline"]
+    said = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False).stdout
+    missed = set(re.findall(r'(?:error: |Item )"(\w+)"(?: of ".*")? has no attribute "(\w+)"', said))
+    assert "Found" in said, said
+    read = {f"{section}.{field}".lstrip(".") for kind, field in missed for section in sections_of(kind)}
+    assert sorted(name for name in LEAVES if name not in read) == []
+
+
+def sections_of(kind: str) -> list[str]:
+    """The dotted names of the parts of the tree that are of this class, or of one made of it."""
+
+    def within(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, type[BaseModel]]]:
+        yield prefix.rstrip("."), model
+        for name, field in model.model_fields.items():
+            for inner in (field.annotation, *get_args(field.annotation)):
+                if isinstance(inner, type) and issubclass(inner, BaseModel):
+                    yield from within(inner, f"{prefix}{name}.")
+
+    return [name for name, model in within(Config, "") if kind in {base.__name__ for base in model.__mro__}]
 
 
 def test_every_field_has_a_description():
@@ -187,96 +215,6 @@ def test_unknown_keys_are_refused(name):
     with pytest.raises(ConfigError) as caught:
         load_config("quickstart", [f"{name}=1"])
     assert "\n" not in str(caught.value)
-
-
-# --- fingerprints ---
-
-
-@pytest.fixture(scope="module")
-def config() -> Config:
-    return load_config("quickstart", ["data.revision=abc"])
-
-
-def test_the_catalogue_names_fields_that_exist():
-    sections = {name.partition(".")[0] for name in LEAVES}
-    for stage in STAGES:
-        for field in (*stage.fields, *stage.without):
-            assert field in sections or any(leaf == field or leaf.startswith(f"{field}.") for leaf in LEAVES), field
-        for field in stage.without:
-            assert field.partition(".")[0] in stage.fields, f"{stage.name} does not count {field} anyway"
-
-
-def test_a_stage_comes_after_its_inputs():
-    for stage in STAGES:
-        assert set(stage.inputs) <= {earlier.name for earlier in stages_until(stage.name)} - {stage.name}
-    assert NAMES[-1] == "register"
-    with pytest.raises(ConfigError, match="there is no stage 'train-everything'"):
-        find_stage("train-everything")
-
-
-def other(value: Any) -> Any:
-    """Another value, of the same type where that is easy. Nothing here need make sense: only the digest is asked."""
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, (int, float)):
-        return value + 1
-    if isinstance(value, tuple):
-        return (*value[:-1], value[-1] + 1)
-    return "changed"
-
-
-def changed(section: BaseModel, name: str) -> BaseModel:
-    """A copy with the field of that dotted name changed, unvalidated."""
-    head, _, rest = name.partition(".")
-    current = getattr(section, head)
-    return section.model_copy(update={head: changed(current, rest) if rest else other(current)})
-
-
-@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
-@pytest.mark.parametrize("name", LEAVES)
-def test_a_field_moves_a_fingerprint_unless_it_is_about_where_and_how_fast(config, name):
-    before, after = stage_fingerprints(config), stage_fingerprints(changed(config, name))  # type: ignore[arg-type]
-    moved = [stage for stage in NAMES if before[stage] != after[stage]]
-    assert bool(moved) != name.startswith(INERT), moved
-
-
-@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
-@pytest.mark.parametrize(
-    ("name", "first"),
-    [
-        ("data.image_size", "train-tokenizer"),
-        ("data.validation_share", "prepare"),
-        ("data.shuffle", "train-tokenizer"),
-        ("tokenizer.learning_rate", "train-tokenizer"),
-        ("encode.precision", "encode"),
-        ("sit.learning_rate", "train-sit"),
-        ("sample.guidance", "sample"),
-        ("register.gate.margin", "register"),
-    ],
-)
-def test_what_comes_before_a_changed_field_is_kept(config, name, first):
-    before, after = stage_fingerprints(config), stage_fingerprints(changed(config, name))  # type: ignore[arg-type]
-    position = NAMES.index(first)
-    assert all(before[stage] == after[stage] for stage in NAMES[:position])
-    assert before[first] != after[first]
-    assert before["register"] != after["register"]
-
-
-def test_without_a_revision_nothing_is_known():
-    assert set(stage_fingerprints(load_config("quickstart")).values()) == {None}
-
-
-def test_fingerprints_are_the_same_on_every_machine(config, tmp_path):
-    elsewhere = load_config("quickstart", ["data.revision=abc", "cluster.workers=2"], root=str(tmp_path))
-    assert stage_fingerprints(elsewhere) == stage_fingerprints(config)
-    assert all(len(fingerprint or "") == 64 for fingerprint in stage_fingerprints(config).values())
-
-
-def test_counted_config_is_json_by_dotted_name(config):
-    counted = counted_config(find_stage("train-sit"), config)
-    assert counted["sit.level"] == 2
-    assert "sit.checkpoint_every" not in counted
-    assert json.loads(json.dumps(counted)) == counted
 
 
 def test_the_shape_of_sit():

@@ -17,7 +17,9 @@ LIMIT = 178_956_970
 def pixel(image: Image.Image, kind: str = "PNG", **options: object) -> tuple[int, ...]:
     decoded = decode_image(sources.encoded(image, kind, **options), LIMIT)
     assert decoded.mode == "RGB"
-    return tuple(decoded.getpixel((0, 0)))
+    found = decoded.getpixel((0, 0))
+    assert isinstance(found, tuple)
+    return found
 
 
 def test_rgb_is_as_it_was() -> None:

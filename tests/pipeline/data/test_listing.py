@@ -24,7 +24,7 @@ def test_listing_is_the_same_wherever_the_files_lie(layout: str, tmp_path: Path,
     digests = set()
     for root in (str(tmp_path / "one"), (tmp_path / "two").as_uri(), s3_root):
         sources.put_source(open_storage(root), layout, sources.examples(6))
-        found = []
+        found = list[int]()
         listing = list_source(config(layout, root), found.append)
         assert found[-1] == listing.files == (6 if layout == "folder" else 2)
         assert listing.bytes == sum(entry.bytes for entry in listing.train)

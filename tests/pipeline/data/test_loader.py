@@ -8,7 +8,7 @@ from pipeline.artifacts.files import hash_file
 from pipeline.config.schema import DataConfig
 from pipeline.data.decode import UnreadableImage
 from pipeline.data.loader import ImageLoader, LatentLoader, Plan, Prefetcher
-from pipeline.data.mirror import StoredShard, open_mirror
+from pipeline.data.mirror import Mirror, StoredShard, open_mirror
 from pipeline.data.shards import ImageShardWriter, StoredExample, write_latent_shard
 from pipeline.data.store import IMAGE_COLUMNS, LATENT_COLUMNS, ImageStore, LatentStore
 from pipeline.storage.uri import open_storage
@@ -36,7 +36,7 @@ def latents(tmp_path: Path) -> LatentStore:
     return LatentStore(mirrored(tmp_path, LATENT_COLUMNS))
 
 
-def mirrored(folder: Path, columns: tuple[str, ...]) -> object:
+def mirrored(folder: Path, columns: tuple[str, ...]) -> Mirror:
     record = hash_file(folder / "a.parquet")
     shard = StoredShard("a.parquet", ROWS, record.bytes, record.sha256)
     return open_mirror(open_storage(str(folder)), [shard], folder / "mirror", columns, DataConfig(), 1)

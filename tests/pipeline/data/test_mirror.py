@@ -61,7 +61,7 @@ def is_right(store: ImageStore, indices: np.ndarray) -> bool:
 def test_images_are_found_by_row_number(any_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.data.shards._GROUP_BYTES", 60)  # several record batches a shard
     storage = open_storage(any_root)
-    shards, told = image_shards(storage, tmp_path), []
+    shards, told = image_shards(storage, tmp_path), list[int]()
     store = ImageStore(open_mirror(storage, shards, tmp_path / "mirror", IMAGE_COLUMNS, FULL, 8, told.append))
     assert told == [0, 7, 12, 21, 27, 35, 40]
     assert len(store) == 40

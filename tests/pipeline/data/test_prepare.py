@@ -47,7 +47,7 @@ def test_both_splits_are_written(layout: str, any_root: str) -> None:
     assert sorted((row["image"], row["label"]) for row in train + validation) == sorted(images)
     assert {(row["width"], row["height"]) for row in train} == {(12, 10)}
     assert 5 < len(validation) < 30
-    assert all(split_of(row["key"], 3, 0.3) == "validation" for row in validation)
+    assert all(split_of(str(row["key"]), 3, 0.3) == "validation" for row in validation)
     assert prepared(data, any_root) == units  # the same bytes again
     assert PreparedUnit.model_validate_json(units[0].model_dump_json()) == units[0]
     paths = [entry.path for entry in open_storage(any_root).list("prepare")]

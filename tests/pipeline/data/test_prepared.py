@@ -1,5 +1,7 @@
 """Which images an evaluation reads, and that it reads what the manifest says."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,7 +17,9 @@ from tests.support.trainers import small_config
 
 def split_of(counts: list[int]) -> Manifest:
     files = [{"path": f"shards/{i}", "rows": rows} for i, rows in enumerate(counts)]
-    return Manifest.model_construct(details={"splits": {"train": files}})
+    bare: Any = Manifest.model_construct  # of which only the splits are looked at
+    made: Manifest = bare(details={"splits": {"train": files}})
+    return made
 
 
 @given(st.lists(st.integers(0, 1500), min_size=1, max_size=6), st.integers(1, 3000))

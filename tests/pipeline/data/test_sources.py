@@ -49,7 +49,7 @@ def test_validation_of_its_own(layout: str, any_root: str) -> None:
     sources.put_source(open_storage(f"{any_root}/train"), layout, sources.examples(6))
     sources.put_source(open_storage(f"{any_root}/validation"), layout, sources.examples(4)[1:3])
     data = config(layout, f"{any_root}/train", validation_uri=f"{any_root}/validation")
-    found = {split: [] for split in ("train", "validation")}
+    found: dict[str | None, list[int]] = {split: [] for split in ("train", "validation")}
     for unit in units_of(data):
         found[unit.split] += [label for _, label, _ in read_unit(unit, data)]
     assert sorted(found["train"]) == [0, 0, 1, 1, 2, 2]

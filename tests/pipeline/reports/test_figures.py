@@ -74,9 +74,25 @@ def test_latent_pages():
         assert holds(page, cell)
 
 
-def test_loss_curves_take_late_terms_skipped_steps_and_one_line():
-    history = [{"step": s, "loss": 1 / s, "mse": math.nan if s == 3 else 1.0} for s in range(1, 40)]
-    history[-1]["adversarial"] = -0.5
-    assert pixels(figures.loss_curves(history, "Losses")).shape[1] > 1000
-    assert pixels(figures.loss_curves(history[:1], "Losses")).size
-    assert pixels(figures.loss_curves([{"step": 1, "loss": math.nan}], "Losses")).size
+def test_loss_curves_have_a_panel_a_term():
+    """A term that changes changes its own panel and nothing beside it: those of three terms stand side by side."""
+    history = [{"step": s, "loss": 1 / s, "adversarial": 0.5 / s, "mse": 1 / s} for s in range(1, 40)]
+    before = pixels(figures.loss_curves(history, "Losses"))
+    for column, name in enumerate(["loss", "adversarial", "mse"]):
+        other = [{**line, name: line[name] * (2 - line["step"] / 40)} for line in history]
+        changed = np.flatnonzero((pixels(figures.loss_curves(other, "Losses")) != before).any((0, 2)))
+        third = before.shape[1] / 3
+        assert column * third < changed.min() + 40, name
+        assert changed.max() - 40 < (column + 1) * third, name
+
+
+def test_loss_curves_leave_out_what_was_not_measured():
+    """A skipped step, a term that starts late, a single line."""
+    history = [{"step": s, "loss": 1 / s, "mse": 1.0 + s} for s in range(1, 40)]
+    skipped = [{**line, "mse": math.nan} if line["step"] == 3 else line for line in history]
+    without = [{"step": 3, "loss": 1 / 3} if line["step"] == 3 else line for line in history]
+    assert figures.loss_curves(skipped, "Losses") == figures.loss_curves(without, "Losses")
+    assert figures.loss_curves(skipped, "Losses") != figures.loss_curves(history, "Losses")
+    single = pixels(figures.loss_curves(history[:1], "Losses"))
+    empty = pixels(figures.loss_curves([{"step": 1, "loss": math.nan, "mse": math.nan}], "Losses"))
+    assert single.shape == empty.shape

@@ -122,9 +122,9 @@ def test_a_lost_picture_is_named(config):
 
 
 def test_the_table_names_stages_and_numbers(config):
-    console = Console(file=io.StringIO(), width=120)
-    report.render_table(console, report.collect(config, nodes(config), open_storage(config.root)))
-    text = console.file.getvalue()
+    page = io.StringIO()
+    report.render_table(Console(file=page, width=120), report.collect(config, nodes(config), open_storage(config.root)))
+    text = page.getvalue()
     assert re.search(r"evaluate-tokenizer +made +1 min 15 s", text)
     assert re.search(r"reconstruction/psnr_level3 +19.25 dB", text)
     assert re.search(r"together +1 min 15 s", text)

@@ -22,6 +22,7 @@ from mlflow import MlflowClient
 from PIL import Image
 from safetensors.torch import save_file
 
+import models
 from models.generator import ImageGenerator, LatentStatistics, Sampling
 from models.sit import SiT
 from models.tokenizers.vit import Tokenizer
@@ -31,7 +32,7 @@ from pipeline.artifacts.writer import ArtifactWriter, commit
 from pipeline.config.loading import load_config
 from pipeline.config.schema import Config
 from pipeline.errors import PipelineError
-from pipeline.inference import model_package
+from pipeline.inference import model_code, model_package
 from pipeline.stages import register
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.uri import open_storage
@@ -173,24 +174,17 @@ def _no_other_mlflow(monkeypatch):
 
 
 @pytest.fixture
-def world(tmp_path, networks, template) -> World:
+def world(tmp_path, networks, mlflow_template) -> World:
     """Its database is a copy of one that MLflow has already set up, which takes it seconds."""
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "mlflow.db").write_bytes(template)
+    (tmp_path / "runs" / "mlflow.db").write_bytes(mlflow_template)
     return World(tmp_path, networks)
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory) -> bytes:
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path.read_bytes()
-
-
-def predict(world: World, rows: dict, **params) -> list[np.ndarray]:
+def predict(world: World, rows: dict[str, list[int]], version: str = "@champion", **params) -> list[np.ndarray]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", world.tracking)
-        model = mlflow.pyfunc.load_model("models:/denoising-vae@champion")
+        model = mlflow.pyfunc.load_model(f"models:/denoising-vae{version}")
         table = model.predict(pd.DataFrame(rows), params=params)
     assert list(table.columns) == ["image"]
     return [np.asarray(Image.open(io.BytesIO(png))) for png in table["image"]]
@@ -282,7 +276,9 @@ def test_a_version_deleted_from_the_registry_is_made_again(world):
 def test_a_version_whose_files_are_lost_is_made_again(world):
     world.register(0.95)
     version = world.client.get_model_version("denoising-vae", "1")
-    shutil.rmtree(open_storage(world.client.get_run(version.run_id).info.artifact_uri).folder)
+    artifacts = open_storage(world.client.get_run(version.run_id).info.artifact_uri).local_path()
+    assert artifacts is not None
+    shutil.rmtree(artifacts)
     assert world.register(0.95).details["version"] == "2"
     assert world.aliases()["champion"] == "2"
 
@@ -343,7 +339,8 @@ def test_the_champion_gives_pictures_of_a_class(world):
 def test_the_champion_draws_what_the_sample_stage_draws(world, networks):
     world.register(0.95)
     own = world.config().sample
-    generator = ImageGenerator(*networks, LatentStatistics(**STATISTICS), "velocity").eval()
+    tokenizer, sit = networks
+    generator = ImageGenerator(tokenizer, sit, LatentStatistics(**STATISTICS), "velocity").eval()
     expected = generator.draw(torch.tensor([4, 5]), [14, 15], Sampling(**own.sampling()))
     pictures = predict(world, {"label": [4, 5], "seed": [14, 15]})
     assert np.array_equal(np.stack(pictures), expected.permute(0, 2, 3, 1).numpy())
@@ -379,6 +376,46 @@ def test_the_model_loads_where_there_is_no_pipeline(world, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"/code/{model_package()}/" in done.stdout
+
+
+def test_two_versions_in_one_process_have_their_own_code(world, tmp_path, monkeypatch):
+    """The second one's networks give the negative of a picture; each version keeps to what it was registered with."""
+    world.register(0.95)
+    later = tmp_path / "later" / "models"
+    shutil.copytree(Path(models.__file__).parent, later)
+    rule = (later / "metrics.py").read_text()
+    changed = rule.replace("(x_BCHW.float() * 127.5 + 127.5)", "(127.5 - x_BCHW.float() * 127.5)")
+    assert changed != rule
+    (later / "metrics.py").write_text(changed)
+    monkeypatch.setattr(model_code, "_PACKAGE", later)
+    world.register(0.97)
+    rows = {"label": [3], "seed": [0]}
+    first, second, again = (predict(world, rows, version, steps=2) for version in ("/1", "/2", "/1"))
+    assert np.array_equal(first[0], again[0])
+    assert np.abs(first[0].astype(int) + second[0] - 255).max() <= 1
+    assert first[0].std() > 1, "a picture whose negative is another"
+
+
+def test_a_host_may_have_models_of_its_own(world, tmp_path):
+    """A service with a package `models` loads ours, and keeps its own."""
+    world.register(0.95)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").write_text("OWNER = 'the host'\n")
+    code = (
+        "import sys\n"  # an editable installation would give our `models` behind the host's back
+        "sys.meta_path = [f for f in sys.meta_path if 'editable' not in getattr(f, '__module__', '')]\n"
+        "import models, mlflow, pandas\n"
+        "model = mlflow.pyfunc.load_model('models:/denoising-vae@champion')\n"
+        "table = model.predict(pandas.DataFrame({'label': [1], 'seed': [0]}), params={'steps': 2})\n"
+        "assert table['image'][0].startswith(b'\\x89PNG')\n"
+        "import models; print(models.OWNER, models.__path__)\n"
+    )
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": world.tracking, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == f"the host ['{tmp_path}/models']"
 
 
 def test_a_gate_on_a_metric_nobody_measured(world):

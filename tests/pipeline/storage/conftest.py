@@ -7,23 +7,17 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline.storage import s3
-from tests.support.ceph import Ceph, act_as, running_ceph
+from tests.support.ceph import act_as
 from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.spoiled_requests import KEYS
-
-
-@pytest.fixture(scope="package")
-def ceph() -> Iterator[tuple[Ceph, dict[str, str]]]:
-    with running_ceph() as server:
-        yield server, server.add_user("owner")
 
 
 @pytest.fixture(params=["moto", "ceph"])
 def proxy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """In front of an S3 server that has the bucket `tests`; the environment leads through it."""
     if request.param == "ceph":
-        server, environment = request.getfixturevalue("ceph")
-        upstream = server.endpoint
+        environment = request.getfixturevalue("ceph_owner")
+        upstream = environment["AWS_ENDPOINT_URL"]
     else:
         upstream, environment = request.getfixturevalue("s3_endpoint"), KEYS
     with fault_proxy(upstream) as made:

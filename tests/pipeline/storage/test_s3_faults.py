@@ -123,7 +123,7 @@ def test_the_same_content_is_still_another_writer(proxy: FaultProxy, root: str) 
 def test_one_winner_though_answers_are_lost(proxy: FaultProxy, root: str, hurried: None) -> None:
     proxy.fail(0.5, ("lost", "truncated", "reset", "503"), seed=3)
     for turn in range(5):
-        won = []
+        won = list[bytes]()
 
         def write(writer: int, path: str = f"prize {turn}", won: list[bytes] = won) -> None:
             storage, content = open_storage(root), f"writer {writer}".encode()
@@ -227,17 +227,17 @@ def test_a_process_that_begins_in_an_outage(proxy: FaultProxy, root: str) -> Non
 
 @pytest.fixture
 def impatient(hurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(s3, "_RETRY_SECONDS", 0.2)
 
 
 def test_an_outage_without_end_is_said(proxy: FaultProxy, root: str, impatient: None) -> None:
     storage = open_storage(root)
     storage.write("a", b"1")
     for fault, said in {
-        "503": f"{root}/a: S3 is busy or in trouble (GetObject: SlowDown by the fault proxy). Run again when it is "
-        "well; the same command goes on.",
-        "reset": f"{root}/a: {proxy.url} does not answer, or breaks off ([Errno 104] Connection reset "
-        "by peer). Is it up and in reach? Then run again.",
+        "503": f"{root}/a: S3 is overloaded or unavailable (GetObject: SlowDown by the fault proxy). Run the same "
+        "command again later to resume.",
+        "reset": f"{root}/a: {proxy.url} does not answer, or breaks the connection ([Errno 104] Connection "
+        "reset by peer). Check that the server is running and reachable, then run again.",
     }.items():
         proxy.outage(60, fault)
         with pytest.raises(StorageError) as refused:

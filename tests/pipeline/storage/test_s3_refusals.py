@@ -5,12 +5,13 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.storage import s3
+from pipeline.storage import s3, s3_errors
 from pipeline.storage.base import Storage
 from pipeline.storage.uri import open_storage
 from tests.support.ceph import Ceph, act_as
@@ -31,8 +32,8 @@ OPERATIONS: dict[str, Callable[[Storage], Any]] = {
     "upload": lambda storage: storage.upload(Path(__file__), "a"),
 }
 PERMIT = (
-    "the credentials may not do this. Give them s3:ListBucket on the bucket tests, and s3:GetObject, s3:PutObject and "
-    "s3:DeleteObject on what is below the prefix."
+    "permission denied for these credentials. Grant s3:ListBucket on the bucket tests, and s3:GetObject, s3:PutObject "
+    "and s3:DeleteObject below the prefix."
 )
 
 
@@ -51,52 +52,49 @@ def real_refusals(ceph: Ceph, owner: dict[str, str]) -> dict[str, tuple[dict[str
         ),
         "secret": (
             {**owner, "AWS_SECRET_ACCESS_KEY": "wrong"}, "s3://tests/x",
-            "the secret key is not that of the access key. Check AWS_SECRET_ACCESS_KEY; where it is right, a proxy on "
-            "the way alters the requests.",
+            "the secret key does not match the access key. Check AWS_SECRET_ACCESS_KEY; if it is right, a proxy alters "
+            "the requests.",
         ),
     }  # fmt: skip
 
 
-def test_refusals_of_a_real_server(ceph: tuple[Ceph, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    server, owner = ceph
-    act_as(monkeypatch, owner)
-    s3.S3Storage("tests", "").client.create_bucket(Bucket="tests")
-    for environment, root, said in real_refusals(server, owner).values():
+def test_refusals_of_a_real_server(ceph: Ceph, ceph_owner: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for environment, root, said in real_refusals(ceph, ceph_owner).values():
         act_as(monkeypatch, environment)
         for operation in OPERATIONS.values():
-            where, _, line = refusal(lambda o=operation, r=root: o(open_storage(r))).partition(": ")
+            where, _, line = refusal(partial(operation, open_storage(root))).partition(": ")
             assert where in (root, f"{root}/a")
             assert line == said
 
 
-def test_arrow_is_refused(ceph: tuple[Ceph, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrow_is_refused(ceph_owner: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.data.sources import ParquetUnit
 
-    act_as(monkeypatch, ceph[1])
+    act_as(monkeypatch, ceph_owner)
     owned = s3.S3Storage("tests", "x")
     owned.client.create_bucket(Bucket="tests")
     owned.write("a.parquet", b"1")
-    act_as(monkeypatch, {**ceph[1], "AWS_SECRET_ACCESS_KEY": "wrong"})
+    act_as(monkeypatch, {**ceph_owner, "AWS_SECRET_ACCESS_KEY": "wrong"})
     assert refusal(lambda: list(ParquetUnit(0, "train", "s3://tests/x", "a.parquet", 0, 1).read())) == (
-        "s3://tests/x/a.parquet: the credentials may not read this (ACCESS_DENIED during HeadObject operation: No "
-        "response body.). Give them s3:GetObject on it."
+        "s3://tests/x/a.parquet: permission denied for these credentials (ACCESS_DENIED during HeadObject "
+        "operation: No response body.). Grant s3:GetObject on it."
     )
 
 
-def test_a_clock_that_is_wrong(ceph: tuple[Ceph, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    act_as(monkeypatch, ceph[1])
+def test_a_clock_that_is_wrong(ceph_owner: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    act_as(monkeypatch, ceph_owner)
     s3.S3Storage("tests", "").client.create_bucket(Bucket="tests")
     behind = datetime.timedelta(hours=3)
 
     class Clock(datetime.datetime):
         @classmethod
-        def now(cls, zone: Any = None) -> datetime.datetime:
+        def now(cls, zone: Any = None) -> Any:
             return datetime.datetime.now(zone) - behind
 
     monkeypatch.setattr("botocore.auth.get_current_datetime", lambda *_: Clock.now(datetime.UTC).replace(tzinfo=None))
     monkeypatch.setattr("pipeline.storage.s3_errors.datetime", Clock)
     for operation in OPERATIONS.values():
-        line = refusal(lambda o=operation: o(open_storage("s3://tests/x"))).partition(": ")[2]
+        line = refusal(partial(operation, open_storage("s3://tests/x"))).partition(": ")[2]
         assert line in {
             f"this machine's clock is {seconds} s behind the server's. Set the clock (NTP), then run again."
             for seconds in (10799, 10800, 10801)
@@ -105,14 +103,14 @@ def test_a_clock_that_is_wrong(ceph: tuple[Ceph, dict[str, str]], monkeypatch: p
 
 ANSWERS = {  # what a server answers -> what is said
     "400 ExpiredToken": "the credentials have expired. Log in again (`aws sso login`), or renew AWS_SESSION_TOKEN.",
-    "400 InvalidToken": "the session token is not that of the access key. Unset AWS_SESSION_TOKEN, or set all three of "
-    "one login.",
-    "301 PermanentRedirect": "the bucket is in another region. Set AWS_REGION to the bucket's.",
-    "400 AuthorizationHeaderMalformed": "the bucket is in another region. Set AWS_REGION to the bucket's.",
+    "400 InvalidToken": "the session token does not match the access key. Unset AWS_SESSION_TOKEN, or set all three "
+    "variables from the same login.",
+    "301 PermanentRedirect": "the bucket is in another region. Set AWS_REGION to that region.",
+    "400 AuthorizationHeaderMalformed": "the bucket is in another region. Set AWS_REGION to that region.",
     "403 AccessDenied": PERMIT,
-    "403 QuotaExceeded": "the quota is used up. Free some space (see `python -m pipeline artifact gc`), or raise it.",
-    "400 InvalidRequest": "S3 refuses (GetObject: InvalidRequest by the fault proxy). See what your S3 server's "
-    "documentation says of that.",
+    "403 QuotaExceeded": "the quota is exceeded. Free some space (see `python -m pipeline artifact gc`), or raise it.",
+    "400 InvalidRequest": "S3 rejected the request (GetObject: InvalidRequest by the fault proxy). See your S3 "
+    "server's documentation for this error.",
 }
 
 
@@ -141,13 +139,13 @@ def endpoints(s3_endpoint: str) -> dict[str, tuple[str, str]]:
     return {
         "nothing there": (
             f"http://127.0.0.1:{port}",
-            f"nothing listens at http://127.0.0.1:{port}. Check AWS_ENDPOINT_URL; is the server up?",
+            f"nothing listens at http://127.0.0.1:{port}. Check AWS_ENDPOINT_URL, and that the server is running.",
         ),
         "host": (
             "http://s3.nowhere.invalid",
-            "the host of http://s3.nowhere.invalid is not known (",
+            "the host of http://s3.nowhere.invalid cannot be resolved (",
         ),
-        "no URL": ("127.0.0.1:9000", "AWS_ENDPOINT_URL is no URL (Invalid endpoint: 127.0.0.1:9000). Write "),
+        "no URL": ("127.0.0.1:9000", "AWS_ENDPOINT_URL is not a URL (Invalid endpoint: 127.0.0.1:9000). Write "),
         "no TLS": (
             s3_endpoint.replace("http:", "https:"),
             f"{s3_endpoint.replace('http:', 'https:')} does not speak TLS. Write http:// in AWS_ENDPOINT_URL, or "
@@ -163,7 +161,7 @@ def test_a_key_with_a_line_end_is_not_shown(
     """As from a Secret that was made of a file."""
     act_as(monkeypatch, {**alone, **KEYS, "AWS_ENDPOINT_URL": s3_endpoint, name: "geheim\n"})
     line = refusal(lambda: open_storage("s3://tests/x").read("a"))
-    assert "the credentials hold a line end or the like" in line
+    assert "the credentials contain a line break or another invalid character" in line
     assert "geheim" not in line
 
 
@@ -176,10 +174,10 @@ def test_what_comes_damaged_every_time_is_given_up(
 
     def damaged(body: Any) -> bytes:
         tries.append("one")
-        raise body._broken("came damaged")
+        raise body._broken("was damaged in transfer")
 
     monkeypatch.setattr(s3._Body, "readall", damaged)
-    assert refusal(lambda: open_storage(root).read("a")) == f"{root}/a came damaged. Run again."
+    assert refusal(lambda: open_storage(root).read("a")) == f"{root}/a was damaged in transfer. Run again."
     assert len(tries) == 8
 
 
@@ -188,7 +186,7 @@ def test_wrong_endpoints(s3_endpoint: str, alone: dict[str, str], monkeypatch: p
     endpoint, said = endpoints(s3_endpoint)[wrong]
     act_as(monkeypatch, {**alone, **KEYS, "AWS_ENDPOINT_URL": endpoint})
     for name in ("read", "write_new", "list"):
-        assert said in refusal(lambda o=OPERATIONS[name]: o(open_storage("s3://tests/x")))
+        assert said in refusal(partial(OPERATIONS[name], open_storage("s3://tests/x")))
 
 
 def test_an_address_that_drops_what_comes(alone: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,8 +197,8 @@ def test_an_address_that_drops_what_comes(alone: dict[str, str], monkeypatch: py
         with socket.create_connection(full.getsockname()):
             act_as(monkeypatch, {**alone, **KEYS, "AWS_ENDPOINT_URL": endpoint})
             line = refusal(lambda: open_storage("s3://tests/x").read("a"))
-    assert f"{endpoint} does not answer, or breaks off (" in line
-    assert line.endswith(". Is it up and in reach? Then run again.")
+    assert f"{endpoint} does not answer, or breaks the connection (" in line
+    assert line.endswith(". Check that the server is running and reachable, then run again.")
 
 
 class Web:
@@ -234,11 +232,11 @@ PAGE = b"<html>hello</html>"
 def test_a_server_that_is_not_s3(alone: dict[str, str], monkeypatch: pytest.MonkeyPatch, status: str) -> None:
     head = f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\nConnection: close\r\nContent-Length: {len(PAGE)}\r\n\r\n"
     web = Web(head.encode() + PAGE)
-    monkeypatch.setattr(s3, "_WORDLESS_SECONDS", 0.1)
+    monkeypatch.setattr(s3, "_BARE_STATUS_SECONDS", 0.1)
     act_as(monkeypatch, {**alone, **KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{web.port}"})
     for name in ("read", "exists", "list", "open"):
-        line = refusal(lambda o=OPERATIONS[name]: o(open_storage("s3://tests/x")))
-        assert f"what answers at http://127.0.0.1:{web.port} is no S3 server (" in line
+        line = refusal(partial(OPERATIONS[name], open_storage("s3://tests/x")))
+        assert f"the server at http://127.0.0.1:{web.port} is not an S3 server (" in line
         assert line.endswith(". Check AWS_ENDPOINT_URL: the address, the port, and http or https.")
     web.socket.close()
 
@@ -255,7 +253,7 @@ def test_a_certificate_of_an_unknown_authority(
     act_as(monkeypatch, {**alone, **KEYS, "AWS_ENDPOINT_URL": f"https://127.0.0.1:{web.port}"})
     line = refusal(lambda: open_storage("s3://tests/x").exists("a"))
     assert f"TLS fails at https://127.0.0.1:{web.port} (" in line
-    assert line.endswith(". Name the file of the server's CA in AWS_CA_BUNDLE.")
+    assert line.endswith(". Set AWS_CA_BUNDLE to the certificate of the server's authority.")
     act_as(monkeypatch, {"AWS_CA_BUNDLE": str(pem)})
     assert not open_storage("s3://tests/x").exists("a")
     web.socket.close()
@@ -265,9 +263,9 @@ def test_credentials_that_are_not_there(
     s3_endpoint: str, alone: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = {
-        "": "there are no credentials for S3 (Unable to locate credentials). Set AWS_ACCESS_KEY_ID and "
+        "": "no credentials for S3 were found (Unable to locate credentials). Set AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this pod or machine a role.",
-        "AWS_ACCESS_KEY_ID": "there are no credentials for S3 (Partial credentials found in env, missing: "
+        "AWS_ACCESS_KEY_ID": "no credentials for S3 were found (Partial credentials found in env, missing: "
         "AWS_SECRET_ACCESS_KEY). Set ",
         "AWS_PROFILE": "The config profile (x) could not be found. Check AWS_PROFILE and ~/.aws/config.",
     }
@@ -275,3 +273,15 @@ def test_credentials_that_are_not_there(
         with monkeypatch.context() as patch:
             act_as(patch, {**alone, "AWS_ENDPOINT_URL": s3_endpoint, **({name: "x"} if name else {})})
             assert text in refusal(lambda: open_storage("s3://tests/x").read("a"))
+
+
+def test_the_clients_errors_are_called_so() -> None:
+    """Messages are found by the names of classes: one that is renamed would be told as "S3 cannot be used"."""
+    import boto3.exceptions
+    import botocore.exceptions
+    import botocore.parsers
+    import urllib3.exceptions
+
+    modules = (botocore.exceptions, boto3.exceptions, botocore.parsers, urllib3.exceptions)
+    named = {kind for message in s3_errors._CLIENT_MESSAGES for kind in message.kinds}
+    assert [name for name in named if not any(hasattr(module, name) for module in modules)] == []

@@ -5,26 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 
 from pipeline.tracking import outbox
-from pipeline.tracking.mlflow import Post
+from pipeline.tracking.mlflow import MlflowWriter
 from tests.support.outboxes import World
 
 
-@pytest.fixture(scope="package")
-def template(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A database that MLflow has set up, which takes it seconds."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path.read_bytes()
-
-
 @pytest.fixture
-def world(tmp_path: Path, template: bytes, monkeypatch: pytest.MonkeyPatch) -> World:
+def world(tmp_path: Path, mlflow_template: bytes, monkeypatch: pytest.MonkeyPatch) -> World:
     for name in ("MLFLOW_TRACKING_URI", "DVAE_SITE"):
         monkeypatch.delenv(name, raising=False)
-    (tmp_path / "mlflow.db").write_bytes(template)
+    (tmp_path / "mlflow.db").write_bytes(mlflow_template)
     world = World(tmp_path)
     monkeypatch.setattr(outbox, "_milliseconds", world.tick)
     return world
@@ -34,13 +25,13 @@ def world(tmp_path: Path, template: bytes, monkeypatch: pytest.MonkeyPatch) -> W
 def away(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     """A context in which MLflow does not answer."""
 
-    def refuse(_: Post) -> Any:
+    def refuse(_: MlflowWriter) -> Any:
         raise ConnectionError("connection refused")
 
     class Away:
         def __enter__(self) -> None:
             self.patch = pytest.MonkeyPatch()
-            self.patch.setattr(Post, "client", property(refuse))
+            self.patch.setattr(MlflowWriter, "client", property(refuse))
 
         def __exit__(self, *_: object) -> None:
             self.patch.undo()

@@ -38,15 +38,16 @@ def service() -> Iterator[str]:
 @pytest.mark.parametrize("body", [b"", b"hello", b"[]", b"3", b'{"ok": 1}', b'{"model_version": 3}'])
 def test_what_answers_is_no_registry(service, monkeypatch, body):
     monkeypatch.setattr(Service, "body", body)
-    with pytest.raises(TrackingError, match="is no MLflow"):
+    with pytest.raises(TrackingError, match="is not MLflow"):
         champion(service, "m")
 
 
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
-        ("http://localhost:50o0", "is no URL"), ("http://h:99999", "is no URL"), ("http://[::1", "is no URL"),
-        ("http://mlflow.invalid", "is not known"), ("http://127.0.0.1:9", "nothing listens"), ("ftp://h", "be asked"),
+        ("http://localhost:50o0", "is not a URL"), ("http://h:99999", "is not a URL"), ("http://[::1", "is not a URL"),
+        ("http://mlflow.invalid", "cannot be resolved"), ("http://127.0.0.1:9", "nothing listens"),
+        ("ftp://h", "be queried"),
     ],
 )  # fmt: skip
 def test_registries_that_are_nowhere(uri, said):
@@ -56,7 +57,7 @@ def test_registries_that_are_nowhere(uri, said):
 
 def test_a_login_with_a_line_end_is_not_shown(service, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "geheim\n")
-    with pytest.raises(TrackingError, match="holds a line end") as caught:
+    with pytest.raises(TrackingError, match="contains a line break") as caught:
         champion(service, "m")
     assert "geheim" not in str(caught.value)
 

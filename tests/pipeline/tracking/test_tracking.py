@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.tracking.courier import Courier, deliver, undelivered
 from pipeline.tracking.errors import RefusedError, TrackingError
-from pipeline.tracking.mlflow import Post
+from pipeline.tracking.mlflow import MlflowWriter
 from pipeline.tracking.outbox import OUTBOX, metric_event
 from tests.support.outboxes import KEY, World
 
@@ -41,13 +41,18 @@ def test_what_happened_arrives_with_its_steps_and_times(world: World) -> None:
 @pytest.mark.parametrize("gone", ["start", "middle", "end"])
 def test_an_outage_loses_nothing(world: World, away: Callable[[], Any], gone: str) -> None:
     outbox = world.outbox()
-    parts: dict[str, Callable[[], None]] = {
-        "start": lambda: (outbox.open("run", {}), outbox.params({"a": 1}), outbox.metrics({"sit/loss": 3.0}, 1)),
-        "middle": lambda: (outbox.metrics({"sit/loss": 2.0}, 2), outbox.metrics({"sit/loss": 1.0}, 3)),
-        "end": lambda: (outbox.metrics({"sit/loss": 0.5}, 4), outbox.close("FINISHED")),
-    }  # type: ignore[dict-item]
-    for part, post in parts.items():
-        post()
+    parts: dict[str, list[Callable[[], None]]] = {
+        "start": [
+            lambda: outbox.open("run", {}),
+            lambda: outbox.params({"a": 1}),
+            lambda: outbox.metrics({"sit/loss": 3.0}, 1),
+        ],
+        "middle": [lambda: outbox.metrics({"sit/loss": 2.0}, 2), lambda: outbox.metrics({"sit/loss": 1.0}, 3)],
+        "end": [lambda: outbox.metrics({"sit/loss": 0.5}, 4), lambda: outbox.close("FINISHED")],
+    }
+    for part, posts in parts.items():
+        for post in posts:
+            post()
         if part == gone:
             with away(), pytest.raises(TrackingError, match="connection refused"):
                 world.deliver()
@@ -72,7 +77,7 @@ def test_the_courier_waits_for_mlflow_and_says_so(
         courier = Courier(world.storage, world.config)
         outbox.metrics({"sit/loss": 1.0}, 1)
         assert courier.close(30) == (
-            f"MLflow at {world.uri} does not answer, or is in trouble (connection refused). Is it up? See tracking.uri "
+            f"MLflow at {world.uri} is unavailable (connection refused). Check that it is running. Check tracking.uri "
             "and MLFLOW_TRACKING_URI."
         )
     assert undelivered(world.storage) == [KEY]
@@ -202,7 +207,7 @@ def test_what_waits_is_listed_and_one_run_can_be_sent_alone(world: World) -> Non
     for key in (KEY, f"{KEY}/prepare", "other-1"):
         world.outbox(key).open(key, {})
     assert undelivered(world.storage) == sorted([KEY, f"{KEY}/prepare", "other-1"])
-    assert deliver(world.storage, Post(world.uri, world.config), KEY) == 2
+    assert deliver(world.storage, MlflowWriter(world.uri, world.config), KEY) == 2
     assert undelivered(world.storage) == ["other-1"]
 
 
@@ -219,7 +224,7 @@ def test_figures_are_shown(world: World) -> None:
 
 def test_events_of_an_unknown_run_stay(world: World) -> None:
     world.outbox().metrics({"sit/loss": 1.0}, 1)
-    with pytest.raises(RefusedError, match=f"has no run '{KEY}'. Its events stay; to give them up, delete file://"):
+    with pytest.raises(RefusedError, match=f"has no run '{KEY}'. Its events are kept; delete file://"):
         world.deliver()
     assert undelivered(world.storage) == [KEY]
 

@@ -3,8 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from tests.support import PROJECT
 from tests.support.fault_proxy import fault_proxy
 from tests.support.mlflow_server import MlflowServer, running_mlflow
 from tests.support.outboxes import KEY, World
-from tests.support.postgres import postgres_is_installed, running_postgres
 
 DELIVER = """
 import os, signal, sys
@@ -26,7 +24,7 @@ from pipeline import tracking
 
 root, uri, fatal, count = sys.argv[1:]
 config = load_config("quickstart", [f"tracking.uri={uri}"], root)
-storage, post = open_storage(root), tracking.Post(uri, config)
+storage, post = open_storage(root), tracking.MlflowWriter(uri, config)
 left = int(count)
 
 
@@ -109,12 +107,10 @@ def test_drivers_that_deliver_from_one_bucket(tmp_path: Path, template: bytes, s
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """MLflow on PostgreSQL, where that is installed, else on SQLite."""
-    folder = tmp_path_factory.mktemp("server")
-    with ExitStack() as stack:
-        store = stack.enter_context(running_postgres()) if postgres_is_installed() else None
-        yield stack.enter_context(running_mlflow(folder, store))
+def server(tmp_path_factory: pytest.TempPathFactory, database: Callable[[], str]) -> Iterator[MlflowServer]:
+    """MLflow on PostgreSQL."""
+    with running_mlflow(tmp_path_factory.mktemp("server"), database()) as server:
+        yield server
 
 
 @pytest.fixture

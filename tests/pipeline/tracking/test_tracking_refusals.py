@@ -13,7 +13,7 @@ from pipeline import tracking
 from pipeline.config.loading import load_config
 from pipeline.errors import ConfigError
 from pipeline.tracking.courier import Courier, deliver, undelivered
-from pipeline.tracking.mlflow import Post
+from pipeline.tracking.mlflow import MlflowWriter
 from tests.support.mlflow_server import running_mlflow
 from tests.support.outboxes import KEY, World
 
@@ -33,7 +33,7 @@ def test_where_mlflow_is_has_no_login_in_it(login: str, tmp_path: Path, monkeypa
     with pytest.raises(ConfigError, match=r"^tracking: uri holds a user or password; MLFLOW_TR") as refused:
         load_config("quickstart", [f"tracking.uri={uri}"], str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(ConfigError, match=r"^MLFLOW_TRACKING_URI holds a user or password") as known:
+    with pytest.raises(ConfigError, match=r"^MLFLOW_TRACKING_URI contains a user or password") as known:
         tracking.tracking_uri(load_config("quickstart", [], str(tmp_path)))
     assert login not in f"{refused.value} {known.value}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example/x@y")
@@ -60,7 +60,7 @@ def synced(world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         time.sleep(0.05)
     failure = courier.close(60)
     assert line == f"error: {failure}"
-    assert said == [f"[yellow]![/] {failure} The run goes on, and what is not delivered waits."]
+    assert said == [f"[yellow]![/] {failure} The run continues; undelivered events stay in the outbox."]
     assert undelivered(world.storage) == [KEY]
     print(line)
     return line.removeprefix("error: ")
@@ -85,14 +85,14 @@ def test_wrong_addresses(
     waiting: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], s3_endpoint: str
 ) -> None:
     said = {
-        "http://127.0.0.1:1": "nothing listens at {}. Is MLflow up? ",
-        "http://mlflow.invalid": "the host of {} is not known. ",
-        s3_endpoint: "what answers at {} is no MLflow. ",
+        "http://127.0.0.1:1": "nothing listens at {}. Start MLflow. ",
+        "http://mlflow.invalid": "the host of {} cannot be resolved. ",
+        s3_endpoint: "the server at {} is not MLflow. ",
         s3_endpoint.replace("http:", "https:"): "{} does not speak TLS. Write http:// there, or correct the port. ",
     }
     for uri, text in said.items():
         line = synced(waiting, monkeypatch, capsys, uri)
-        assert line == text.format(uri) + "See tracking.uri and MLFLOW_TRACKING_URI."
+        assert line == text.format(uri) + "Check tracking.uri and MLFLOW_TRACKING_URI."
 
 
 def test_a_login_with_a_line_end_is_not_shown(
@@ -101,7 +101,7 @@ def test_a_login_with_a_line_end_is_not_shown(
     """By MLflow's own client, which says it with the login."""
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "geheim\n")
     line = synced(waiting, monkeypatch, capsys, s3_endpoint)
-    assert line.startswith(f"the login for MLflow at {s3_endpoint} holds a line end or the like. Write it without")
+    assert line.startswith(f"the login for MLflow at {s3_endpoint} contains a line break or another invalid ")
     assert "geheim" not in line
 
 
@@ -111,8 +111,9 @@ def test_a_host_that_the_server_does_not_allow(
 ) -> None:
     with running_mlflow(tmp_path, None, None, "--allowed-hosts", "mlflow.example") as server:
         assert synced(waiting, monkeypatch, capsys, server.uri) == (
-            f"MLflow at {server.uri} does not serve under that name (Invalid Host header). Start it with "
-            f"--allowed-hosts 127.0.0.1:{server.port} (in the chart: mlflow.allowedHosts), or use a name that it knows."
+            f"MLflow at {server.uri} does not accept requests for this host name (Invalid Host header). Start it "
+            f"with --allowed-hosts 127.0.0.1:{server.port} (in the chart: mlflow.allowedHosts), or use a name that it "
+            "accepts."
         )
 
 
@@ -135,15 +136,15 @@ def test_logins(
         made = {"name": waiting.config.tracking.experiment}
         assert requests.post(f"{api}/experiments/create", json=made, auth=admin, timeout=10).ok
         at, variables = f"MLflow at {server.uri}", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
-        assert synced(waiting, monkeypatch, capsys, server.uri) == f"{at} wants a login. Set {variables}"
+        assert synced(waiting, monkeypatch, capsys, server.uri) == f"{at} requires a login. Set {variables}"
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "reader")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
         assert synced(waiting, monkeypatch, capsys, server.uri) == f"{at} does not accept this login. Check {variables}"
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", reader["password"])
         assert synced(waiting, monkeypatch, capsys, server.uri) == (
-            f"{at} does not let this user write. Give the user of MLFLOW_TRACKING_USERNAME the permission EDIT on the "
+            f"{at} denies this user write access. Grant the user MLFLOW_TRACKING_USERNAME the permission EDIT on the "
             "experiment (tracking.experiment)."
         )
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", admin[0])
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", admin[1])
-        assert deliver(waiting.storage, Post(server.uri, waiting.config)) == 1
+        assert deliver(waiting.storage, MlflowWriter(server.uri, waiting.config)) == 1

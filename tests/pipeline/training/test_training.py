@@ -17,7 +17,7 @@ from pipeline.errors import LeaseError, PipelineError, StorageError
 from pipeline.storage.uri import open_storage
 from pipeline.tracking.outbox import OUTBOX, Outbox
 from pipeline.training import history as history_module
-from pipeline.training.checkpoint import Checkpoints, flatten_state, same_state, unflatten_state
+from pipeline.training.checkpoint import Checkpoints, flatten_state, unflatten_state
 from pipeline.training.history import History
 from pipeline.training.loop import MAX_SKIPPED_IN_A_ROW, train
 from pipeline.training.optimizer import generator, learning_rate
@@ -33,6 +33,7 @@ from tests.support.trainers import (
     make_trainee,
     put_lease,
     run_ranks,
+    same_state,
     small_config,
 )
 

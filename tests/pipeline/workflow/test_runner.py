@@ -257,7 +257,7 @@ def test_a_second_driver_is_refused_with_the_owners_name(world: World) -> None:
     fingerprint = stage_fingerprints(world.config())["prepare"]
     assert fingerprint is not None
     lease = Lease(open_storage(str(world.root)), "prepare", fingerprint)
-    with pytest.raises(LeaseError, match=rf"prepare is being made by {lease.holder.owner}"):
+    with pytest.raises(LeaseError, match=rf"prepare is already running: {lease.holder.owner} holds"):
         world.run(until="prepare")
     assert world.made == []
     lease.check()
@@ -282,7 +282,7 @@ def test_who_was_taken_over_commits_nothing(world: World) -> None:
         context.storage.write(context.lease.path, theirs.model_dump_json().encode())
 
     world.before["prepare"] = taken
-    with pytest.raises(LeaseError, match="went to ann@far process 7"):
+    with pytest.raises(LeaseError, match="taken over by ann@far process 7"):
         world.run(until="prepare")
     assert world.manifest("prepare") is None
     assert list(world.root.glob(".work/prepare/*/lease.json")), "another's lease was taken away"
