@@ -2,6 +2,8 @@
 
 GFLOPs count 2 x MAC of every Linear and Conv for one image; with `attention=True` the two attention
 products of each block count as well, which is what MFU divides by. Norms and activations are never counted.
+
+The functions take all arguments of their network, as manifests hold them; some have no part in the result.
 """
 
 from collections import Counter
@@ -54,7 +56,15 @@ def _attention_macs(tokens: int, width: int) -> int:
 
 
 def tokenizer_parameters(
-    *, image_size: int, patch_size: int, latent_dim: int, width: int, depth: int, hidden: int, channels: int = 3
+    *,
+    image_size: int,
+    patch_size: int,
+    latent_dim: int,
+    width: int,
+    depth: int,
+    hidden: int,
+    heads: int = 1,  # noqa: ARG001
+    channels: int = 3,
 ) -> int:
     """Parameters of `models.tokenizer.Tokenizer` with `depth` blocks in each half, all of them trained."""
     tokens = (image_size // patch_size) ** 2
@@ -74,6 +84,7 @@ def tokenizer_gflops(
     width: int,
     depth: int,
     hidden: int,
+    heads: int = 1,  # noqa: ARG001
     channels: int = 3,
     attention: bool = False,
 ) -> float:
@@ -88,7 +99,16 @@ def tokenizer_gflops(
     return 2 * (2 * depth * block + ends + smoothing) / 1e9
 
 
-def sit_parameters(*, grid: int, latent_dim: int, classes: int, width: int, depth: int, patch_size: int = 1) -> int:
+def sit_parameters(
+    *,
+    grid: int,
+    latent_dim: int,
+    classes: int,
+    width: int,
+    depth: int,
+    heads: int = 1,  # noqa: ARG001
+    patch_size: int = 1,
+) -> int:
     """Trained parameters of `models.sit.SiT`. Its frozen positions are a buffer and do not count.
 
     Raises ValueError if `patch_size` does not divide `grid`.
@@ -103,7 +123,15 @@ def sit_parameters(*, grid: int, latent_dim: int, classes: int, width: int, dept
 
 
 def sit_gflops(
-    *, grid: int, latent_dim: int, width: int, depth: int, patch_size: int = 1, attention: bool = False
+    *,
+    grid: int,
+    latent_dim: int,
+    width: int,
+    depth: int,
+    heads: int = 1,  # noqa: ARG001
+    classes: int = 1,  # noqa: ARG001
+    patch_size: int = 1,
+    attention: bool = False,
 ) -> float:
     """GFLOPs of one forward of one latent. The conditioning layers act on one vector, not on every token.
 

@@ -181,6 +181,12 @@ def test_no_module_of_a_room_imports_itself_in_a_circle():
         visit(module, ())
 
 
+def test_rays_private_names_are_in_one_file():
+    private = ("ray._", "ray.core.generated", "ray.train.v2._internal", "ray.data._internal", "ray.autoscaler.v2")
+    where = {found.path.name for found in ALL if found.module.startswith(private)}
+    assert where == {"ray_private.py"}
+
+
 def face(room: str) -> set[str]:
     """What the `__init__` of a room gives to others."""
     path = PROJECT / "pipeline" / room / "__init__.py"

@@ -3,7 +3,6 @@
 Plain text from manifests. No clock times and no decisions of the moment: the same artifacts give the same card.
 """
 
-from typing import Any
 
 from models.sizes import sit_parameters, tokenizer_parameters
 from pipeline.artifacts import Manifest
@@ -78,8 +77,8 @@ def model_card(config: Config, manifests: dict[str, Manifest], fingerprint: str,
         grid=sit["grid"],
         channels=sit["latent_dim"],
         level=manifests["train-sit"].details["level"],
-        tokenizer_millions=tokenizer_parameters(**_sized(tokenizer)) / 1e6,
-        sit_millions=sit_parameters(**_sized(sit)) / 1e6,
+        tokenizer_millions=tokenizer_parameters(**tokenizer) / 1e6,
+        sit_millions=sit_parameters(**sit) / 1e6,
         metrics=_rows({name: f"{value:.6g}" for name, value in all_metrics(manifests).items()}),
         lineage=_rows(prints),
         source=prepared.get("data.uri") or prepared.get("data.format"),
@@ -94,11 +93,6 @@ def all_metrics(manifests: dict[str, Manifest]) -> dict[str, float]:
     """The metrics of all stages together, by name."""
     found = {name: value for manifest in manifests.values() for name, value in manifest.metrics.items()}
     return dict(sorted(found.items()))
-
-
-def _sized(network: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a network that its number of parameters depends on."""
-    return {name: value for name, value in network.items() if name != "heads"}
 
 
 def _rows(cells: dict[str, str]) -> str:

@@ -23,39 +23,30 @@ def tokenizer_gflops(config: Config, attention: bool = False) -> float:
     """GFLOPs of encoding and decoding one image, in the paper's counting (2 x MAC of Linear and Conv), or with the
     attention products.
     """
-    return sizes.tokenizer_gflops(**_counted(config.tokenizer_network), attention=attention)
+    return sizes.tokenizer_gflops(**config.tokenizer_network, attention=attention)
 
 
 def sit_gflops(config: Config, attention: bool = False) -> float:
-    """GFLOPs of one forward of one latent, counted alike. The number of classes has no part in it."""
-    width, depth, _ = config.sit.shape
-    return sizes.sit_gflops(
-        grid=config.grid, latent_dim=config.tokenizer.latent_dim, width=width, depth=depth, attention=attention
-    )
+    """GFLOPs of one forward of one latent, counted alike."""
+    return sizes.sit_gflops(**_sit_network(config), attention=attention)
 
 
-def _counted(network: dict[str, int]) -> dict[str, int]:
-    """A network's arguments less the number of heads, which changes no size."""
-    return {name: value for name, value in network.items() if name != "heads"}
+def _sit_network(config: Config) -> dict[str, int]:
+    """The arguments of SiT, with ImageNet's number of classes while the source's is not known."""
+    classes = config.data.classes or _IMAGENET_CLASSES
+    known = config.data.model_copy(update={"classes": classes})
+    return config.model_copy(update={"data": known}).sit_network
 
 
 def tokenizer_sizes(config: Config) -> dict[str, float]:
     """Parameters, and GFLOPs per image as `tokenizer_gflops`."""
-    parameters = sizes.tokenizer_parameters(**_counted(config.tokenizer_network))
+    parameters = sizes.tokenizer_parameters(**config.tokenizer_network)
     return {"parameters": parameters, "gflops": tokenizer_gflops(config)}
 
 
 def sit_sizes(config: Config) -> dict[str, float]:
     """Parameters, and GFLOPs per latent as `sit_gflops`."""
-    width, depth, _ = config.sit.shape
-    parameters = sizes.sit_parameters(
-        grid=config.grid,
-        latent_dim=config.tokenizer.latent_dim,
-        width=width,
-        depth=depth,
-        classes=config.data.classes or _IMAGENET_CLASSES,
-    )
-    return {"parameters": parameters, "gflops": sit_gflops(config)}
+    return {"parameters": sizes.sit_parameters(**_sit_network(config)), "gflops": sit_gflops(config)}
 
 
 def split_sizes(config: Config, prepared: Manifest | None) -> tuple[int, int]:
