@@ -129,7 +129,7 @@ def find_metric(key: str) -> Metric | None:
 
 
 def level_of(key: str) -> tuple[str, int]:
-    """The key without its level, and the level, default 0: `reconstruction/psnr` and 2 of `reconstruction/psnr_level2`."""
+    """The key without its level, and the level (default 0): `mse_level2` gives (`mse`, 2)."""
     found = _LEVEL.match(key)
     return (found[1], int(found[2])) if found else (key, 0)
 
