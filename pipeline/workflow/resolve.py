@@ -40,7 +40,5 @@ def check_expected(config: Config, stage: str, expected: str | None) -> None:
         raise ConfigError(
             f"{stage} is {fingerprint[:SHORT]} here, not {expected[:SHORT]}"
             + (f": the site file here changes {', '.join(changed)}" if changed else ""),
-            "Use the same site file (DVAE_SITE) on both sides."
-            if changed
-            else "Install one version on both sides.",
+            "Use the same site file (DVAE_SITE) on both sides." if changed else "Install one version on both sides.",
         )
