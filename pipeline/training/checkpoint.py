@@ -81,7 +81,7 @@ class Checkpoints:
             self._pending = None
 
     def would_finish_by(self, end: float) -> bool:
-        """Whether a checkpoint saved now would be written by `end` (seconds since the epoch), if it takes as long as the last.
+        """Whether a checkpoint saved now would be written by `end` (seconds since the epoch), as fast as the last one.
 
         False while another write is in progress.
         """

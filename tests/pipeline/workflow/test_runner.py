@@ -319,7 +319,7 @@ def test_a_stage_that_fails_leaves_nothing_to_be_taken_for_whole(
 
 
 def test_one_stage_by_itself(world: World) -> None:
-    with pytest.raises(ContractError, match=r"encode needs prepare .* not there.*stage prepare quickstart"):
+    with pytest.raises(ContractError, match=r"encode needs prepare .* is missing.*stage prepare quickstart"):
         world.driver().run_stage("encode")
     assert world.connected == 0
     world.run(until="train-tokenizer")
