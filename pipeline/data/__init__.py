@@ -1,6 +1,6 @@
-"""From a source of images to batches: listing, reading, decoding, shards, their mirror, and the order of examples.
+"""Data: listing and reading a source, decoding, shards, their local mirror, the order of examples, batches.
 
-Listing and index are light; what needs pyarrow or Pillow loads when it is used.
+Listing and index are light; modules that need pyarrow or Pillow are imported on use.
 """
 
 from typing import TYPE_CHECKING

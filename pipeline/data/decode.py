@@ -1,4 +1,4 @@
-"""From the bytes of an image file to the pixels that the models see: decode, crop, flip. Nothing knows of files here.
+"""Decodes the bytes of an image file to the pixels for the models: decode, crop, flip. No file access here.
 
 Legend: B images, H rows, W columns.
 """
@@ -15,21 +15,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 Encoded = bytes | memoryview
 Pixels = npt.NDArray[np.uint8]
 
-# Formats whose decoders we trust with files from anywhere. JPEG takes in what phones write (MPO).
+# Formats whose decoders are considered safe for untrusted files. JPEG includes MPO, which phones write.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-_STRIP = 16  # images a task of the thread pool: one alone may take less time than handing it over
-# Mean bytes from which threads pay: Pillow takes Python's lock back several times an image, and for a small one that
-# costs more than the work (measured: at 32 x 32 two threads are half as fast as one, at 64 x 64 faster).
+_STRIP = 16  # images per task of the thread pool: a single one may take less time than its dispatch
+# Mean bytes per image from which threads are used: Pillow reacquires the GIL several times per image, which for small
+# images costs more than the work (measured: two threads are half as fast as one at 32 x 32, faster at 64 x 64).
 _SHARED_BYTES = 4096
 
-# Pillow's own guard warns below, and refuses at, fixed sizes; `decode` holds each image to `max_pixels` instead.
+# Disable Pillow's limits, which are fixed; `decode_image` checks each image against `max_pixels` instead.
 Image.MAX_IMAGE_PIXELS = None
-# Nor does it tell the log of every odd EXIF block: an image is readable or it is quarantined.
+# Do not log every invalid EXIF block: an image is either readable or quarantined.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-class UnreadableImage(Exception):  # noqa: N818  # it names the image's state, and is caught, never shown
-    """An image that cannot be used; `reason` goes to the quarantine list."""
+class UnreadableImage(Exception):  # noqa: N818  # named after the image's state; always caught
+    """An image that cannot be used; `reason` is stored in the quarantine list."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -39,9 +39,9 @@ class UnreadableImage(Exception):  # noqa: N818  # it names the image's state, a
 def decode_image(image: Encoded, max_pixels: int | None) -> Image.Image:
     """An encoded image as RGB, upright.
 
-    Greyscale, CMYK, palette and 16-bit images are converted (16 bits scaled to 8, not clipped), transparent ones laid
-    on white, EXIF rotation applied; of an animation the first frame. An embedded colour profile is not applied.
-    `max_pixels` is checked on the header, before any pixel is read; None for an image that has passed it before.
+    Greyscale, CMYK, palette and 16-bit images are converted (16 bits scaled to 8, not clipped), transparent ones
+    composited on white, EXIF rotation is applied; of an animation the first frame is used. Embedded colour profiles are
+    not applied. `max_pixels` is checked on the header, before any pixel is read; None: not checked.
     Raises UnreadableImage for zero bytes, other formats, damaged data, too many pixels, 32-bit and float pixels.
     """
     if len(image) == 0:
@@ -56,7 +56,7 @@ def decode_image(image: Encoded, max_pixels: int | None) -> Image.Image:
         raise
     except UnidentifiedImageError:
         raise UnreadableImage(f"not an image in any of {', '.join(FORMATS)}") from None
-    except Exception as error:  # damaged data makes Pillow's decoders raise nearly anything, SyntaxError too
+    except Exception as error:  # on damaged data Pillow raises many types, even SyntaxError
         raise UnreadableImage(f"damaged: {error or type(error).__name__}") from error
 
 
@@ -82,8 +82,8 @@ def _from_integers(values: npt.NDArray[np.integer]) -> Image.Image:
 def transform(image: Image.Image, size: int, center_crop: bool) -> Pixels:
     """RGB pixels (size, size, 3) in uint8.
 
-    `center_crop` is ADM's: box halvings while the smaller side is at least 2 x size, bicubic until it is size, the
-    middle cut out. Without it both sides are resized to size, bicubic.
+    `center_crop` as in ADM: halve with a box filter while the smaller side is at least 2 x size, resize it to size
+    (bicubic), crop the centre. Without it, both sides are resized to size (bicubic).
     """
     if not center_crop:
         return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
@@ -102,10 +102,9 @@ def decode_batch(
     flips: npt.NDArray[np.bool_] | None,
     pool: ThreadPoolExecutor,
 ) -> Pixels:
-    """Images that were found readable before, as uint8 (B, 3, size, size); those marked in `flips` (B,) mirrored.
+    """Decode images that are known to be readable to uint8 (B, 3, size, size); those marked in `flips` (B,) mirrored.
 
-    The pool's threads share the work (Pillow lets go of Python's lock), unless the images are small. Raises
-    UnreadableImage.
+    The pool's threads share the work (Pillow releases the GIL), unless the images are small. Raises UnreadableImage.
     """
     x_BCHW = np.empty((len(images), 3, size, size), np.uint8)
 

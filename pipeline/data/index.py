@@ -1,6 +1,6 @@
-"""The recorded index of a source: its digest under the root, so that planning need not list a bucket again.
+"""The recorded index of a source: a summary of its listing at the root, so that planning need not list a bucket.
 
-`data.revision`, the digest of the listing, is what ties `prepare` to what the source holds. No images are read here.
+`data.revision`, the digest of the listing, makes fingerprints depend on the source's content. No images are read here.
 """
 
 import hashlib
@@ -14,17 +14,17 @@ from pipeline.storage import Storage, open_storage
 
 
 class Index(BaseModel):
-    """What a source held when it was last listed."""
+    """A summary of the last listing of a source."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: str
     uri: str
     validation_uri: str | None
-    digest: str  # what data.revision is to be
+    digest: str  # the value for data.revision
     files: int  # images (folder), Parquet files or tars, of both splits
     bytes: int
-    classes: int  # folders of classes; 0 where the listing does not tell
+    classes: int  # class folders; 0 for formats whose listing has no classes
     created: datetime
 
     @property
@@ -33,13 +33,13 @@ class Index(BaseModel):
 
 
 def index_path(data: DataConfig) -> str:
-    """Where the index of this source lies below the root."""
+    """The path of the source's index below the root."""
     named = "\0".join((data.format, data.uri or "", data.validation_uri or ""))
     return f".index/{hashlib.sha256(named.encode()).hexdigest()}.json"
 
 
 def write_index(storage: Storage, data: DataConfig, listing: Listing) -> Index:
-    """Record a listing under the root. StorageError when the root cannot be written."""
+    """Record a listing at the root. StorageError if the root is not writable."""
     index = Index(
         format=data.format,
         uri=data.uri or "",
@@ -55,7 +55,7 @@ def write_index(storage: Storage, data: DataConfig, listing: Listing) -> Index:
 
 
 def read_index(storage: Storage, data: DataConfig) -> Index | None:
-    """The recorded index; None where there is none, or one that an other version wrote."""
+    """The recorded index; None if it is missing or was written by an incompatible version."""
     try:
         return Index.model_validate_json(storage.read(index_path(data)))
     except (FileNotFoundError, ValidationError):
@@ -63,7 +63,7 @@ def read_index(storage: Storage, data: DataConfig) -> Index | None:
 
 
 def recorded_revision(data: DataConfig, storage: Storage) -> str | None:
-    """The revision as far as it is known without listing anything: given, built in, or recorded."""
+    """The revision without listing the source: configured, built in, or recorded; else None."""
     if data.format == "digits":
         return DIGITS_REVISION
     if data.revision is not None:
@@ -73,10 +73,10 @@ def recorded_revision(data: DataConfig, storage: Storage) -> str | None:
 
 
 def revision_of(data: DataConfig, storage: Storage, fresh: bool) -> str | None:
-    """The digest of what the source holds; None when no source is given.
+    """The digest of the source's listing; None if no source is configured.
 
-    Listed now (and recorded) when `fresh`, or when the source is local, or when nothing is recorded; a remote source
-    is otherwise taken at its given revision or its index. DataError as `list_source`.
+    The source is listed, and the listing recorded, if `fresh`, if it is local, or if nothing is recorded; otherwise the
+    configured revision or the index of a remote source is used. DataError as `list_source`.
     """
     if data.format == "digits":
         return list_source(data).digest
@@ -90,7 +90,7 @@ def revision_of(data: DataConfig, storage: Storage, fresh: bool) -> str | None:
 
 
 def known_classes(data: DataConfig, storage: Storage) -> int | None:
-    """The number of classes: given, built in, or as the recorded index has it; None where nothing says it."""
+    """The number of classes: configured, built in, or from the recorded index; None if unknown."""
     if data.classes is not None:
         return data.classes
     if data.format == "digits":

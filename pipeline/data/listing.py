@@ -1,6 +1,6 @@
-"""What a source holds, by name and size: its listing, the digest of it, its class folders. No file is opened here.
+"""Lists a source: names and sizes of its files, their digest, class folders. No file is opened here.
 
-Light on purpose: `plan` and `data index` need no pyarrow, Pillow or scikit-learn. Reading the images is `sources.py`.
+It imports no pyarrow, Pillow or scikit-learn, so that `plan` and `data index` stay light. `sources.py` reads images.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from pipeline.errors import DataError, StorageError
 from pipeline.storage import Entry, Storage, open_storage, split_uri
 
 Split = Literal["train", "validation"]
-DIGITS = 1797  # images in scikit-learn's set
+DIGITS = 1797  # images in scikit-learn's digits
 DIGITS_CLASSES = 10
 DIGITS_REVISION = hashlib.sha256(b"scikit-learn digits: 1797 images of 8 x 8, 16 grey levels").hexdigest()
 SUFFIXES = {
@@ -30,16 +30,16 @@ SUFFIXES = {
 class Listing:
     """The files of both splits, sorted by path; paths are relative to the split's root.
 
-    Under format digits there are no files, and `train_root` is empty.
+    For format digits there are no files, and `train_root` is empty.
     """
 
     format: str
     train_root: str
     train: tuple[Entry, ...]
-    validation_root: str | None  # None: validation is a share of the training URI
+    validation_root: str | None  # None: a share of the training images is used
     validation: tuple[Entry, ...]
     classes: tuple[str, ...]  # names of the class folders in the order of their labels; empty for other formats
-    digest: str  # sha256 in hex over format, paths and sizes: what `data.revision` holds
+    digest: str  # sha256 in hex over format, paths and sizes: the value of `data.revision`
 
     @property
     def files(self) -> int:
@@ -51,10 +51,10 @@ class Listing:
 
 
 def list_source(data: DataConfig, progress: Callable[[int], None] | None = None) -> Listing:
-    """List the training and the validation URI; `progress` is told the number of files found so far.
+    """List the training and the validation URI; `progress` receives the number of files found so far.
 
-    DataError, one line, for a source that is not given, missing, empty, not readable, with more classes than
-    `data.classes`, or other than the given `data.revision`.
+    DataError if the source is not configured, missing, empty or unreadable, has more classes than `data.classes`, or
+    does not match the configured `data.revision`.
     """
     if data.format == "digits":
         listing = Listing("digits", "", (), None, (), (), DIGITS_REVISION)
@@ -63,7 +63,7 @@ def list_source(data: DataConfig, progress: Callable[[int], None] | None = None)
     if data.revision is not None and data.revision != listing.digest:
         raise DataError(
             f"data.uri {data.uri}: the source has revision {listing.digest[:12]}, not {data.revision[:12]}",
-            "It has changed: run `python -m pipeline data index`, then again without data.revision; or restore it.",
+            "Run `python -m pipeline data index`, then again without data.revision; or restore the source.",
         )
     return listing
 
@@ -75,7 +75,7 @@ def class_of(path: str) -> str:
 
 def _list_files(data: DataConfig, progress: Callable[[int], None]) -> Listing:
     if data.uri is None:
-        raise DataError("data.uri is not given", "Say where the images lie: --set data.uri=URI, or in the site file.")
+        raise DataError("data.uri is not set", "Set it to the images' URI: --set data.uri=URI, or in the site file.")
     train_root, train = _entries("data.uri", data.uri, data.format, progress)
     validation_root, validation = None, tuple[Entry, ...]()
     if data.validation_uri is not None:
@@ -88,9 +88,9 @@ def _list_files(data: DataConfig, progress: Callable[[int], None]) -> Listing:
 
 
 def _entries(field: str, uri: str, layout: str, progress: Callable[[int], None]) -> tuple[str, tuple[Entry, ...]]:
-    """The root URI and the sorted files of this layout below it. A URI may also name one Parquet or tar file."""
+    """The root URI and the sorted files of this layout below it. A URI may also be a single Parquet or tar file."""
     suffixes = SUFFIXES[layout]
-    wanted = sorted(suffixes)
+    names = sorted(suffixes)
     found = []
     try:
         storage, entries = _open(uri, layout)
@@ -98,19 +98,19 @@ def _entries(field: str, uri: str, layout: str, progress: Callable[[int], None])
             if _is_hidden(entry.path) or PurePosixPath(entry.path).suffix.lower() not in suffixes:
                 continue
             if layout == "folder" and "/" not in entry.path:
-                continue  # an image in no class folder has no label
+                continue  # an image outside of class folders has no label
             found.append(entry)
             if len(found) % 1000 == 0:
                 progress(len(found))
     except FileNotFoundError as error:
-        raise DataError(f"{field} {uri}: '{error.filename or error}' is not there", "Correct the URI.") from error
+        raise DataError(f"{field} {uri}: '{error.filename or error}' does not exist", "Correct the URI.") from error
     except StorageError as error:
         raise DataError(f"{field} {error.what}", error.hint) from error
     if not found:
-        where = "in its sub-folders, one a class" if layout == "folder" else "there"
+        where = "in its class folders" if layout == "folder" else "there"
         raise DataError(
-            f"{field} {uri}: the source is empty, no {'/'.join(wanted[:8])} file {where}",
-            f"Correct the URI, or data.format (now {layout}).",
+            f"{field} {uri}: the source is empty, no {'/'.join(names[:8])} file {where}",
+            f"Correct the URI, or data.format (currently {layout}).",
         )
     progress(len(found))
     return storage.root, tuple(sorted(found))
@@ -141,13 +141,13 @@ def _classes(data: DataConfig, train: tuple[Entry, ...], validation: tuple[Entry
     if data.classes is not None and len(classes) > data.classes:
         raise DataError(
             f"data.uri {data.uri}: label out of range, {len(classes)} class folders but data.classes is {data.classes}",
-            f"Set data.classes={len(classes)}, or take folders away.",
+            f"Set data.classes={len(classes)}, or remove folders.",
         )
-    strange = sorted({class_of(entry.path) for entry in validation} - set(classes))
-    if strange:
+    unknown = sorted({class_of(entry.path) for entry in validation} - set(classes))
+    if unknown:
         raise DataError(
-            f"data.validation_uri {data.validation_uri}: class folder '{strange[0]}' is not among the training classes",
-            "Name the validation folders as the training folders.",
+            f"data.validation_uri {data.validation_uri}: class folder '{unknown[0]}' is not among the training classes",
+            "Give the validation folders the names of the training folders.",
         )
     return classes
 

@@ -1,6 +1,6 @@
-"""The loaders: each step's part of the global batch, decoded by threads before it is asked for.
+"""The loaders: iterators over a rank's part of each step's global batch, prefetched and decoded by threads.
 
-Where a loader starts is a step number and nothing else, so that resuming needs no state. No tensors here: NumPy.
+The only position is the step number, so resuming needs no loader state. They yield NumPy arrays, no tensors.
 """
 
 import time
@@ -20,19 +20,19 @@ from pipeline.data.decode import Pixels, decode_batch
 from pipeline.data.shards import Moments
 from pipeline.data.store import ImageStore, Labels, LatentStore
 
-_DEPTH = 3  # batches made ahead
+_DEPTH = 3  # prefetched batches
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which rows a rank reads at which step: everything but the data itself."""
+    """Determines the rows that a rank reads at each step."""
 
     seed: int
     batch_size: int  # global
     shuffle: Shuffle
     window_rows: int
-    group_rows: int  # rows of a group under window: those of a shard
+    group_rows: int  # for shuffle window: rows per group, those of a shard
     rank: int
     world: int
 
@@ -44,15 +44,15 @@ class Plan:
         return order.rank_slice(batch, self.rank, self.world)
 
     def flips(self, step: int) -> npt.NDArray[np.bool_]:
-        """Which images of this rank's part are mirrored."""
+        """Which images of this rank's part are flipped horizontally: bool."""
         return order.rank_slice(order.flips(self.seed, step, self.batch_size), self.rank, self.world)
 
 
 class Prefetcher(Generic[_T]):
-    """Iterates over `make(step)` for start_step <= step < stop_step, made in order by one thread, a few ahead.
+    """Iterates over `make(step)` for start_step <= step < stop_step; one thread computes a few steps ahead, in order.
 
-    What `make` raises is raised by `next`. `waited` is the time in seconds that the consumer has waited for batches.
-    Close it, or use it by `with`: its threads then end with the batch that they are at.
+    Exceptions of `make` are raised by `next`. `waited` is the time in seconds that the consumer has waited. Close it or
+    use it in a `with` block: its threads then end after their current batch.
     """
 
     def __init__(self, make: Callable[[int], _T], start_step: int, stop_step: int) -> None:
@@ -62,9 +62,9 @@ class Prefetcher(Generic[_T]):
         self._producer = ThreadPoolExecutor(1, "loader")
         self._ahead: deque[Future[_T]] = deque()
         for _ in range(_DEPTH):
-            self._ask()
+            self._submit_next()
 
-    def _ask(self) -> None:
+    def _submit_next(self) -> None:
         step = next(self._steps, None)
         if step is not None:
             self._ahead.append(self._producer.submit(self._make, step))
@@ -78,7 +78,7 @@ class Prefetcher(Generic[_T]):
         begin = time.perf_counter()
         batch = self._ahead.popleft().result()
         self.waited += time.perf_counter() - begin
-        self._ask()
+        self._submit_next()
         return batch
 
     def close(self) -> None:
@@ -95,7 +95,7 @@ class Prefetcher(Generic[_T]):
 
 
 class ImageLoader(Prefetcher[tuple[Pixels, Labels]]):
-    """Yields images (B, 3, size, size) in uint8 and labels (B,) in int64, B being the rank's part of the batch."""
+    """Yields images (B, 3, size, size) in uint8 and labels (B,) in int64, with B the rank's part of the batch."""
 
     def __init__(
         self,
@@ -119,13 +119,13 @@ class ImageLoader(Prefetcher[tuple[Pixels, Labels]]):
         super().__init__(make, start_step, stop_step)
 
     def close(self) -> None:
-        self._decoders.shutdown(wait=False, cancel_futures=True)  # the producer waits for them
+        self._decoders.shutdown(wait=False, cancel_futures=True)  # the producer waits for the decoders
         super().close()
         self._decoders.shutdown()
 
 
 class LatentLoader(Prefetcher[tuple[Moments, Moments, Labels]]):
-    """Yields mean and log-variance (B, D, h, w) in fp16 and labels (B,) in int64, B being the rank's part."""
+    """Yields mean and log-variance (B, D, h, w) in fp16 and labels (B,) in int64, with B the rank's part."""
 
     def __init__(self, store: LatentStore, plan: Plan, *, start_step: int, stop_step: int) -> None:
         super().__init__(lambda step: store.take(plan.rows(step, len(store))), start_step, stop_step)

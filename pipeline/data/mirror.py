@@ -1,7 +1,7 @@
-"""The mirror: shards as uncompressed Arrow files on a node's own disk, made once and shared by its workers.
+"""The mirror: shards converted to uncompressed Arrow files on a node's local disk, shared by its workers.
 
-One file a shard, named by its content, so that a cut mirroring goes on where it was and another run finds them again.
-What lies in the files is `store.py`'s affair.
+There is one file per shard, named by its content hash, so that an interrupted conversion resumes and later runs reuse
+the files. `store.py` reads their rows.
 """
 
 import errno
@@ -30,7 +30,7 @@ _PARTIAL = ".partial-"
 
 
 class StoredShard(NamedTuple):
-    """A shard to be mirrored: where it lies in the storage, and what must be in it."""
+    """A shard to mirror: its path in the storage, and its expected rows, size and hash."""
 
     path: str
     rows: int
@@ -39,15 +39,15 @@ class StoredShard(NamedTuple):
 
 
 def mirror_directory(configured: str | None) -> Path:
-    """`cluster.mirror`, or else a folder below the user's cache."""
+    """`cluster.mirror`, else a folder in the user's cache."""
     return Path(configured) if configured is not None else cache_folder() / "mirror"
 
 
 class Mirror:
     """The rows of some shards, in order, as local Arrow files.
 
-    `keep` None: every file is made at once by `fetch`, and stays. Else a file is made when it is first opened, and who
-    opens them drops the one longest unused when there are more than `keep`.
+    If `keep` is None, `fetch` creates all files and they are kept. Otherwise a file is created by `open`, and callers
+    drop the least recently used one if there are more than `keep`.
     """
 
     def __init__(
@@ -61,68 +61,68 @@ class Mirror:
         return int(self.starts[-1])
 
     def fetch(self, progress: Callable[[int], None]) -> None:
-        """Make every file that is not there, one shard at a time; `progress` is told the rows done so far.
+        """Create every missing file, one shard at a time; `progress` receives the rows done so far.
 
-        StorageError when the disk is too small, ContractError when a shard is not what it should be. Waits while
-        another worker of this node is at it.
+        StorageError if the disk is too small, ContractError if a shard does not match its manifest. Waits while another
+        worker of this node does the same.
         """
-        missing = [i for i in range(len(self.shards)) if not self._is_whole(i)]
+        missing = [i for i in range(len(self.shards)) if not self._is_complete(i)]
         if missing:
             with _locked(self.directory):
-                missing = [i for i in missing if not self._is_whole(i)]
+                missing = [i for i in missing if not self._is_complete(i)]
                 _remove_partial(self.directory)
                 done = self.rows - sum(self.shards[i].rows for i in missing)
-                growth = 1.0  # uncompressed over stored bytes: known from the first shard on
+                growth = 1.0  # ratio of uncompressed to stored bytes, measured from the first shard on
                 for n, i in enumerate(missing):
                     progress(done)
                     self._check_room(growth * sum(self.shards[j].bytes for j in missing[n:]))
-                    growth = self._make(i) / self.shards[i].bytes
+                    growth = self._create(i) / self.shards[i].bytes
                     done += self.shards[i].rows
         progress(self.rows)
 
     def open(self, i: int) -> list[pa.RecordBatch]:
-        """The record batches of shard i, mapped from the local file, not read. Errors as `fetch`."""
+        """The record batches of shard i, memory-mapped. Errors as `fetch`."""
         if self.keep is None:
             return _mapped(self._path(i))
-        with _locked(self.directory):  # else another worker may drop the file between the look and the opening
-            if not self._is_whole(i):
+        with _locked(self.directory):  # another worker must not drop the file between check and open
+            if not self._is_complete(i):
                 self._check_room(self.shards[i].bytes)
-                self._make(i)
+                self._create(i)
             return _mapped(self._path(i))
 
     def drop(self, i: int) -> None:
-        """Remove the file of shard i. Who has it mapped still reads it; who wants it again makes it again."""
+        """Delete the file of shard i. Processes that have it mapped can still read it; `open` creates it again."""
         self._path(i).unlink(missing_ok=True)
 
     def _path(self, i: int) -> Path:
         content = "\0".join((_VERSION, self.shards[i].sha256, *self.columns))
         return self.directory / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.arrow"
 
-    def _is_whole(self, i: int) -> bool:
-        """Is the file there, complete (an Arrow file ends with its directory), and of as many rows as it should?"""
+    def _is_complete(self, i: int) -> bool:
+        """Whether the file exists, is complete (an Arrow file ends with a footer) and has the expected rows."""
         try:
-            with _said(self.directory):
+            with _mirror_errors(self.directory):
                 rows = sum(batch.num_rows for batch in _mapped(self._path(i)))
         except (FileNotFoundError, pa.ArrowInvalid):
             return False
         return bool(rows == self.shards[i].rows)
 
-    def _make(self, i: int) -> int:
-        """Make the file of shard i. Its size in bytes."""
+    def _create(self, i: int) -> int:
+        """Create the file of shard i; returns its size in bytes."""
         partial = self.directory / f"{_PARTIAL}{self._path(i).name}"
-        with _said(self.directory), _on_disk(self.storage, self.shards[i], self.directory) as source:
+        with _mirror_errors(self.directory), _on_disk(self.storage, self.shards[i], self.directory) as source:
             _convert(source, partial, self.columns)
             size = partial.stat().st_size
             os.replace(partial, self._path(i))
         return size
 
     def _check_room(self, missing: float) -> None:
-        """StorageError when the disk has no room for `missing` bytes and a shard that is just being fetched."""
+        """StorageError if the disk has no room for `missing` bytes and one downloaded shard."""
         needed = int(missing) + max(shard.bytes for shard in self.shards)
         free = shutil.disk_usage(self.directory).free
         if needed > free:
             raise StorageError(
-                f"{self.directory}: the mirror needs about {needed} bytes more, the disk has {free} free",
+                f"{self.directory}: the mirror needs about {needed} more bytes, the disk has {free} free",
                 "Set cluster.mirror to a larger disk, remove old files from it, or set data.shuffle=window.",
             )
 
@@ -136,10 +136,10 @@ def open_mirror(
     group_rows: int,
     progress: Callable[[int], None] | None = None,
 ) -> Mirror:
-    """The mirror that `data.shuffle` asks for: of everything, or of the shards that a window's rows come from.
+    """The mirror for `data.shuffle`: of all shards, or (window) of as many shards as a window's rows come from.
 
-    `group_rows` is the one that goes into `order.batch_indices`. Errors as `Mirror.fetch`; `progress` is not told of
-    anything under window, where a shard is fetched when it is needed.
+    `group_rows` as in `order.batch_indices`. Errors as `Mirror.fetch`. For window, `progress` is not called, as shards
+    are fetched on demand.
     """
     if data.shuffle == "window":
         return Mirror(storage, shards, directory, columns, _window_shards(shards, data.window_rows, group_rows))
@@ -149,7 +149,7 @@ def open_mirror(
 
 
 def _window_shards(shards: Sequence[StoredShard], window_rows: int, group_rows: int) -> int:
-    """The most shards that one window's rows lie in, shards being about equal: a cut at either end of each group."""
+    """The maximum number of shards with rows of one window, if shards are about equal: each group may cut two."""
     mean = max(1, sum(shard.rows for shard in shards) // max(1, len(shards)))
     return -(-window_rows // mean) + 2 * (window_rows // group_rows + 2)
 
@@ -161,9 +161,9 @@ def _mapped(path: Path) -> list[pa.RecordBatch]:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """One process of this node at a time."""
+    """Hold the mirror's lock: one process of this node at a time."""
     path = directory / ".lock"
-    with _said(directory):
+    with _mirror_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
         path.touch()
     with open(path) as lock:
@@ -172,14 +172,14 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _remove_partial(directory: Path) -> None:
-    """What a killed process left; none is at work while we hold the lock."""
+    """Delete files left by a killed process. The caller holds the lock, so none is in use."""
     for path in directory.glob(f"{_PARTIAL}*"):
         path.unlink()
 
 
 @contextmanager
 def _on_disk(storage: Storage, shard: StoredShard, directory: Path) -> Iterator[Path]:
-    """The shard as a local file that hashes to what it should; a remote one is there for a moment only."""
+    """A local file with the shard, its hash verified; a downloaded one is deleted at the end of the block."""
     local = storage.local_path(shard.path)
     try:
         if local is not None:
@@ -187,13 +187,13 @@ def _on_disk(storage: Storage, shard: StoredShard, directory: Path) -> Iterator[
         else:
             path = directory / f"{_PARTIAL}{secrets.token_hex(6)}.parquet"
             storage.download(shard.path, path)
-        whole = hash_file(path).sha256 == shard.sha256
+        valid = hash_file(path).sha256 == shard.sha256
     except FileNotFoundError:
-        whole = False
-    if not whole:
+        valid = False
+    if not valid:
         raise ContractError(
-            f"{storage.uri(shard.path)} is missing or not what its manifest says",
-            f"Make it anew: `python -m pipeline artifact repair {'/'.join(shard.path.split('/')[:2])}`.",
+            f"{storage.uri(shard.path)} is missing or does not match its manifest",
+            f"Run `python -m pipeline artifact repair {'/'.join(shard.path.split('/')[:2])}`.",
         )
     yield path
     if local is None:
@@ -201,7 +201,7 @@ def _on_disk(storage: Storage, shard: StoredShard, directory: Path) -> Iterator[
 
 
 def _convert(source: Path, target: Path, columns: Sequence[str]) -> None:
-    """Parquet to an uncompressed Arrow file, one row group in memory at a time, flushed to the disk."""
+    """Convert Parquet to an uncompressed Arrow file, with one row group in memory at a time, and fsync it."""
     with pq.ParquetFile(source) as file, open(target, "wb") as sink:
         schema = file.schema_arrow
         schema = pa.schema([schema.field(name) for name in columns], metadata=schema.metadata)
@@ -215,8 +215,8 @@ def _convert(source: Path, target: Path, columns: Sequence[str]) -> None:
 
 
 @contextmanager
-def _said(directory: Path) -> Iterator[None]:
-    """Turn what the operating system refuses into one line. A missing file stays FileNotFoundError."""
+def _mirror_errors(directory: Path) -> Iterator[None]:
+    """Turn OSErrors into StorageErrors about the mirror. FileNotFoundError stays as it is."""
     try:
         yield
     except FileNotFoundError:

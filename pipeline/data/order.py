@@ -1,6 +1,6 @@
-"""Which example at which step: pure functions of the seed and the step. The position in the data is the step.
+"""The order of examples: pure functions of seed and step. The only position in the data is the step.
 
-No state is kept and no data touched; what is cached here can be computed again at any moment.
+There is no state and no access to the data; the caches only avoid recomputation.
 """
 
 from functools import lru_cache
@@ -14,7 +14,7 @@ from pipeline.config import Shuffle
 Indices = npt.NDArray[np.int64]
 _T = TypeVar("_T", bound=np.generic)
 
-# What a stream of random numbers is for: two purposes never share one.
+# The purpose of a random stream: two purposes never share a stream.
 _ROWS, _GROUPS, _WINDOW, _FLIPS = range(4)
 
 
@@ -23,12 +23,12 @@ def batch_indices(
 ) -> Indices:
     """The row numbers (batch_size,) in int64 of the global batch of `step` (counted from 0).
 
-    Each epoch is a permutation of all rows; a batch that reaches its end goes on with the next one, so nothing is
-    dropped. full: any row may follow any other. window: groups of `group_rows` neighbouring rows are permuted, then
-    rows inside each window of `window_rows`; `window_rows` and `group_rows` have no meaning under full.
+    Each epoch is a permutation of all rows; a batch that reaches its end continues with the next epoch, so no
+    row is dropped. full: a uniform permutation. window: groups of `group_rows` consecutive rows are permuted, then the
+    rows in each window of `window_rows`; `window_rows` and `group_rows` are ignored for full.
     """
     if rows < 1:
-        raise ValueError("there are no rows to draw from")
+        raise ValueError("there are no rows")
     batch = np.empty(batch_size, np.int64)
     filled = 0
     while filled < batch_size:
@@ -45,15 +45,15 @@ def batch_indices(
 
 
 def rank_slice(batch: npt.NDArray[_T], rank: int, world: int) -> npt.NDArray[_T]:
-    """The part of a global batch that rank `rank` of `world` takes. ValueError when it cannot be divided evenly."""
+    """The part of a global batch of rank `rank` of `world`. ValueError if the batch is not divisible by `world`."""
     if len(batch) % world:
-        raise ValueError(f"a batch of {len(batch)} cannot be divided among {world} ranks")
+        raise ValueError(f"a batch of {len(batch)} is not divisible by {world} ranks")
     share = len(batch) // world
     return batch[rank * share : (rank + 1) * share]
 
 
 def flips(seed: int, step: int, batch_size: int) -> npt.NDArray[np.bool_]:
-    """For each image of the global batch of `step`, whether it is mirrored: bool (batch_size,), half of them."""
+    """For each image of the global batch of `step`, whether it is flipped: bool (batch_size,), with probability 0.5."""
     return _generator(seed, _FLIPS, step).random(batch_size) < 0.5
 
 
@@ -61,18 +61,18 @@ def _generator(seed: int, purpose: int, *key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, purpose, *key))))
 
 
-@lru_cache(maxsize=2)  # this epoch and the one that a batch may reach into: 8 bytes a row each
+@lru_cache(maxsize=2)  # the current epoch and the next one, for a batch across both: 8 bytes per row each
 def _permutation(seed: int, epoch: int, rows: int) -> Indices:
     return _generator(seed, _ROWS, epoch).permutation(rows)
 
 
 @lru_cache(maxsize=2)
 def _window(seed: int, epoch: int, window: int, rows: int, window_rows: int, group_rows: int) -> Indices:
-    """The shuffled rows of one window of the permuted groups. Memory: one window, and 8 bytes a group."""
+    """The shuffled rows of one window of the permuted groups. Memory: one window, and 8 bytes per group."""
     positions = np.arange(window * window_rows, min((window + 1) * window_rows, rows))
     order = _group_order(seed, epoch, -(-rows // group_rows))
-    missing = -rows % group_rows  # rows that the last group is short of
-    short_at = int(np.flatnonzero(order == len(order) - 1)[0])  # where the last, shorter group comes in the order
+    missing = -rows % group_rows  # rows missing in the last group
+    short_at = int(np.flatnonzero(order == len(order) - 1)[0])  # position of the last, shorter group
     positions[positions >= (short_at + 1) * group_rows - missing] += missing
     found = order[positions // group_rows] * group_rows + positions % group_rows
     return _generator(seed, _WINDOW, epoch, window).permutation(found)

@@ -1,6 +1,6 @@
-"""The pure part of the stage `prepare`: one unit of the source to its shards, every image proven readable.
+"""Prepares one unit of the source: writes its readable images to shards and quarantines the others.
 
-Who runs the units, where and how many at once, is the stage's affair.
+The stage `prepare` runs the units in parallel.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from pipeline.storage import Storage
 
 
 class Quarantined(BaseModel):
-    """An image that is left out, and why."""
+    """An image that is excluded, and why."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,7 +31,7 @@ class Quarantined(BaseModel):
 
 
 class PreparedUnit(BaseModel):
-    """What became of a unit: at most one shard a split, and the images left out."""
+    """The result of a unit: at most one shard per split, and the excluded images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,8 +43,8 @@ class PreparedUnit(BaseModel):
 def prepare_unit(unit: Unit, data: DataConfig, seed: int, storage: Storage, prefix: str) -> PreparedUnit:
     """Write the unit's readable images to `{prefix}/shards/{split}-{index}.parquet`, each to its split.
 
-    A pure function of the unit's images, `data` and `seed`: doing it again writes the same bytes to the same names.
-    Memory is one row group; the shards lie on a local disk until they are whole. Errors as `read_unit`.
+    A pure function of the unit's images, `data` and `seed`: a repetition writes the same bytes to the same paths.
+    Memory is one row group; shards are written to a local disk and uploaded when complete. Errors as `read_unit`.
     """
     with tempfile.TemporaryDirectory(prefix="dvae-") as folder:
         writers, quarantined = _write_shards(unit, data, seed, Path(folder))
@@ -53,9 +53,9 @@ def prepare_unit(unit: Unit, data: DataConfig, seed: int, storage: Storage, pref
 
 
 def split_of(key: str, seed: int, validation_share: float) -> Split:
-    """The split of an image where the source does not say: a hash of (seed, key) below the share is validation.
+    """The split of an image of a source without splits: validation if a hash of (seed, key) is below the share.
 
-    It does not depend on what else the source holds: a new image moves no old one.
+    It is independent of the other images: adding images does not change the split of existing ones.
     """
     digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
     drawn = int.from_bytes(digest[:8], "big") / 2**64
@@ -63,7 +63,7 @@ def split_of(key: str, seed: int, validation_share: float) -> Split:
 
 
 def check_prepared(units: Iterable[PreparedUnit], data: DataConfig) -> None:
-    """DataError when no image is left to train on, or more than `data.quarantine_budget` of them are unreadable."""
+    """DataError if there is no training image, or more than the share `data.quarantine_budget` is unreadable."""
     units = list(units)
     quarantined = [image for unit in units for image in unit.quarantined]
     total = len(quarantined) + sum(shard.rows for unit in units for shard in unit.shards)
@@ -71,11 +71,11 @@ def check_prepared(units: Iterable[PreparedUnit], data: DataConfig) -> None:
         first = quarantined[0]
         raise DataError(
             f"{len(quarantined)} of {total} images cannot be read; the first is {first.key}: {first.reason}",
-            f"Repair or remove them, or raise data.quarantine_budget (now {data.quarantine_budget:g}).",
+            f"Repair or remove them, or raise data.quarantine_budget (currently {data.quarantine_budget:g}).",
         )
     if not any(shard.split == "train" for unit in units for shard in unit.shards):
         raise DataError(
-            f"{data.uri or data.format}: no image is left to train on", "Check the source and data.validation_share."
+            f"{data.uri or data.format}: no training image is left", "Check the source and data.validation_share."
         )
 
 

@@ -1,4 +1,4 @@
-"""Images of a prepared split for the stages that look at some of them once: chosen, read, checked, decoded.
+"""Reads and decodes images of a prepared split, for stages that need some of them once.
 
 The trainers read a mirror instead (`mirror.py`, `store.py`). Legend: N images, H rows, W columns.
 """
@@ -23,14 +23,14 @@ _TASK_ROWS = 256  # 50 MB of decoded pixels at 256 x 256
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of one file of the prepare artifact: a unit of work."""
+    """Rows of one file of the prepare artifact: a unit of work."""
 
     path: str
     rows: tuple[int, ...]
 
 
 def choose_rows(prepare: Manifest, split: Split, most: int) -> list[Rows]:
-    """At most `most` images of a split, spread evenly over it (a source may be sorted by class), in its order.
+    """At most `most` images of a split, evenly spaced (a source may be sorted by class), in order.
 
     In units of up to 256 images, none of which spans two files.
     """
@@ -52,7 +52,7 @@ def choose_rows(prepare: Manifest, split: Split, most: int) -> list[Rows]:
 def read_images(storage: Storage, prepare: Manifest, unit: Rows, data: DataConfig) -> tuple[Pixels, Labels]:
     """Decoded images uint8 (N, 3, H, W) at `data.image_size` and labels int64 (N,).
 
-    ContractError when the file is not what its manifest says.
+    ContractError if the file does not match its manifest.
     """
     with pq.ParquetFile(io.BytesIO(read_checked(storage, prepare, unit.path))) as file:
         table = file.read(columns=["label", "image"]).take(list(unit.rows))

@@ -1,6 +1,6 @@
-"""Shards in Parquet, as they are stored and exchanged: how images and latents are written. Reading is `store.py`.
+"""Writes shards of images and latents as Parquet files. `store.py` reads them, from the mirror.
 
-Legend: N rows, D latent channels, h w latent rows and columns. The same rows give the same bytes.
+Legend: N rows, D latent channels, h w latent rows and columns. Equal rows give equal bytes.
 """
 
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ IMAGE_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("label", pa.int32(), nullable=False),
-        pa.field("image", pa.binary(), nullable=False),  # the source's bytes, not decoded
+        pa.field("image", pa.binary(), nullable=False),  # the encoded bytes of the source
         pa.field("width", pa.int32(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
     ]
 )
 SHAPE = b"shape"  # key in the metadata of a latent shard's schema; its value is b"D,h,w"
 _SPLIT_COLUMNS = ("mean.list.element", "logvar.list.element")
-_GROUP_ROWS, _GROUP_BYTES = 1024, 64 << 20  # a row group ends at either: it is what a reader holds in memory
+_GROUP_ROWS, _GROUP_BYTES = 1024, 64 << 20  # limits of a row group, which a reader holds in memory
 
 
 class StoredExample(NamedTuple):
@@ -55,7 +55,7 @@ class ShardRecord(BaseModel):
 
 
 class ImageShardWriter:
-    """Writes rows one by one to a local Parquet file, a row group in memory at a time. Leave it by `with`."""
+    """Writes rows one by one to a local Parquet file, with one row group in memory. Use it in a `with` block."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -91,9 +91,9 @@ class ImageShardWriter:
 def write_latent_shard(
     path: Path, keys: Sequence[str], labels: npt.ArrayLike, mean_NDhw: Moments, logvar_NDhw: Moments
 ) -> None:
-    """Raw moments (N, D, h, w) in fp16 to a local Parquet file: zstd, byte-stream-split, no dictionary.
+    """Write raw moments (N, D, h, w) in fp16 to a local Parquet file: zstd, byte-stream-split, no dictionary.
 
-    The encoding is checked in the written file: Parquet ignores the name of a column that it does not know.
+    The encoding is verified in the written file, since Parquet ignores unknown column names.
     """
     shape = mean_NDhw.shape[1:]
     schema = latent_schema(shape)

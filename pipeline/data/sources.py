@@ -1,6 +1,6 @@
-"""The sources: how a listing is cut into units of work, and how the encoded images of a unit are read.
+"""The sources: splits a listing into units of work, and reads the encoded images of a unit.
 
-One small class a layout, all picklable; a unit is read by whoever it is sent to. Nothing is decoded or stored here.
+There is one small picklable class per layout; workers read the units. Nothing is decoded or stored here.
 """
 
 import io
@@ -29,13 +29,13 @@ from pipeline.storage import Entry, Storage, arrow_error, open_storage
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label")
-_MEMBERS = ("jpg", "jpeg", "png", "webp")  # a tar's images
-_AHEAD = 16  # files of a folder that are fetched at once: a bucket answers late, not slowly
+_MEMBERS = ("jpg", "jpeg", "png", "webp")  # suffixes of images in a tar
+_AHEAD = 16  # files of a folder that are read concurrently, to hide the latency of a bucket
 _BATCH = 64  # rows of a Parquet file in memory at once
 
 
 class RawExample(NamedTuple):
-    """An image as the source has it: not decoded, perhaps not readable."""
+    """An encoded image of the source, possibly unreadable."""
 
     key: str  # unique within its split
     label: int
@@ -44,7 +44,7 @@ class RawExample(NamedTuple):
 
 @dataclass(frozen=True)
 class DigitsUnit:
-    """Rows start to stop of the built-in set."""
+    """Rows start to stop - 1 of scikit-learn's digits."""
 
     index: int
     split: Split | None
@@ -73,19 +73,19 @@ class FolderUnit:
 
     def read(self) -> Iterator[RawExample]:
         storage = open_storage(self.uri)
-        waiting: deque[tuple[str, int, Future[bytes]]] = deque()
+        pending: deque[tuple[str, int, Future[bytes]]] = deque()
         with ThreadPoolExecutor(_AHEAD, "folder") as pool:
             for path, label in self.files:
-                waiting.append((path, label, pool.submit(storage.read, path)))
-                if len(waiting) > _AHEAD:
-                    yield _fetched(*waiting.popleft())
-            while waiting:
-                yield _fetched(*waiting.popleft())
+                pending.append((path, label, pool.submit(storage.read, path)))
+                if len(pending) > _AHEAD:
+                    yield _fetched(*pending.popleft())
+            while pending:
+                yield _fetched(*pending.popleft())
 
 
 @dataclass(frozen=True)
 class ParquetUnit:
-    """Rows start to stop of one Parquet file."""
+    """Rows start to stop - 1 of one Parquet file."""
 
     index: int
     split: Split | None
@@ -119,7 +119,7 @@ class ParquetUnit:
 
 @dataclass(frozen=True)
 class TarUnit:
-    """One tar of images, each beside a .cls or .json member with its label."""
+    """One tar of images, each with a .cls or .json member for its label."""
 
     index: int
     split: Split | None
@@ -127,9 +127,9 @@ class TarUnit:
     path: str
 
     def read(self) -> Iterator[RawExample]:
-        with _local(open_storage(self.uri), self.path) as local, _said_of(f"{self.uri}/{self.path}", "a tar"):
+        with _local(open_storage(self.uri), self.path) as local, _read_errors(f"{self.uri}/{self.path}", "a tar"):
             if local.stat().st_size % tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("it is cut short")
+                raise tarfile.ReadError("it is truncated")
             with tarfile.open(local, "r|") as tar:
                 for key, members in _samples(tar):
                     found = [name for name in _MEMBERS if name in members]
@@ -141,10 +141,10 @@ Unit = DigitsUnit | FolderUnit | ParquetUnit | TarUnit
 
 
 def work_units(listing: Listing, data: DataConfig) -> list[Unit]:
-    """Both splits cut into units of `data.shard_rows` images (a tar is one unit), numbered in order.
+    """The units of both splits, of `data.shard_rows` images each (a tar is one unit), numbered in order.
 
-    A pure function of what the source holds. Units without a split are shared out row by row. Parquet files have
-    their footers read; DataError when one is damaged or has no image and label columns.
+    A pure function of the source's content. In units without a split, each row is assigned to one later. Reads the
+    footers of Parquet files; DataError if one is damaged or lacks image or label columns.
     """
     size = data.shard_rows
     if listing.format == "digits":
@@ -172,8 +172,8 @@ def _splits(listing: Listing) -> Iterator[tuple[Split | None, str, tuple[Entry, 
 def read_unit(unit: Unit, data: DataConfig) -> Iterator[RawExample]:
     """The examples of a unit, in the source's order, one at a time.
 
-    DataError for a file that is damaged or gone, and for a label outside of 0..data.classes - 1; StorageError when
-    the source cannot be reached.
+    DataError for a damaged or missing file, and for a label outside of 0..data.classes - 1; StorageError if the source
+    is unavailable.
     """
     for example in unit.read():
         if not 0 <= example.label < data.class_count:
@@ -219,31 +219,31 @@ def _fetched(path: str, label: int, content: Future[bytes]) -> RawExample:
     try:
         return RawExample(path, label, content.result())
     except FileNotFoundError as error:
-        raise DataError(f"{path}: the image has gone since the source was listed", "Run again.") from error
+        raise DataError(f"{path}: the image was removed since the source was listed", "Run again.") from error
 
 
 @contextmanager
-def _said_of(where: str, what: str) -> Iterator[None]:
-    """Turn what pyarrow and tarfile say of a damaged or missing file into one line."""
+def _read_errors(where: str, what: str) -> Iterator[None]:
+    """Turn errors of pyarrow and tarfile about a damaged or missing file into DataErrors."""
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError(f"{where}: the file has gone since the source was listed", "Run again.") from error
+        raise DataError(f"{where}: the file was removed since the source was listed", "Run again.") from error
     except (pa.ArrowException, tarfile.TarError, OSError) as error:
         if "AWS Error" in str(error):
             raise arrow_error(error, where) from error
         if isinstance(error, PermissionError):
-            hint = "Give this user permission to it."
+            hint = "Give this user permission to read it."
         else:
-            hint = "It may be empty or cut short: copy it anew, or take it away."
+            hint = "Copy it again if it is empty or truncated, or remove it."
         raise DataError(f"{where} cannot be read as {what}: {' '.join(str(error).split())}", hint) from error
 
 
 @contextmanager
 def _parquet(files: pyarrow.fs.FileSystem, root: str, path: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of which only the parts asked for are read, from a bucket too."""
+    """An open Parquet file, local or in a bucket; only the requested parts are read."""
     where = f"s3://{root}/{path}" if files.type_name == "s3" else f"{root}/{path}"
-    with _said_of(where, "Parquet"), pq.ParquetFile(f"{root}/{path}", filesystem=files) as file:
+    with _read_errors(where, "Parquet"), pq.ParquetFile(f"{root}/{path}", filesystem=files) as file:
         yield file
 
 
@@ -253,20 +253,23 @@ def _columns(schema: pa.Schema, path: str) -> tuple[str, str]:
     label = next((name for name in LABEL_COLUMNS if name in schema.names), None)
     if image is None or label is None:
         raise DataError(
-            f"{path}: it has the columns {', '.join(schema.names)}, but not both of images and labels",
+            f"{path}: an image or label column is missing; it has {', '.join(schema.names)}",
             f"Name them {' or '.join(IMAGE_COLUMNS)}, {' or '.join(LABEL_COLUMNS)}: the Hugging Face image layout.",
         )
     kind = schema.field(image).type
     if pa.types.is_struct(kind):
         kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else kind
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise DataError(f"{path}: column '{image}' holds {kind}, not encoded images", "Store the images' bytes in it.")
+        raise DataError(
+            f"{path}: column '{image}' contains {kind}, not encoded images",
+            "Store the encoded bytes of the images in it.",
+        )
     return image, label
 
 
 @contextmanager
 def _local(storage: Storage, path: str) -> Iterator[Path]:
-    """The file on a local disk, fetched where it is remote: a cut download is taken up again, a cut stream is lost."""
+    """A local path of the file; a remote one is downloaded, as a download can be resumed but a stream cannot."""
     file = storage.local_path(path)
     if file is not None:
         yield file
@@ -276,12 +279,14 @@ def _local(storage: Storage, path: str) -> Iterator[Path]:
         try:
             storage.download(path, target)
         except FileNotFoundError as error:
-            raise DataError(f"{storage.uri(path)}: the file has gone since it was listed", "Run again.") from error
+            raise DataError(
+                f"{storage.uri(path)}: the file was removed since the source was listed", "Run again."
+            ) from error
         yield target
 
 
 def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Neighbouring members of one key, as {suffix in small letters: content}; one sample is in memory at a time."""
+    """Consecutive members with the same key, as {lower-case suffix: content}; one sample is in memory at a time."""
     current, members = "", dict[str, bytes]()
     for member in tar:
         path = PurePosixPath(member.name)
@@ -301,14 +306,14 @@ def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def _label_of(members: dict[str, bytes], key: str, path: str) -> int:
-    """The label in KEY.cls, or under "label" in KEY.json. DataError when there is none."""
+    """The label from KEY.cls, or from "label" in KEY.json. DataError if there is none."""
     if "cls" in members:
         return _as_label(members["cls"].decode(errors="replace").strip(), f"{path}/{key}.cls")
     if "json" in members:
         try:
             return _as_label(json.loads(members["json"])["label"], f"{path}/{key}.json")
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f'{path}/{key}.json: no "label" in it', "Add the label, or a .cls member.") from error
+            raise DataError(f'{path}/{key}.json: "label" is missing', "Add the label, or a .cls member.") from error
     raise DataError(f"{path}/{key}: the image has no label", "Add a .cls or .json member of the same name.")
 
 
@@ -316,4 +321,6 @@ def _as_label(value: Any, where: str) -> int:
     try:
         return int(value)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: label {value!r} is not a number", "Labels are 0 to data.classes - 1.") from error
+        raise DataError(
+            f"{where}: label {value!r} is not an integer", "Use labels from 0 to data.classes - 1."
+        ) from error

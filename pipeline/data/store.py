@@ -1,6 +1,6 @@
-"""Random access to examples: row numbers in, encoded images or moments out, from the memory-mapped mirror.
+"""Random access to examples: maps row numbers to encoded images or moments, read from the memory-mapped mirror.
 
-An example is one offset and one copy; memory stays what the batches take, whatever the set's size.
+Reading an example takes one offset and one copy; memory does not grow with the data set.
 Legend: B rows, D latent channels, h w latent rows and columns.
 """
 
@@ -52,11 +52,11 @@ class _Opened(NamedTuple, Generic[_V]):
 
 
 class _Rows(ABC, Generic[_V]):
-    """Finds a row's record batch. For one thread at a time."""
+    """Finds the record batch of a row. Not thread-safe."""
 
     def __init__(self, mirror: Mirror) -> None:
         self.mirror = mirror
-        self._opened: OrderedDict[int, _Opened[_V]] = OrderedDict()  # the longest unused first
+        self._opened: OrderedDict[int, _Opened[_V]] = OrderedDict()  # least recently used first
 
     def __len__(self) -> int:
         return self.mirror.rows
@@ -65,7 +65,7 @@ class _Rows(ABC, Generic[_V]):
     def _view(self, batch: pa.RecordBatch) -> _V: ...
 
     def _find(self, indices: npt.NDArray[np.integer]) -> Iterator[tuple[_V, int]]:
-        """For each row number the views of its batch and the row in it. IndexError outside of 0..len - 1."""
+        """For each row number, the views of its batch and the row in it. IndexError outside of 0..len - 1."""
         if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
             raise IndexError(f"rows {indices.min()} to {indices.max()} of {len(self)}")
         shards = np.searchsorted(self.mirror.starts, indices, side="right") - 1
@@ -91,7 +91,7 @@ class ImageStore(_Rows[_Images]):
     """The encoded images and labels of a mirror with IMAGE_COLUMNS."""
 
     def take(self, indices: npt.NDArray[np.integer]) -> tuple[list[memoryview], Labels]:
-        """The images as views of the mapped file (nothing is copied or decoded), and labels (B,) in int64."""
+        """The encoded images as views of the mapped file (not copied), and labels (B,) in int64."""
         images = []
         labels = np.empty(len(indices), np.int64)
         for i, (view, row) in enumerate(self._find(indices)):
@@ -109,20 +109,20 @@ class ImageStore(_Rows[_Images]):
 class LatentStore(_Rows[_Latents]):
     """The moments and labels of a mirror with LATENT_COLUMNS; `shape` is (D, h, w).
 
-    ContractError when the shards do not say their shape, or there are none.
+    ContractError if there are no shards, or their metadata has no shape.
     """
 
     def __init__(self, mirror: Mirror) -> None:
         super().__init__(mirror)
         batches = mirror.open(0) if mirror.shards else []
-        said = (batches[0].schema.metadata or {}).get(SHAPE) if batches else None
-        if said is None:
-            raise ContractError("there are no latents, or they do not say their shape", "Make the stage encode again.")
-        depth, height, width = (int(side) for side in said.split(b","))
+        shape = (batches[0].schema.metadata or {}).get(SHAPE) if batches else None
+        if shape is None:
+            raise ContractError("the latents are missing, or have no shape in their metadata", "Run encode again.")
+        depth, height, width = (int(side) for side in shape.split(b","))
         self.shape = (depth, height, width)
 
     def take(self, indices: npt.NDArray[np.integer]) -> tuple[Moments, Moments, Labels]:
-        """Mean and log-variance (B, D, h, w) in fp16, as they were stored, and labels (B,) in int64."""
+        """Mean and log-variance (B, D, h, w) in fp16, as stored, and labels (B,) in int64."""
         mean_BDhw = np.empty((len(indices), *self.shape), np.float16)
         logvar_BDhw = np.empty_like(mean_BDhw)
         labels = np.empty(len(indices), np.int64)

@@ -3,7 +3,6 @@
 Plain text from manifests. No clock times and no decisions of the moment: the same artifacts give the same card.
 """
 
-
 from models.sizes import sit_parameters, tokenizer_parameters
 from pipeline.artifacts import Manifest
 from pipeline.config import Config

@@ -1,1 +1,1 @@
-"""One file a stage, each with the same face: `run(context) -> Outcome`. What feeds what is said in `graph.py`."""
+"""One file per stage, each with a function `run(context) -> Outcome`. Their inputs are listed in `graph.py`."""

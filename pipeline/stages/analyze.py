@@ -1,7 +1,7 @@
-"""analyze: what the latents look like. The paper's Figures 1 and 2 and their numbers, on validation images.
+"""analyze: the paper's Figures 1 and 2 and their metrics, for latents of validation images.
 
-Spectra and PCA of the latents at every level, and the latents of uniform images, which should hold nothing but their
-mean. The loss curves are the trainers' own.
+Spectra and PCA of the latents at every level, and the latents of uniform images, whose energy should be in the mean
+only. The trainers draw the loss curves.
 """
 
 import json
@@ -20,11 +20,11 @@ from pipeline.workflow import StageContext
 if TYPE_CHECKING:
     from torch import Tensor
 
-_IMAGES = 256  # whose latents are analysed, at most
+_IMAGES = 256  # maximum number of images analysed
 _SHOWN = 8
 _BATCH = 64
 _FIGURES = ("latents.png", "spectrum.png", "uniform.png")
-_UNIFORM = (  # RGB of the uniform images
+_UNIFORM = (  # RGB colours of the uniform images
     (0, 0, 0),
     (64, 64, 64),
     (128, 128, 128),
@@ -38,7 +38,7 @@ _UNIFORM = (  # RGB of the uniform images
 
 @dataclass(frozen=True)
 class Spec:
-    """The one task."""
+    """The input of the stage's only task."""
 
     root: str
     prepare: Manifest
@@ -65,14 +65,14 @@ def run(context: StageContext) -> Outcome:
 
 
 def look(spec: Spec) -> dict[str, Any]:
-    """Encode the images, take the numbers, draw the figures; all of it goes into the artifact."""
+    """Encode the images, compute the metrics, draw the figures; writes all to the artifact."""
     storage = open_storage(spec.root)
     images = _images(storage, spec)
     uniform = np.broadcast_to(np.array(_UNIFORM, np.uint8)[:, :, None, None], (len(_UNIFORM), *images.shape[1:]))
     z_LBDhw, uniform_LBDhw = _latents(spec, images), _latents(spec, uniform)
-    metrics, spectra = _numbers(z_LBDhw, uniform_LBDhw)
+    metrics, spectra = _metrics(z_LBDhw, uniform_LBDhw)
     writer = ArtifactWriter(storage, "analyze", spec.fingerprint)
-    for name, data in _pictures(images, uniform, z_LBDhw.numpy(), uniform_LBDhw.numpy(), spectra).items():
+    for name, data in _figures(images, uniform, z_LBDhw.numpy(), uniform_LBDhw.numpy(), spectra).items():
         writer.add_bytes(data, name)
     content = {"images": len(images), "metrics": metrics, "spectra": spectra}
     writer.add_bytes(json.dumps(content, indent=1).encode(), "metrics.json")
@@ -102,8 +102,8 @@ def _latents(spec: Spec, images: np.ndarray) -> "Tensor":
     return torch.cat(parts, dim=1)
 
 
-def _numbers(z_LBDhw: "Tensor", uniform_LBDhw: "Tensor") -> tuple[dict[str, float], dict[str, list[Any]]]:
-    """The metrics, and the radial spectra: `radius` in cycles a side (R,), `power` (L, R)."""
+def _metrics(z_LBDhw: "Tensor", uniform_LBDhw: "Tensor") -> tuple[dict[str, float], dict[str, list[Any]]]:
+    """The metrics, and the radial spectra: `radius` in cycles per side (R,), `power` (L, R)."""
     from models.spectral import high_frequency_share, radial_spectrum, uniform_artifact
 
     metrics = {}
@@ -115,14 +115,14 @@ def _numbers(z_LBDhw: "Tensor", uniform_LBDhw: "Tensor") -> tuple[dict[str, floa
     return metrics, {"radius": spectra[0][0].tolist(), "power": [power.tolist() for _, power in spectra]}
 
 
-def _pictures(
+def _figures(
     images: np.ndarray,
     uniform: np.ndarray,
     z_LBDhw: np.ndarray,
     uniform_LBDhw: np.ndarray,
     spectra: dict[str, list[Any]],
 ) -> dict[str, bytes]:
-    """The three figures. One PCA colours all latents, so that their colours can be compared."""
+    """The three figures. One PCA is used for all latents, so that colours are comparable."""
     from pipeline import reports
 
     colours = reports.PrincipalColours(z_LBDhw[0])

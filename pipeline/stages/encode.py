@@ -1,8 +1,8 @@
-"""encode: the training split's latents, as raw moments in Parquet, with per-channel statistics of every level.
+"""encode: the latents of the training split, as raw moments in Parquet, with per-channel statistics of every level.
 
-Ray Data streams chunks of images through CPU decoding, a fixed pool of encoders and one writer. A shard of the latents
-is the unit of work and of resume. A row that travels is a whole chunk, so that a forward pass always sees the same
-images together and the moments come out the same, however often workers die.
+Ray Data streams chunks of images through CPU decoding, a fixed pool of encoders and one writer. A shard of latents is
+the unit of work and of resume. A row in the stream is a whole chunk, so that a forward pass always has the same batch
+and the moments are reproducible, even if workers die.
 """
 
 import json
@@ -22,12 +22,12 @@ from pipeline.errors import DataError, PipelineError
 from pipeline.storage import open_storage
 from pipeline.workflow import StageContext
 
-_CANARIES = 8  # images of a shard that are decoded again
+_CANARIES = 8  # images per shard that are decoded as a check
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What every worker needs to know."""
+    """The settings of every worker."""
 
     root: str
     prepare: Manifest
@@ -44,7 +44,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows `start` to `start + rows - 1` of a prepared file become one file of latents."""
+    """One file of latents, from rows `start` to `start + rows - 1` of a prepared file."""
 
     index: int
     source: str
@@ -53,7 +53,7 @@ class Shard:
 
 
 def run(context: StageContext) -> Outcome:
-    plan, shards = _plan(context), _cut(context)
+    plan, shards = _plan(context), _shards(context)
     total = sum(shard.rows for shard in shards)
     records = _records(context)
     while missing := [shard for shard in shards if shard.index not in records]:
@@ -62,8 +62,10 @@ def run(context: StageContext) -> Outcome:
             records[index] = json.loads(context.storage.read(_record_path(context.work, index)))
             done = sum(shard.rows for shard in shards if shard.index in records)
             context.progress(done, total, unit="latents")
-        if len(records) == before:  # a writer that died takes its half-assembled shards along: they come again
-            raise PipelineError(f"encode: {len(missing)} shards could not be written", "See --debug for the workers.")
+        if len(records) == before:  # if a writer dies, its incomplete shards are lost and encoded again
+            raise PipelineError(
+                f"encode: {len(missing)} shards could not be written", "Run with --debug to see the workers' output."
+            )
     return _finish(context, plan, [records[shard.index] for shard in shards])
 
 
@@ -84,8 +86,8 @@ def _plan(context: StageContext) -> Plan:
     )
 
 
-def _cut(context: StageContext) -> list[Shard]:
-    """The training split, file by file, in shards of at most `encode.shard_rows`."""
+def _shards(context: StageContext) -> list[Shard]:
+    """The shards of the training split, file by file, of at most `encode.shard_rows` rows."""
     most, shards = context.config.encode.shard_rows, list[Shard]()
     for file in context.inputs["prepare"].details["splits"]["train"]:
         for start in range(0, file["rows"], most):
@@ -98,20 +100,20 @@ def _record_path(work: str, index: int) -> str:
 
 
 def _records(context: StageContext) -> dict[int, dict[str, Any]]:
-    """The shards that earlier attempts have written."""
+    """The records of shards that earlier attempts have written, by index."""
     found = [entry.path for entry in context.storage.list(f"{context.work}/shards")]
     return {int(Path(path).stem): json.loads(context.storage.read(path)) for path in found}
 
 
 def _encode(context: StageContext, plan: Plan, shards: list[Shard]) -> Iterator[int]:
-    """Stream the shards through Ray Data; yields the index of each as it is written."""
+    """Stream the shards through Ray Data; yields the index of each shard when it is written."""
     import ray.data
     from ray.data import ActorPoolStrategy
 
     settings = context.config.cluster
     context_of_ray = ray.data.DataContext.get_current()
     context_of_ray.enable_progress_bars = False
-    context_of_ray.raise_original_map_exception = True  # else every error is one "UserCodeException"
+    context_of_ray.raise_original_map_exception = True  # else every error is a "UserCodeException"
     gpus = {"num_gpus": 1} if cluster.device_of(settings) == "cuda" else {"num_cpus": 1}
     pool: dict[str, Any] = {"resources": cluster.pool_resources(settings, context.stage)}
     items = [{"shard": json.dumps(vars(shard))} for shard in shards]
@@ -133,7 +135,7 @@ def _encode(context: StageContext, plan: Plan, shards: list[Shard]) -> Iterator[
 
 
 def decode_chunks(row: dict[str, Any], plan: Plan) -> list[dict[str, Any]]:
-    """A shard's images as chunks of `batch_size`: uint8 pixels (b, 3, H, W), keys, labels, and what was unreadable."""
+    """A shard's images in chunks of `batch_size`: uint8 pixels (b, 3, H, W), keys, labels, unreadable images."""
     from pipeline.data import UnreadableImage, decode_image, transform
 
     shard = Shard(**json.loads(row["shard"]))
@@ -149,14 +151,14 @@ def decode_chunks(row: dict[str, Any], plan: Plan) -> list[dict[str, Any]]:
         return example["key"], example["label"], transform(image, plan.image_size, plan.center_crop)
 
     with ThreadPoolExecutor(4) as threads:
-        for answer in threads.map(read, examples):
-            lost.append(answer) if isinstance(answer, dict) else kept.append(answer)
+        for result in threads.map(read, examples):
+            lost.append(result) if isinstance(result, dict) else kept.append(result)
     starts = range(0, max(1, len(kept)), plan.batch_size)
     return [_chunk(shard, start, len(starts), kept, lost, plan) for start in starts]
 
 
 def _examples(plan: Plan, shard: Shard) -> list[dict[str, Any]]:
-    """The rows of a prepared file that make up this shard: key, label and encoded image."""
+    """The rows of the prepared file for this shard: key, label and encoded image."""
     import io
 
     import pyarrow.parquet as pq
@@ -190,7 +192,7 @@ def _chunk(
 
 
 class Encoder:
-    """An actor of the pool: moments of a chunk, sums for the statistics, and a decode of the first images."""
+    """An actor of the pool: moments of a chunk, sums for the statistics, PSNR of the first images decoded again."""
 
     def __init__(self, plan: Plan) -> None:
         import torch
@@ -224,9 +226,9 @@ class Encoder:
         }
 
     def _sums(self, mean: Any, logvar: Any) -> list[list[list[float]]]:
-        """For each level, per channel: sums of E[S_l z] and of E[(S_l z)^2] = (S_l mean)^2 + S_l^2 var.
+        """Per level and channel: sums of E[S_l z] and of E[(S_l z)^2] = (S_l mean)^2 + S_l^2 var.
 
-        The squares of the real matrix S_l act on the variances, since the noise of the positions is independent.
+        The variances are multiplied by the squared elements of S_l, since the noise is independent between positions.
         """
         matrices, sums = self.filter.matrices.double(), []
         flat_mean, flat_var = mean.double().flatten(2), logvar.double().exp().flatten(2)
@@ -243,20 +245,20 @@ class Encoder:
 
 
 class Writer:
-    """The one actor that assembles shards from chunks, in order, and writes them with their record."""
+    """A single actor that assembles shards from chunks, in order, and writes them with their records."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.waiting: dict[int, dict[int, tuple[dict[str, Any], dict[str, Any]]]] = {}
+        self.pending: dict[int, dict[int, tuple[dict[str, Any], dict[str, Any]]]] = {}
 
     def __call__(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         facts = json.loads(row["facts"])
-        chunks = self.waiting.setdefault(facts["shard"], {})
+        chunks = self.pending.setdefault(facts["shard"], {})
         chunks[facts["chunk"]] = (facts, row)
         if len(chunks) < facts["chunks"]:
             return []
         self._write(facts["shard"], [chunks[index] for index in sorted(chunks)])
-        del self.waiting[facts["shard"]]
+        del self.pending[facts["shard"]]
         return [{"index": facts["shard"]}]
 
     def _write(self, index: int, chunks: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
@@ -299,15 +301,15 @@ def _finish(context: StageContext, plan: Plan, records: list[dict[str, Any]]) ->
     least = context.config.encode.canary_psnr
     if canary < least:
         raise DataError(
-            f"decoded latents are {canary:.1f} dB from their images, less than encode.canary_psnr {least:.1f}",
-            "The tokenizer is poor: train it longer, or lower encode.canary_psnr.",
+            f"the PSNR of decoded latents is {canary:.1f} dB, less than encode.canary_psnr {least:.1f}",
+            "Train the tokenizer longer, or lower encode.canary_psnr.",
         )
     quarantined = [entry for record in records for entry in record["quarantined"]]
     budget = context.config.data.quarantine_budget
     if len(quarantined) > budget * (rows + len(quarantined)):
         raise DataError(
-            f"encode: {len(quarantined)} images cannot be read any more, first {quarantined[0]['key']}: "
-            f"{quarantined[0]['reason']}; that is more than data.quarantine_budget {budget:g}",
+            f"encode: {len(quarantined)} images can no longer be read, the first is {quarantined[0]['key']}: "
+            f"{quarantined[0]['reason']}; that exceeds data.quarantine_budget {budget:g}",
             "Run `python -m pipeline artifact verify`, and repair `prepare`.",
         )
     metrics = {

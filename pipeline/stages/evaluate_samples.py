@@ -1,8 +1,8 @@
-"""evaluate-samples: how close the generator's images are to the real ones.
+"""evaluate-samples: metrics of the generator's images against real ones.
 
-Frechet distance, precision and recall against training images, under the name of the network whose features they take;
-with Inception also its score and sFID; and, where asked for, whether a classifier that knows only real images reads a
-sample as the class that was asked for.
+Frechet distance, precision and recall against training images, in the features of the network in their names; with
+Inception also Inception Score and sFID; and, if configured, the accuracy of a classifier, trained on real images only,
+on the samples' requested classes.
 """
 
 import io
@@ -18,31 +18,31 @@ from pipeline.errors import PipelineError
 from pipeline.storage import Storage, open_storage
 from pipeline.workflow import StageContext
 
-_FEWEST = 4  # images a side: precision and recall look at three neighbours of each
+_MINIMUM_IMAGES = 4  # images per side: precision and recall use three neighbours
 _TASK_SAMPLES = 500
 
 
 @dataclass(frozen=True)
 class Work:
-    """What every task needs to know."""
+    """The common inputs of all tasks."""
 
     root: str
     prepare: Manifest
     sample: Manifest
-    folder: str  # for features, on the storage
+    folder: str  # of the features, at the root
     config: Config
 
 
 @dataclass(frozen=True)
 class Shards:
-    """Some files of the sample artifact: a unit of work."""
+    """Files of the sample artifact: a unit of work."""
 
     paths: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One task: features of these images, real or generated."""
+    """One task: the features of these images, real or generated."""
 
     work: Work
     side: str
@@ -56,9 +56,9 @@ def run(context: StageContext) -> Outcome:
     reference = choose_rows(prepare, "train", own.reference_images)
     real = sum(len(unit.rows) for unit in reference)
     fake = sum(shard["rows"] for shard in sample.details["shards"])
-    if min(real, fake) < _FEWEST:
+    if min(real, fake) < _MINIMUM_IMAGES:
         raise PipelineError(
-            f"evaluate-samples needs {_FEWEST} real and generated images; there are {real} and {fake}",
+            f"evaluate-samples needs {_MINIMUM_IMAGES} real and generated images; there are {real} and {fake}",
             "Raise sample.count, or evaluate.reference_images.",
         )
     specs = [Spec(work, "real", index, unit) for index, unit in enumerate(reference)]
@@ -71,9 +71,9 @@ def run(context: StageContext) -> Outcome:
     (metrics,) = context.map(compare, [Comparison(work, paths["real"], paths["fake"])], [1], unit="distance", gpu=True)
     details: dict[str, Any] = {"reference": f"{real} images of the training split", "samples": fake}
     if own.class_accuracy:
-        (read,) = context.map(classify, [work], [1], unit="classifier")
-        metrics = {**metrics, **read["metrics"]}
-        details["classifier"] = read["words"]
+        (record,) = context.map(classify, [work], [1], unit="classifier")
+        metrics = {**metrics, **record["metrics"]}
+        details["classifier"] = record["words"]
     return context.writer.outcome(fake, metrics, **details)
 
 
@@ -91,7 +91,7 @@ def _grouped(sample: Manifest) -> list[tuple[Shards, int]]:
 
 
 def read_samples(storage: Storage, sample: Manifest, shards: Shards) -> tuple[Pixels, Labels]:
-    """Generated images uint8 (N, 3, H, W), and the labels that they were asked for, int64 (N,)."""
+    """Generated images uint8 (N, 3, H, W), and their requested labels int64 (N,)."""
     images, labels = [], []
     for path in shards.paths:
         with np.load(io.BytesIO(read_checked(storage, sample, path))) as arrays:
@@ -101,7 +101,7 @@ def read_samples(storage: Storage, sample: Manifest, shards: Shards) -> tuple[Pi
 
 
 def featurize(spec: Spec) -> dict[str, str]:
-    """Features of one task's images, into the work folder."""
+    """Write the features of one task's images to the work folder."""
     import torch
 
     from pipeline.evaluation import extract, write_features
@@ -118,7 +118,7 @@ def featurize(spec: Spec) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The files with features of both sides."""
+    """The feature files of real and generated images."""
 
     work: Work
     real: tuple[str, ...]
@@ -126,14 +126,14 @@ class Comparison:
 
 
 def compare(spec: Comparison) -> dict[str, float]:
-    """The metrics that are taken from features."""
+    """The metrics that are computed from features."""
     from pipeline.evaluation import sample_metrics
 
     return sample_metrics(open_storage(spec.work.root), spec.real, spec.fake, spec.work.config.evaluate)
 
 
 def classify(work: Work) -> dict[str, Any]:
-    """How an SVC that knows only real training images reads held-out real ones, and the samples."""
+    """Accuracy of an SVC, trained on real training images, on held-out real images and on the samples."""
     from pipeline.evaluation import CLASSIFIER_IMAGES, read_as_asked
 
     storage = open_storage(work.root)

@@ -1,7 +1,7 @@
-"""evaluate-tokenizer: how well latents of every level give back validation images, always against the image itself.
+"""evaluate-tokenizer: reconstruction metrics on validation images, for latents of every level, against the originals.
 
-PSNR, SSIM (and LPIPS where its weights are given) as the mean over images, on uint8; the Frechet distance between the
-reconstructions of level 0 and their originals, under the name of the network whose features it takes.
+PSNR, SSIM, and LPIPS if its weights are configured, as means over uint8 images; and the Frechet distance between
+level-0 reconstructions and originals, in the features of the network in its name.
 """
 
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ _SHOWN = 8  # images of the figure
 
 @dataclass(frozen=True)
 class Work:
-    """What every task needs to know."""
+    """The common inputs of all tasks."""
 
     root: str
     prepare: Manifest
     tokenizer: Manifest
     fingerprint: str
-    folder: str  # for features, on the storage
+    folder: str  # of the features, at the root
     config: Config
 
 
@@ -74,12 +74,12 @@ def run(context: StageContext) -> Outcome:
 
 
 def distance_name(network: str) -> str:
-    """rFID is what the field calls it, with Inception's features; any other network is named."""
+    """The metric's key: rfid for Inception's features, else the Frechet distance with the network's name."""
     return "reconstruction/rfid" if network == "inception" else f"reconstruction/frechet_distance/{network}"
 
 
 def _means(records: list[dict[str, Any]]) -> dict[str, float]:
-    """Every measure's mean over images: `reconstruction/psnr` at level 0, `reconstruction/psnr_level1` and so on."""
+    """The mean of each measure over images: `reconstruction/psnr` at level 0, `reconstruction/psnr_level1` etc."""
     rows, means = sum(record["rows"] for record in records), {}
     for name in records[0]["sums"]:
         total = np.sum([record["sums"][name] for record in records], axis=0)
@@ -89,7 +89,7 @@ def _means(records: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def measure(spec: Spec) -> dict[str, Any]:
-    """Reconstruct one task's images: sums of the measures at each level; features go to the work folder."""
+    """Reconstruct one task's images; returns sums of the measures per level, writes features to the work folder."""
     import torch
 
     from pipeline.evaluation import extract, settle_device, write_features
@@ -169,7 +169,7 @@ def compare(spec: Comparison) -> dict[str, float]:
 
 
 def draw(work: Work) -> dict[str, Any]:
-    """Some validation images beside their reconstructions at every level, as reconstructions.png."""
+    """Draw reconstructions.png: validation images and their reconstructions at every level."""
     import torch
 
     from models.metrics import psnr_B
@@ -183,6 +183,6 @@ def draw(work: Work) -> dict[str, Any]:
     levels = _reconstructions(work, x)
     psnr = [float(psnr_B(y, x).mean()) for y in levels]
     writer = ArtifactWriter(storage, "evaluate-tokenizer", work.fingerprint)
-    picture = reconstructions(x_BCHW, np.stack([y.cpu().numpy() for y in levels]), psnr)
-    writer.add_bytes(picture, "reconstructions.png")
+    figure = reconstructions(x_BCHW, np.stack([y.cpu().numpy() for y in levels]), psnr)
+    writer.add_bytes(figure, "reconstructions.png")
     return writer.files["reconstructions.png"].model_dump()

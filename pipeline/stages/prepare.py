@@ -1,7 +1,7 @@
-"""prepare: the source's images as Parquet shards, training and validation split, every image proven readable.
+"""prepare: the source's images as Parquet shards of a training and a validation split; every image is readable.
 
-The work is cut into units by the listing; a unit is a Ray task and has its own record, so that an attempt goes on
-where the last one ended. Reading, decoding and writing are those of `pipeline.data`.
+The listing is split into units; a unit is a Ray task with its own record, so that an interrupted attempt resumes.
+Reading, decoding and writing are in `pipeline.data`.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from pipeline.workflow import StageContext
 
 @dataclass(frozen=True)
 class Spec:
-    """One task: a unit, and where its shards go."""
+    """One task: a unit, and the folder for its shards."""
 
     unit: Unit
     config: Config
@@ -26,7 +26,7 @@ class Spec:
 
 
 def prepare(spec: Spec) -> dict[str, Any]:
-    """Read, check and write one unit. What became of it, as JSON."""
+    """Read, check and write one unit; returns its `PreparedUnit` as JSON."""
     storage = open_storage(spec.root)
     return prepare_unit(spec.unit, spec.config.data, spec.config.seed, storage, spec.folder).model_dump(mode="json")
 
@@ -49,7 +49,7 @@ def run(context: StageContext) -> Outcome:
     if counts["validation"] == 0:
         raise DataError(
             f"no validation image in {data.uri or data.format}",
-            "Give more images, a data.validation_uri, or a larger data.validation_share.",
+            "Add images, or set data.validation_uri or a larger data.validation_share.",
         )
     quarantined = [entry.model_dump() for unit in units for entry in unit.quarantined]
     metrics = {
@@ -69,7 +69,7 @@ def run(context: StageContext) -> Outcome:
 
 
 def _images(unit: Unit, shard_rows: int) -> int:
-    """About how many images a unit holds; nobody knows of a tar before it is read."""
+    """The number of images in a unit; an estimate for a tar, whose number is unknown before it is read."""
     if isinstance(unit, TarUnit):
         return shard_rows
     return len(unit.files) if isinstance(unit, FolderUnit) else unit.stop - unit.start

@@ -1,7 +1,7 @@
-"""register: a version in MLflow's model registry, and the gate that makes it champion.
+"""register: creates a version in MLflow's model registry, and the gate decides whether it becomes champion.
 
-The model is made from artifacts by MLflow's own packer, without torch, and laid into this stage's MLflow run; the
-version points there. A repeated attempt finds its version by the fingerprint and only settles the aliases again.
+The model is packed from artifacts by MLflow, without torch, and uploaded to this stage's MLflow run, to which the
+version points. A repeated attempt finds its version by fingerprint and only sets the aliases again.
 """
 
 import json
@@ -23,17 +23,17 @@ from pipeline.tracking import CANDIDATE, CHAMPION, FINGERPRINT_TAG, MlflowWriter
 from pipeline.workflow import StageContext
 
 _METRIC_TAG = "dvae.metric."
-_FOLDER = "model"  # of the model in the run's artifacts
+_FOLDER = "model"  # of the model, in the run's artifacts
 _WEIGHTS = "weights.safetensors"
-_NEEDED = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch")  # to load the model
+_NEEDED = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch")  # packages that loading the model requires
 
 
 class Champion(NamedTuple):
-    """The version that the alias names now, and its value of the gate's metric, None where it has none."""
+    """The current champion: its version, and its value of the gate's metric, None if it has none."""
 
     version: str
     value: float | None
-    fingerprint: str | None = None  # of the register artifact that made it
+    fingerprint: str | None = None  # of the register artifact that created it
 
 
 def run(context: StageContext) -> Outcome:
@@ -41,13 +41,15 @@ def run(context: StageContext) -> Outcome:
     gate, metrics = context.config.register.gate, all_metrics(manifests)
     if gate.metric not in metrics:
         raise PipelineError(
-            f"register.gate.metric: nothing has measured '{gate.metric}'", f"There are {', '.join(metrics)}."
+            f"register.gate.metric: there is no metric '{gate.metric}'", f"Use one of {', '.join(metrics)}."
         )
     _write_facts(context, manifests)
-    with _mlflow_needed(context.config):
-        post, run_id = _own_run(context)
-        version = _find_version(post.client, context) or _make_version(context, post.client, run_id, manifests, metrics)
-        promoted, decision = _settle(post.client, context, version, metrics[gate.metric])
+    with _required_mlflow(context.config):
+        writer, run_id = _own_run(context)
+        version = _find_version(writer.client, context) or _create_version(
+            context, writer.client, run_id, manifests, metrics
+        )
+        promoted, decision = _apply_gate(writer.client, context, version, metrics[gate.metric])
     context.outbox.tags({"dvae.model_version": version, "dvae.decision": decision})
     return context.writer.outcome(
         1,
@@ -60,19 +62,19 @@ def run(context: StageContext) -> Outcome:
 
 
 def _manifests(context: StageContext) -> dict[str, Manifest]:
-    """The inputs, and the prepared data behind them."""
+    """The inputs, and the prepare artifact of the latents."""
     fingerprint = context.inputs["encode"].inputs["prepare"]
     prepared = read_manifest(context.storage, "prepare", fingerprint)
     if prepared is None:
-        raise ContractError(f"the prepare artifact {fingerprint} behind the latents is gone", "Run prepare again.")
+        raise ContractError(f"the prepare artifact {fingerprint} of the latents is missing", "Run prepare again.")
     return {"prepare": prepared, **context.inputs}
 
 
-# --- what the model is made of ---
+# --- the model ---
 
 
 def _write_facts(context: StageContext, manifests: dict[str, Manifest]) -> None:
-    """model.json and README.md: into this artifact, and into `scratch` for the packer."""
+    """Write model.json and README.md to this artifact, and to `scratch` for the packer."""
     files = {
         "model.json": json.dumps(_facts(context.config, manifests), indent=1),
         "README.md": model_card(context.config, manifests, context.fingerprint, git_sha()),
@@ -84,7 +86,7 @@ def _write_facts(context: StageContext, manifests: dict[str, Manifest]) -> None:
 
 
 def _facts(config: Config, manifests: dict[str, Manifest]) -> dict[str, Any]:
-    """What `registered_model` builds the generator from, and what else one may want to know of it."""
+    """The content of model.json: what `registered_model` builds the generator from, and further information."""
     tokenizer, sit = manifests["train-tokenizer"].details, manifests["train-sit"].details
     return {
         "tokenizer": tokenizer["network"],
@@ -101,7 +103,7 @@ def _facts(config: Config, manifests: dict[str, Manifest]) -> dict[str, Any]:
 
 
 def _pack(context: StageContext) -> Path:
-    """The MLflow model as a folder on this machine: code, weights, facts, card, signature. Runs no network."""
+    """The MLflow model as a local folder: code, weights, model.json, card, signature. Runs no network."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow.pyfunc
     import pandas as pd
@@ -126,7 +128,7 @@ def _pack(context: StageContext) -> Path:
 
 
 def _weights(context: StageContext, stage: str) -> str:
-    """A copy of a trainer's weights, named after the stage: the packer keeps file names."""
+    """A copy of a trainer's weights named after the stage, since the packer keeps file names."""
     path = context.scratch / f"{stage}.safetensors"
     shutil.copyfile(context.input_files(stage, [_WEIGHTS])[_WEIGHTS], path)
     return str(path)
@@ -155,40 +157,40 @@ def _signature(config: Config) -> Any:
 
 
 @contextmanager
-def _mlflow_needed(config: Config) -> Iterator[None]:
-    """One line for whatever MLflow's client raises when its server is away or refuses."""
+def _required_mlflow(config: Config) -> Iterator[None]:
+    """Turn errors of MLflow's client into PipelineErrors: unlike other stages, register needs the server."""
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except TrackingError as error:
-        raise PipelineError(f"MLflow is needed for register, and {error.what}", error.hint) from error
+        raise PipelineError(f"register needs MLflow, and {error.what}", error.hint) from error
     except (MlflowException, OSError) as error:
         raise PipelineError(
-            f"MLflow is needed for register, and {tracking_uri(config)} said: {' '.join(str(error).split())[:300]}",
-            "Run again when it is up; all other stages are done.",
+            f"register needs MLflow, and {tracking_uri(config)} failed: {' '.join(str(error).split())[:300]}",
+            "Run again when it is available; all other stages are done.",
         ) from error
 
 
 def _own_run(context: StageContext) -> tuple[MlflowWriter, str]:
-    """The way into MLflow, and the id of this stage's run there, its opening delivered."""
-    post = MlflowWriter(tracking_uri(context.config), context.config)
-    deliver(context.storage, post, only=context.outbox.key.partition("/")[0])
-    return post, post.run_of(context.outbox.key)
+    """A writer to MLflow, and the id of this stage's run, after delivery of its pending events."""
+    writer = MlflowWriter(tracking_uri(context.config), context.config)
+    deliver(context.storage, writer, only=context.outbox.key.partition("/")[0])
+    return writer, writer.run_of(context.outbox.key)
 
 
 def _find_version(client: Any, context: StageContext) -> str | None:
-    """The version that an earlier attempt made of this fingerprint, if its files are still there."""
+    """The version that an earlier attempt created for this fingerprint, if its files still exist."""
     name = context.config.register.name
     found = client.search_model_versions(f"name='{name}' and tags.`{FINGERPRINT_TAG}`='{context.fingerprint}'")
-    whole = [version for version in found if client.list_artifacts(version.run_id, _FOLDER)]
-    return str(max(int(version.version) for version in whole)) if whole else None
+    complete = [version for version in found if client.list_artifacts(version.run_id, _FOLDER)]
+    return str(max(int(version.version) for version in complete)) if complete else None
 
 
-def _make_version(
+def _create_version(
     context: StageContext, client: Any, run_id: str, manifests: dict[str, Manifest], metrics: dict[str, float]
 ) -> str:
-    """Upload the model into the run, then name it: a version never points at a part of a model."""
+    """Upload the model to the run, then create the version, so that it never points to a partial model."""
     client.log_artifacts(run_id, str(_pack(context)), _FOLDER)
     name = context.config.register.name
     _ensure_model(client, name)
@@ -198,7 +200,7 @@ def _make_version(
         f"{client.get_run(run_id).info.artifact_uri}/{_FOLDER}",
         run_id,
         tags=_tags(context, manifests, metrics),
-        description=f"Made as {context.storage.uri(context.writer.folder)}. The model's artifacts hold a card.",
+        description=f"Created from {context.storage.uri(context.writer.folder)}. See the model card in its artifacts.",
     )
     return str(version.version)
 
@@ -224,12 +226,12 @@ def _tags(context: StageContext, manifests: dict[str, Manifest], metrics: dict[s
 # --- the gate ---
 
 
-def _settle(client: Any, context: StageContext, version: str, value: float) -> tuple[bool, str]:
-    """Give the version its aliases. Returns whether it is champion, and why or why not."""
+def _apply_gate(client: Any, context: StageContext, version: str, value: float) -> tuple[bool, str]:
+    """Set the version's aliases according to the gate. Returns whether it is champion, and the reason."""
     own = context.config.register
     champion = _champion(client, own.name, own.gate.metric)
-    if champion is not None and context.fingerprint == champion.fingerprint:  # perhaps with files that were lost
-        promoted, decision = True, f"version {version} is champion already"
+    if champion is not None and context.fingerprint == champion.fingerprint:  # its files may have been lost
+        promoted, decision = True, f"version {version} is already champion"
     else:
         promoted, reason = decide(own.gate, value, champion)
         decision = f"version {version} was {'' if promoted else 'not '}promoted: {reason}"
@@ -251,22 +253,22 @@ def _champion(client: Any, name: str, metric: str) -> Champion | None:
 
 
 def decide(gate: GateConfig, value: float, champion: Champion | None) -> tuple[bool, str]:
-    """Whether a candidate with this value of the gate's metric becomes champion, and why, in words.
+    """Whether a candidate with this value of the gate's metric becomes champion, and the reason.
 
     The first champion needs only the minimum. A later one must be better than the champion, and by the margin.
     """
     candidate = f"{gate.metric} {value:.6g}"
     sign = 1.0 if gate.direction == "higher" else -1.0
     if not math.isfinite(value):
-        return False, f"{candidate} is no number"
+        return False, f"{candidate} is not finite"
     if gate.minimum is not None and sign * (value - gate.minimum) < 0:
-        return False, f"{candidate} misses the minimum {gate.minimum:.6g} ({gate.direction} is better)"
+        return False, f"{candidate} does not reach the minimum {gate.minimum:.6g} ({gate.direction} is better)"
     if champion is None:
         least = "no minimum is set" if gate.minimum is None else f"the minimum is {gate.minimum:.6g}"
         return True, f"{candidate}, the first champion ({least})"
     rival = f"champion version {champion.version}"
     if champion.value is None:
-        return False, f"{rival} has no record of {gate.metric} to compare with; move the alias by hand if it is to go"
+        return False, f"{rival} has no value of {gate.metric} to compare with; move the alias by hand to replace it"
     gain = sign * (value - champion.value)
     if gain <= 0:
         return False, f"{candidate} is not better than {champion.value:.6g} of {rival}"

@@ -1,4 +1,4 @@
-"""sample: images from the generator, classes in turn, each from the noise of its own seed; and a grid by class."""
+"""sample: images from the generator, with cycling class labels and one noise seed per image; and a grid by class."""
 
 import io
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ def run(context: StageContext) -> Outcome:
 
 
 def generate(spec: Spec) -> dict[str, Any]:
-    """Make the images and leave them as `images/START.npz`: images uint8 (N, 3, H, W), labels int64 (N,)."""
+    """Generate the images; writes `images/START.npz`: images uint8 (N, 3, H, W), labels int64 (N,)."""
     import torch
 
     from models.generator import Sampling
@@ -86,7 +86,7 @@ class GridSpec:
 
 
 def draw_grid(spec: GridSpec) -> dict[str, Any]:
-    """The first images of the first ten classes, a row a class, as grid.png."""
+    """Draw grid.png: the first images of the first ten classes, one row per class."""
     from pipeline.reports import sample_grid
 
     storage = open_storage(spec.root)

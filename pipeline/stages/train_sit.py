@@ -1,4 +1,4 @@
-"""train-sit: SiT on the denoised latents, with feature alignment. Leaves EMA weights and history."""
+"""train-sit: SiT on the denoised latents, with feature alignment. Writes EMA weights and history."""
 
 from pipeline.artifacts import Outcome
 from pipeline.training import check_contract, run_training

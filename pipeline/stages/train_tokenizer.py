@@ -1,4 +1,4 @@
-"""train-tokenizer: the ViT autoencoder under multi-level spectral regularization. Leaves EMA weights and history."""
+"""train-tokenizer: the ViT autoencoder under multi-level spectral regularization. Writes EMA weights and history."""
 
 from pipeline.artifacts import Outcome
 from pipeline.training import run_training

@@ -28,7 +28,7 @@ class LocalStorage:
     def local_path(self, path: str = "") -> Path:
         return self.folder / path
 
-    def arrow(self, path: str = "", lasting: bool = False) -> tuple[Any, str]:  # noqa: ARG002  # local files need no credentials
+    def arrow(self, path: str = "", lasting: bool = False) -> tuple[Any, str]:  # noqa: ARG002  # no credentials
         import pyarrow.fs
 
         return pyarrow.fs.LocalFileSystem(), str(self.local_path(path))

@@ -1,7 +1,7 @@
-"""Training: the loop, its state and checkpoints, and what is trained; on Ray, or without it.
+"""Training: the loop, checkpoints and the two trainers, on Ray Train or in a single process.
 
-A stage calls `run_training`. Without Ray, `worker.train_as(World.alone(), job)` trains the same in this process. What
-needs torch loads when it is used.
+A stage calls `run_training`. Without Ray, `worker.train_as(World.alone(), job)` runs the same training in this process.
+Modules that need torch are imported on use.
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,7 @@
-"""Checkpoints of a trainer: every state in one safetensors file and one JSON file, nothing pickled.
+"""Checkpoints of a trainer: the whole state in one safetensors file and one JSON file, without pickle.
 
-The JSON file is written last and names the other's hash: a checkpoint is whole when both agree. They are ours and not
-Ray Train's because Ray rewrites its record of them in place, so that a kill in that moment loses them all.
+The JSON file is written last and contains the hash of the other: a checkpoint is complete if they match. Ray Train's
+checkpoints are not used, since Ray updates its record of them in place: a kill during the update would lose them all.
 """
 
 import hashlib
@@ -17,14 +17,13 @@ from pipeline.errors import ContractError
 from pipeline.storage import Storage
 
 _TENSOR = "__tensor__"
-_ITEMS = "__items__"  # a dict whose keys are not strings: JSON would turn them into some
+_ITEMS = "__items__"  # a dict with keys that are not strings, which JSON would convert
 
 
 def flatten_state(state: Any, name: str = "") -> tuple[Any, dict[str, Tensor]]:
     """A nested state as a JSON tree and its tensors, on the CPU.
 
-    Dicts, lists, tuples, numbers, strings, None and tensors;
-    TypeError for anything else. Tuples come back as lists.
+    Dicts, lists, tuples, numbers, strings, None and tensors; TypeError for anything else. Tuples are restored as lists.
     """
     if isinstance(state, Tensor):
         return {_TENSOR: name}, {name: state.detach().to("cpu", copy=True).contiguous()}
@@ -39,7 +38,7 @@ def flatten_state(state: Any, name: str = "") -> tuple[Any, dict[str, Tensor]]:
         return [tree for tree, _ in parts], {path: tensor for _, below in parts for path, tensor in below.items()}
     if state is None or isinstance(state, (bool, int, float, str)):
         return state, {}
-    raise TypeError(f"{name}: a {type(state).__name__} does not belong in a checkpoint")
+    raise TypeError(f"{name}: a {type(state).__name__} cannot be stored in a checkpoint")
 
 
 def unflatten_state(tree: Any, tensors: dict[str, Tensor]) -> Any:
@@ -56,34 +55,34 @@ def unflatten_state(tree: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 class Checkpoints:
-    """The checkpoints below one folder; the newest `keep` stay. Written by one thread, off the training loop."""
+    """The checkpoints in one folder, of which the newest `keep` are kept. A background thread writes them."""
 
     def __init__(self, storage: Storage, folder: str, keep: int) -> None:
         self.storage, self.folder, self.keep = storage, folder, keep
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        self._seconds = 0.0  # that the last one took to write
+        self._seconds = 0.0  # duration of the last write
 
     def steps(self) -> list[int]:
-        """The steps of which something is there, newest first."""
+        """The steps with a checkpoint, complete or not, newest first."""
         return sorted((int(name) for name in self.storage.folders(self.folder)), reverse=True)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Copy the state now, write it in the background. Raises what the write before this one met."""
+        """Copy the state now and write it in the background. Raises an error of the previous write."""
         tree, tensors = flatten_state(state)
         self.wait()
         self._pending = self._writer.submit(self._write, step, tree, tensors)
 
     def wait(self) -> None:
-        """Until the last one is written; raises what went wrong."""
+        """Wait until the last write is done; raises its error."""
         if self._pending is not None:
             self._pending.result()
             self._pending = None
 
-    def would_be_whole_by(self, end: float) -> bool:
-        """Would one that is saved now be written by `end` (seconds since the epoch), if it takes as long as the last?
+    def would_finish_by(self, end: float) -> bool:
+        """Whether a checkpoint saved now would be written by `end` (seconds since the epoch), as fast as the last one.
 
-        Not while another one is being written.
+        False while another write is in progress.
         """
         return (self._pending is None or self._pending.done()) and time.time() + self._seconds < end
 
@@ -102,13 +101,13 @@ class Checkpoints:
         return f"{self.folder}/{step:09d}"
 
     def newest(self) -> int | None:
-        """The step of the newest whole checkpoint."""
+        """The step of the newest complete checkpoint; None if there is none."""
         for step in self.steps():
-            if self._is_whole(step):
+            if self._is_complete(step):
                 return step
         return None
 
-    def _is_whole(self, step: int) -> bool:
+    def _is_complete(self, step: int) -> bool:
         try:
             record = json.loads(self.storage.read(f"{self._path(step)}/state.json"))
             data = self.storage.read(f"{self._path(step)}/state.safetensors")
@@ -117,11 +116,14 @@ class Checkpoints:
         return bool(hashlib.sha256(data).hexdigest() == record["sha256"])
 
     def load(self, step: int) -> dict[str, Any]:
-        """The state saved at `step`, its tensors on the CPU. ContractError when it is not whole."""
+        """The state saved at `step`, with tensors on the CPU. ContractError if the checkpoint is incomplete."""
         record = json.loads(self.storage.read(f"{self._path(step)}/state.json"))
         data = self.storage.read(f"{self._path(step)}/state.safetensors")
         if hashlib.sha256(data).hexdigest() != record["sha256"]:
-            raise ContractError(f"{self.storage.uri(self._path(step))} is broken", "Delete that folder and run again.")
+            raise ContractError(
+                f"{self.storage.uri(self._path(step))} is not a complete checkpoint",
+                "Delete that folder and run again.",
+            )
         state = unflatten_state(record["state"], load(data))
         assert isinstance(state, dict)
         return state

@@ -1,4 +1,4 @@
-"""From an artifact's manifest to its mirror on this node: the examples that a trainer reads."""
+"""Opens the training examples of a trainer: the shards of an artifact, mirrored to this node."""
 
 from collections.abc import Callable
 
@@ -35,7 +35,7 @@ def training_latents(
 
 
 def reading_plan(config: Config, batch_size: int, group_rows: int, rank: int, world: int) -> Plan:
-    """Which rows a rank reads at which step."""
+    """The rows that a rank reads at each step."""
     data = config.data
     return Plan(config.seed, batch_size, data.shuffle, data.window_rows, group_rows, rank, world)
 

@@ -1,4 +1,4 @@
-"""What a training tells of itself: losses by step, what the machine did meanwhile, and rank 0's way out with both."""
+"""Losses by step and throughput of a training, and rank 0's reports of both to outbox, gauges and driver."""
 
 import json
 import math
@@ -15,9 +15,9 @@ _FLUSH_SECONDS = 2.0
 
 
 class History:
-    """The losses' means between two lines, the lines themselves, and how many steps were skipped.
+    """The log lines with mean losses since the previous line, and the number of skipped steps.
 
-    Means are over the steps that were not skipped, weighted alike; a term that is absent in a step does not count.
+    Means are unweighted, over the steps that were not skipped; a term counts only in the steps that have it.
     """
 
     def __init__(self) -> None:
@@ -34,12 +34,12 @@ class History:
             return
         self.in_a_row = 0
         for name, value in losses.items():
-            if math.isfinite(value):  # a t-bin without a sample has no mean
+            if math.isfinite(value):  # NaN for a bin of t without samples
                 self.sums[name] = self.sums.get(name, 0.0) + value
                 self.counts[name] = self.counts.get(name, 0) + 1
 
     def close_line(self, step: int) -> dict[str, float]:
-        """The line for the steps since the last one; `step` counts from 1. The loss is NaN when all were skipped."""
+        """The line for the steps since the last one; `step` counts from 1. The loss is NaN if all were skipped."""
         line: dict[str, float] = {"step": step}
         line.update({name: total / self.counts[name] for name, total in self.sums.items()})
         line.setdefault("loss", math.nan)
@@ -55,7 +55,7 @@ class History:
         vars(self).update(state)
 
     def text(self) -> str:
-        """A line of JSON each; a loss that is not there is null."""
+        """JSON lines; a non-finite loss is null."""
         finite = (
             {name: value if math.isfinite(value) else None for name, value in line.items()} for line in self.lines
         )
@@ -63,7 +63,7 @@ class History:
 
 
 class Meter:
-    """What the machine did since the last line: examples/s, seconds a step, share of waiting for data, MFU."""
+    """Throughput since the last line: examples/s, seconds per step, share of time waiting for data, MFU."""
 
     def __init__(self, loop: Loop, batches: "Batches[Any]", flops_per_step: float) -> None:
         self.loop, self.batches, self.flops = loop, batches, flops_per_step
@@ -82,18 +82,18 @@ class Meter:
 
 
 class Reporter:
-    """Rank 0's way out: history lines and measurements to outbox and gauges, the position to the driver's bar."""
+    """Rank 0's reports: log lines and measurements to outbox and gauges, the current step to the driver's bar."""
 
     def __init__(self, loop: Loop, earlier: list[dict[str, float]]) -> None:
-        """`earlier` are the lines from before a resume, which are posted again: the attempt before may have died with
-        some in hand, and MLflow takes of them only the steps that it does not have.
+        """`earlier`: the lines from before a resume. They are posted again, since the previous attempt may have died
+        before posting some; steps that MLflow already has are skipped.
         """
         self.loop = loop
         self.outbox = Outbox(loop.storage, loop.outbox)
         self._events = [self._event(line, {}) for line in earlier]
         self._last = 0.0
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="reporter")
-        self._unwritten: list[dict[str, Any]] = []  # of a write that has failed, in front of the next
+        self._unwritten: list[dict[str, Any]] = []  # events of a failed write, for the next one
 
     def line(self, line: dict[str, float], measured: dict[str, float]) -> None:
         publish(self.loop.stage, {**line, **measured})
@@ -107,7 +107,7 @@ class Reporter:
         return metric_event(values, int(line["step"]))
 
     def flush(self, line: dict[str, float]) -> None:
-        """Write what there is, in the background; what fails goes with the next."""
+        """Write the pending events in the background; a failed write is repeated with the next one."""
         self._last = time.monotonic()
         events, self._events = self._events, []
         self._writer.submit(self._write, events, line)
@@ -121,6 +121,6 @@ class Reporter:
         self.loop.storage.write(f"{self.loop.work}/progress.json", json.dumps(shown).encode())
 
     def close(self, line: dict[str, float]) -> None:
-        """Write all that is left; `line` is the last one. Raises what that fails with."""
+        """Write all pending events; `line` is the last line. Raises the error of the write."""
         self._writer.shutdown(wait=True)
         self._write(self._events, line)

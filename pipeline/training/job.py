@@ -1,6 +1,6 @@
-"""A training as plain data: what is trained from what, under which lease, and how long and how often it is saved.
+"""A training job as plain data: config, inputs, lease, number of steps, checkpoint interval.
 
-Nothing here needs torch or Ray: the driver describes a job, and whoever trains builds everything from it.
+Nothing here needs torch or Ray: the driver creates a job, and each worker builds its trainer from it.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,10 @@ from pipeline.artifacts import Manifest
 from pipeline.config import Config, SitConfig, TokenizerConfig
 from pipeline.storage import Storage, open_storage
 
-SECTIONS = {"train-tokenizer": "tokenizer", "train-sit": "sit"}  # stage to its section, which also prefixes its metrics
+SECTIONS = {
+    "train-tokenizer": "tokenizer",
+    "train-sit": "sit",
+}  # stage -> config section and prefix of its metrics
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,14 @@ class Job:
 
     @property
     def section(self) -> TokenizerConfig | SitConfig:
-        """The stage's part of the config."""
+        """The config section of the stage."""
         section: TokenizerConfig | SitConfig = getattr(self.config, SECTIONS[self.stage])
         return section
 
 
 @dataclass(frozen=True)
 class Loop:
-    """How long, how often, and where to: what the loop knows of a job. `loop_of` makes it."""
+    """The settings of the training loop. Created by `loop_of`."""
 
     name: str  # prefix of the metrics: tokenizer or sit
     steps: int

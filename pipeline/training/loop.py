@@ -1,8 +1,8 @@
-"""The loop that both trainers share: state, checkpoint, resume, guard, metering. What a step computes is the trainee's.
+"""The training loop of both trainers: checkpoints, resume, skipped steps, throughput. A trainee computes the steps.
 
 A step is a pure function of (state, seed, step): its data and all its randomness are drawn for the global batch and
-sliced by rank. So the position is the step and nothing else, a resumed run equals an undisturbed one to the last bit,
-and 1, 2 or 4 workers train the same model up to the order of float sums. No Ray here: `on_ray` brings the ranks.
+sliced by rank. So the step number is the only position, a resumed run is bitwise equal to an uninterrupted one, and 1,
+2 or 4 workers train the same model up to the order of float sums. No Ray here: `on_ray` starts the ranks.
 """
 
 import json
@@ -25,13 +25,13 @@ from pipeline.training.world import World
 MAX_SKIPPED_IN_A_ROW = 20
 
 
-def _whole_state(trainee: Trainee[Any], history: History, step: int) -> dict[str, Any]:
+def _full_state(trainee: Trainee[Any], history: History, step: int) -> dict[str, Any]:
     parts = {name: part.state_dict() for name, part in trainee.states().items()}
     return {"step": step, "history": history.state_dict(), "parts": parts}
 
 
 def _restore(trainee: Trainee[Any], history: History, checkpoints: Checkpoints, world: World) -> int:
-    """Load the newest whole checkpoint, the same on every rank. Returns the step to go on with."""
+    """Load the newest complete checkpoint, the same on every rank. Returns the step to resume from."""
     newest = world.shared(checkpoints.newest() if world.rank == 0 else None)
     if newest is None:
         return 0
@@ -45,12 +45,12 @@ def _restore(trainee: Trainee[Any], history: History, checkpoints: Checkpoints, 
 
 
 def train(trainee: Trainee[Any], loop: Loop, world: World, notice: Callable[[], float | None]) -> None:
-    """Train to the end from wherever the work folder stands, then leave the artifact's files and `result.json`.
+    """Train to the last step, resuming from the work folder, then write the artifact's files and `result.json`.
 
-    `notice` is asked every `log_every` steps: when will a node of this group go away, in seconds since the epoch (inf
-    where that was not said), or None as long as none will? From then on as many checkpoints are saved as can be
-    written, so that the end of the node costs a few steps. Raises PipelineError when too many steps in a row had to be
-    skipped, LeaseError when another driver has taken over.
+    `notice` is called every `log_every` steps. It returns when a node of this group will be preempted, in seconds since
+    the epoch (inf if unknown), or None if none will. After a notice a checkpoint is saved every `log_every` steps, as
+    far as they can be written in time, so that the preemption loses few steps. Raises PipelineError after too many
+    skipped steps in a row, LeaseError if another driver has taken over.
     """
     checkpoints = Checkpoints(loop.storage, f"{loop.work}/checkpoints", loop.keep)
     history = History()
@@ -61,7 +61,7 @@ def train(trainee: Trainee[Any], loop: Loop, world: World, notice: Callable[[], 
     if reporter:
         reporter.close(history.lines[-1])
         checkpoints.wait()
-        _leave_result(trainee, loop, history)
+        _write_result(trainee, loop, history)
     if world.size > 1:
         dist.barrier()
 
@@ -84,22 +84,22 @@ def _run_steps(
         history.add(global_means(losses, world))
         meter.steps += 1
         if history.in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise _stuck(history, checkpoints, loop)
+            raise _too_many_skipped(history, checkpoints, loop)
         due = step % loop.checkpoint_every == 0 or step == loop.steps
         if step % loop.log_every == 0 or step == loop.steps:
             line, measured = history.close_line(step), meter.read()
             if reporter:
                 reporter.line(line, measured)
             end = notice()
-            due = due or (end is not None and checkpoints.would_be_whole_by(end))
+            due = due or (end is not None and checkpoints.would_finish_by(end))
         if due and world.rank == 0:
             check_lease(loop.storage, f"{loop.work}/lease.json", loop.lease)
-            checkpoints.save(step, _whole_state(trainee, history, step))
+            checkpoints.save(step, _full_state(trainee, history, step))
     batches.close()
 
 
 def _warm_up_ddp(trainee: Trainee[Any], world: World, start: int) -> None:
-    """DDP sums in another order after its first backward, so that is made before the first counted step."""
+    """Run one backward pass before the first step: DDP changes its order of summation after the first one."""
     if world.size == 1:
         return
     batches = trainee.batches(start, start + 1)
@@ -108,7 +108,7 @@ def _warm_up_ddp(trainee: Trainee[Any], world: World, start: int) -> None:
 
 
 def global_means(losses: dict[str, Tensor], world: World) -> dict[str, float]:
-    """Means over the global batch, in float64, by one collective; NaN where no sample counted."""
+    """Means over the global batch, in float64, by one all-reduce; NaN if no sample counts."""
     names = sorted(losses)
     pairs = torch.stack([_as_pair(losses[name].detach().double()) for name in names])
     sums, counts = world.mean(pairs).unbind(1)
@@ -119,18 +119,18 @@ def _as_pair(value: Tensor) -> Tensor:
     return value if value.ndim else torch.stack([value, torch.ones_like(value)])
 
 
-def _stuck(history: History, checkpoints: Checkpoints, loop: Loop) -> PipelineError:
+def _too_many_skipped(history: History, checkpoints: Checkpoints, loop: Loop) -> PipelineError:
     checkpoints.wait()
     newest = checkpoints.newest()
     good = f"the last good checkpoint is step {newest}" if newest else "there is no checkpoint yet"
     return PipelineError(
-        f"{loop.stage}: {history.in_a_row} steps in a row had no finite gradient; {good}",
+        f"{loop.stage}: {history.in_a_row} steps in a row had a non-finite gradient; {good}",
         f"Lower {loop.name}.learning_rate, or use precision fp32.",
     )
 
 
-def _leave_result(trainee: Trainee[Any], loop: Loop, history: History) -> None:
-    """The artifact's files in their place, and their hashes for the driver, who commits."""
+def _write_result(trainee: Trainee[Any], loop: Loop, history: History) -> None:
+    """Write the artifact's files, and their hashes for the driver, which commits."""
     from safetensors.torch import save
 
     check_lease(loop.storage, f"{loop.work}/lease.json", loop.lease)

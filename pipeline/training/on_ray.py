@@ -1,6 +1,6 @@
-"""Ray Train around the loop: workers, restarts, preemption, and the driver's view of a training.
+"""Runs the training loop on Ray Train: workers, restarts, preemption notices, progress at the driver.
 
-The driver describes a job in plain data; each worker builds its trainee from it and trains (`worker.py`).
+The driver describes a job as plain data; each worker builds its trainee from it and trains (`worker.py`).
 """
 
 import errno
@@ -24,16 +24,16 @@ _POLL_SECONDS = 0.5
 
 
 def run_training(context: StageContext, **details: Any) -> Outcome:
-    """Train on Ray Train until the artifact's files are there. Called again, it goes on where it was.
+    """Train on Ray Train until the artifact's files are written; resumes an earlier attempt.
 
-    `details` go into the manifest. PipelineError with what the workers refused, or why they could not go on.
+    `details` are stored in the manifest. PipelineError if the workers raise one, or if training fails on them.
     """
     storage, work, job = context.storage, context.work, _job(context)
     storage.delete(f"{work}/failure.json")
     if not storage.exists(f"{work}/result.json"):
-        with _position_shown(context, job):
+        with _progress_shown(context, job):
             fit(job)
-    _raise_refusal(job)
+    _raise_worker_error(job)
     result = json.loads(storage.read(f"{work}/result.json"))
     for name, record in result["files"].items():
         context.writer.add_stored(name, FileRecord.model_validate(record))
@@ -57,7 +57,7 @@ def _job(context: StageContext) -> Job:
 
 @dataclass(frozen=True)
 class CurvesSpec:
-    """Whose history."""
+    """The artifact whose history is drawn."""
 
     root: str
     stage: str
@@ -65,7 +65,7 @@ class CurvesSpec:
 
 
 def draw_losses(spec: CurvesSpec) -> dict[str, Any]:
-    """losses.png beside history.jsonl; its record."""
+    """Write losses.png next to history.jsonl; returns its file record."""
     from pipeline.reports import loss_curves
 
     writer = ArtifactWriter(open_storage(spec.root), spec.stage, spec.fingerprint)
@@ -78,9 +78,9 @@ def draw_losses(spec: CurvesSpec) -> dict[str, Any]:
 
 
 def fit(job: Job) -> None:
-    """Have Ray Train run the job's workers to their end.
+    """Run the job's workers on Ray Train to the end.
 
-    Ray starts workers again, but not the controller that does so: that one is started again here.
+    Ray restarts failed workers, but not its controller: that is restarted here.
     """
     from ray.exceptions import RayActorError
     from ray.train import ControllerError, TrainingFailedError
@@ -91,12 +91,12 @@ def fit(job: Job) -> None:
             trainer(**_trainer_arguments(job)).fit()
             return
         except (ControllerError, RayActorError) as error:
-            _raise_refusal(job)
+            _raise_worker_error(job)
             cluster.free_placement_groups()
             if not attempts_left:
                 raise _failed(job, error) from error
         except TrainingFailedError as error:
-            _raise_refusal(job)
+            _raise_worker_error(job)
             raise _failed(job, error) from error
 
 
@@ -108,7 +108,7 @@ def _trainer_arguments(job: Job) -> dict[str, Any]:
     gpu = cluster.device_of(settings) == "cuda"
     workers: Any = settings.workers if settings.min_workers is None else (settings.min_workers, settings.workers)
     resources = {"CPU": job.threads, **cluster.pool_resources(settings, job.stage)}
-    # Ray's own notes, by the settings and the patience that the storage has elsewhere.
+    # For Ray's own files, with the same settings and retries as the storage.
     files, path = open_storage(job.config.root).arrow(f"{job.work}/train", lasting=True)
     return {
         "train_loop_per_worker": run_worker,
@@ -127,7 +127,7 @@ def _trainer_arguments(job: Job) -> dict[str, Any]:
 def _failed(job: Job, error: Exception) -> PipelineError:
     return PipelineError(
         f"{job.stage}: training failed on the workers: {_last_line(error)}",
-        "Run again to go on from the last checkpoint; --debug shows the workers' output.",
+        "Run again to resume from the last checkpoint; add --debug to see the workers' output.",
     )
 
 
@@ -136,8 +136,8 @@ def _last_line(error: BaseException) -> str:
     return lines[-1][:300] if lines else type(error).__name__
 
 
-def _raise_refusal(job: Job) -> None:
-    """What a worker said before it gave up for good."""
+def _raise_worker_error(job: Job) -> None:
+    """Raise the error that a worker recorded before it gave up, if any."""
     try:
         failure = json.loads(open_storage(job.config.root).read(f"{job.work}/failure.json"))
     except FileNotFoundError:
@@ -147,8 +147,8 @@ def _raise_refusal(job: Job) -> None:
 
 
 @contextmanager
-def _position_shown(context: StageContext, job: Job) -> Iterator[None]:
-    """The workers' position beside the bar, meanwhile."""
+def _progress_shown(context: StageContext, job: Job) -> Iterator[None]:
+    """Show the workers' progress while the block runs."""
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(context, job, stop), name="progress", daemon=True)
     watcher.start()
@@ -165,7 +165,7 @@ def _watch(context: StageContext, job: Job, stop: threading.Event) -> None:
         try:
             line = json.loads(context.storage.read(f"{context.work}/progress.json"))
         except (FileNotFoundError, ValueError, PipelineError):
-            continue  # not there yet, or the storage is away: the next look will tell
+            continue  # missing, or the storage is unavailable: try at the next poll
         values = {name: value for name, value in line.items() if name in shown}
         context.progress(int(line["step"]), job.section.steps, unit="steps", **values)
 
@@ -178,19 +178,19 @@ def run_worker(config: dict[str, Any]) -> None:
     job: Job = config["job"]
     storage, world = open_storage(job.config.root), _world(config["gpu"])
     if world.shared(storage.exists(f"{job.work}/failure.json") if world.rank == 0 else None):
-        return  # an earlier attempt gave up for good; Ray has only started it again
+        return  # an earlier attempt failed for good; do nothing when Ray restarts it
     from pipeline.training.worker import no_notice, train_as
 
     notice: Callable[[], float | None] = _notice if config["watched"] else no_notice
     try:
         train_as(world, job, notice)
-    except (PipelineError, OSError) as failure:  # not to be tried again: said to the driver instead
+    except (PipelineError, OSError) as failure:  # do not retry: report to the driver
         if isinstance(failure, OSError) and failure.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         error = storage_error(failure) if isinstance(failure, OSError) else failure
-        said = {"kind": type(error).__name__, "what": error.what, "hint": error.hint}
-        with suppress(StorageError):  # a full disk may not take even that; then Ray's word has to do
-            storage.write(f"{job.work}/failure.json", json.dumps(said).encode())
+        record = {"kind": type(error).__name__, "what": error.what, "hint": error.hint}
+        with suppress(StorageError):  # the disk may be full; then the driver has only Ray's error
+            storage.write(f"{job.work}/failure.json", json.dumps(record).encode())
         raise
 
 
@@ -208,10 +208,10 @@ def _world(gpu: bool) -> Any:
 
 
 def _notice() -> float | None:
-    """When the first node of the group goes away, as Ray has heard; in `loop.train`'s terms."""
+    """When the first node of the group will be preempted, from Ray; the return value as in `loop.train`."""
     import ray.train
 
-    told = ray.train.get_preemption_info()
-    if told is None:
+    info = ray.train.get_preemption_info()
+    if info is None:
         return None
-    return told.deadline_ms / 1000 if told.deadline_ms else math.inf
+    return info.deadline_ms / 1000 if info.deadline_ms else math.inf

@@ -1,4 +1,4 @@
-"""What both trainees are built of: keyed randomness, seeded networks, AdamW and its schedule, the clipped step."""
+"""Building blocks of both trainees: keyed random generators, seeded networks, AdamW, learning rate, clipped step."""
 
 import hashlib
 import math
@@ -15,7 +15,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def generator(seed: int, step: int, purpose: str, device: torch.device) -> torch.Generator:
-    """The source of one kind of randomness in one step, keyed by (seed, step, purpose)."""
+    """The random generator for one purpose in one step, keyed by (seed, step, purpose)."""
     digest = hashlib.sha256(f"{seed}/{step}/{purpose}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -29,25 +29,25 @@ def seeded(build: Callable[[], Module], seed: int, purpose: str, device: torch.d
 
 
 def compile_blocks(network: nn.Module) -> None:
-    """torch.compile each transformer block by itself: one small graph, compiled once for all of them."""
+    """torch.compile each transformer block separately: one small graph, compiled once for all of them."""
     for module in network.modules():
         if type(module).__name__ == "Block":
             module.compile()
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """The autocast of a forward pass; none under fp32."""
+    """The autocast context of a forward pass; disabled for fp32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def adamw(parameters: Iterable[nn.Parameter], own: TrainerConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW as the config has it; its learning rate is set at each step."""
+    """AdamW with the config's settings; the learning rate is set at each step."""
     fused = device.type == "cuda"
     return torch.optim.AdamW(parameters, own.learning_rate, own.betas, weight_decay=own.weight_decay, fused=fused)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float, decay: str) -> float:
-    """Linear from 0 to `peak` over the share `warmup` of the steps, then constant or a cosine to 0."""
+    """Linear from 0 to `peak` over the first `warmup` (a share) of the steps, then constant or a cosine to 0."""
     rising = warmup * steps
     if step + 1 < rising:
         return peak * (step + 1) / rising
@@ -63,7 +63,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def clipped_step(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float) -> bool:
-    """Clip the gradient's norm and step, unless it is not finite; then nothing changes. The gradient is freed."""
+    """Clip the gradient's norm and step; False, without a step, if the norm is not finite. The gradient is freed."""
     norm = nn.utils.clip_grad_norm_(parameters, clip)
     finite = bool(torch.isfinite(norm))
     if finite:

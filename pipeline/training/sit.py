@@ -1,4 +1,4 @@
-"""SiT as the loop trains it (Eq. 5 to 8): network, average, optimizer, draws and one step; the objective is `models`'.
+"""The trainee of SiT (Eq. 5 to 8): network, EMA, optimizer, random draws, one step. The objective is in `models`.
 
 Shapes: B batch, D latent channels, h w latent grid.
 """
@@ -37,7 +37,7 @@ from pipeline.training.world import World
 from pipeline.workflow import sit_gflops
 
 Moments = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Mean and log-variance (B, D, h, w) fp16, labels (B,) int64: a batch as the loader gives it."""
+"""Mean and log-variance (B, D, h, w) fp16, labels (B,) int64: a batch from the loader."""
 
 
 def alignment_of(config: Config) -> Alignment:
@@ -56,19 +56,21 @@ def alignment_of(config: Config) -> Alignment:
 
 
 def check_contract(config: Config, inputs: dict[str, Manifest]) -> None:
-    """Refuse latents of another tokenizer or shape, or without statistics of the level. ContractError."""
+    """ContractError if the latents have another tokenizer or shape, or lack statistics of the level."""
     encode, tokenizer = inputs["encode"], inputs["train-tokenizer"]
     if encode.inputs["train-tokenizer"] != tokenizer.fingerprint:
-        raise ContractError("these latents were made by another tokenizer", "Run the encode stage again.")
+        raise ContractError("the latents were encoded by another tokenizer", "Run the encode stage again.")
     shape = [config.tokenizer.latent_dim, config.grid, config.grid]
     if encode.details["latent_shape"] != shape:
-        raise ContractError(f"these latents are {encode.details['latent_shape']}, not {shape}", "Run encode again.")
+        raise ContractError(
+            f"the latents have shape {encode.details['latent_shape']}, not {shape}", "Run encode again."
+        )
     if str(config.sit.level) not in encode.details["statistics"]:
-        raise ContractError(f"these latents have no statistics of level {config.sit.level}", "Run encode again.")
+        raise ContractError(f"the latents have no statistics of level {config.sit.level}", "Run encode again.")
 
 
 class SitTrainee:
-    """SiT with the alignment's head, its optimizer and the average (the teacher): a `Trainee`."""
+    """SiT with the alignment head, its optimizer and its EMA (the teacher). A `Trainee`."""
 
     def __init__(self, config: Config, storage: Storage, inputs: dict[str, Manifest], world: World) -> None:
         own = self.config = config.sit
@@ -94,7 +96,7 @@ class SitTrainee:
         )
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = adamw(self.trained, own, world.device)
-        # Forward and backward of the student, and the teacher's blocks forward.
+        # Forward and backward pass of the student, forward pass of the teacher's blocks.
         teacher = alignment.teacher_block / own.shape[1] if alignment.aligns else 0.0
         self.flops_per_step = (3.0 + teacher) * 1e9 * own.batch_size * sit_gflops(config, attention=True)
 
@@ -111,11 +113,11 @@ class SitTrainee:
         """This rank's part of a global draw, uniform in [0, 1) or standard normal."""
         source = generator(self.seed, step, purpose, self.world.device)
         draw = torch.randn if normal else torch.rand
-        whole = draw((self.config.batch_size, *shape), device=self.world.device, generator=source)
-        return self.world.slice(whole)
+        values = draw((self.config.batch_size, *shape), device=self.world.device, generator=source)
+        return self.world.slice(values)
 
     def draws(self, step: int) -> SitDraws:
-        """This rank's part of what is random in a step."""
+        """This rank's part of the random draws of a step."""
         return SitDraws(
             levels=self.objective.alignment.draw_levels(generator(self.seed, step, "levels", torch.device("cpu"))),
             posterior_BDhw=self._draw(step, "posterior", *self.store.shape, normal=True),

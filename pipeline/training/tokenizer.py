@@ -1,4 +1,4 @@
-"""The tokenizer as the loop trains it (Eq. 2): networks, optimizers, draws and one step; the objective is `models`'.
+"""The trainee of the tokenizer (Eq. 2): networks, EMA, optimizers, draws, one step. The objective is in `models`.
 
 Shapes: B batch, C channels, H W pixels, D latent channels, h w latent grid.
 """
@@ -39,7 +39,7 @@ from pipeline.workflow import tokenizer_gflops
 
 
 class TokenizerTrainee:
-    """Tokenizer, discriminator, their optimizers and the average: a `Trainee`."""
+    """Tokenizer, discriminator, their optimizers and the tokenizer's EMA. A `Trainee`."""
 
     def __init__(self, config: Config, storage: Storage, inputs: dict[str, Manifest], world: World) -> None:
         own = self.config = config.tokenizer
@@ -114,7 +114,7 @@ class TokenizerTrainee:
         return from_uint8(torch.from_numpy(batch[0]).to(self.world.device, non_blocking=True))
 
     def draws(self, step: int) -> TokenizerDraws:
-        """This rank's part of what is random in a step."""
+        """This rank's part of the random draws of a step."""
         own, device = self.config, self.world.device
         shape = (own.batch_size, *self.tokenizer.latent_shape)
         noise = torch.randn(shape, device=device, generator=generator(self.seed, step, "noise", device))
@@ -130,7 +130,7 @@ class TokenizerTrainee:
         trains_discriminator = step >= own.discriminator_start * own.steps
         uses_discriminator = step >= own.adversarial_start * own.steps
         with autocast(own.precision, self.world.device):
-            terms, target_BCHW, made_BCHW = self.objective(
+            terms, target_BCHW, output_BCHW = self.objective(
                 self._images(batch), self.draws(step), uses_discriminator=uses_discriminator
             )
         losses = {name: term.detach() for name, term in terms.items() if name != "total"}
@@ -141,11 +141,11 @@ class TokenizerTrainee:
             return {**losses, "loss": torch.full_like(losses["loss"], torch.nan)}
         self.ema.update(self.tokenizer)
         if trains_discriminator:
-            losses["discriminator"] = self._discriminator_step(target_BCHW, made_BCHW.detach())
+            losses["discriminator"] = self._discriminator_step(target_BCHW, output_BCHW.detach())
         return losses
 
     def _discriminator_step(self, real_BCHW: Tensor, fake_BCHW: Tensor) -> Tensor:
-        """One step of D; the real image is G_l(x). A gradient that is not finite leaves it as it was."""
+        """One step of D, with G_l(x) as the real image. Skipped if the gradient is not finite."""
         with autocast(self.config.precision, self.world.device):
             loss = discriminator_loss(self.parallel_discriminator, real_BCHW, fake_BCHW)
         torch.autograd.backward(loss)
@@ -155,9 +155,9 @@ class TokenizerTrainee:
     def warm_up_ddp(self, batch: tuple[np.ndarray, np.ndarray]) -> None:
         x_BCHW = self._images(batch)
         with autocast(self.config.precision, self.world.device):
-            made_BCHW, posterior = self.parallel_tokenizer(x_BCHW, self.draws(0).noise_BDhw, lambda z: z)
+            output_BCHW, posterior = self.parallel_tokenizer(x_BCHW, self.draws(0).noise_BDhw, lambda z: z)
             logits = self.parallel_discriminator(torch.cat([x_BCHW, x_BCHW]))
-        torch.autograd.backward(made_BCHW.float().mean() + posterior.kl().mean())
+        torch.autograd.backward(output_BCHW.float().mean() + posterior.kl().mean())
         torch.autograd.backward(logits.float().mean())
         self.optimizer.zero_grad(set_to_none=True)
         self.discriminator_optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""What the loop trains: the face that every trainee has. Which stage has which is said in `worker.py`."""
+"""The interface between the loop and a trainee. `worker.py` maps stages to trainees."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol, TypeVar
@@ -6,20 +6,20 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 Batch = TypeVar("Batch", contravariant=True)
-Made = TypeVar("Made", covariant=True)
+Item = TypeVar("Item", covariant=True)
 
 
-class Batches(Protocol[Made]):
+class Batches(Protocol[Item]):
     """An iterator over a rank's batches."""
 
-    waited: float  # seconds that the consumer has waited in all
+    waited: float  # total seconds that the consumer has waited
 
-    def __iter__(self) -> Iterator[Made]: ...
+    def __iter__(self) -> Iterator[Item]: ...
     def close(self) -> None: ...
 
 
 class Trainee(Protocol[Batch]):
-    """What the loop trains. Its `states` are everything that a step changes."""
+    """The networks, optimizers and data that the loop trains. A step changes nothing outside its `states`."""
 
     flops_per_step: float  # model FLOPs of one global batch, attention products included
 
@@ -30,14 +30,14 @@ class Trainee(Protocol[Batch]):
         """This rank's batches of steps start to stop - 1."""
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """One optimizer step, counted from 0. This rank's losses, "loss" among them, detached: scalars that are
-        means over the batch, or pairs (sum, count) where not every sample counts.
+        """One optimizer step; `step` counts from 0. Returns this rank's detached losses, including "loss": scalars that
+        are means over the batch, or pairs (sum, count) if not every sample counts.
 
-        A non-finite gradient must leave every state as it was and show as a non-finite "loss".
+        A non-finite gradient must leave every state unchanged and result in a non-finite "loss".
         """
 
     def warm_up_ddp(self, batch: Batch) -> None:
-        """One forward and backward through everything that is wrapped in DDP, thrown away."""
+        """One forward and backward pass through every module wrapped in DDP; its gradients are discarded."""
 
     def weights(self) -> dict[str, Tensor]:
-        """What the artifact holds, by parameter name, in fp32."""
+        """The weights for the artifact, by parameter name, in fp32."""

@@ -1,4 +1,4 @@
-"""What one training worker does, whoever started it: Ray, or nobody (`train_as(job, World.alone())`)."""
+"""The work of one training worker, started by Ray or called directly (`train_as(World.alone(), job)`)."""
 
 import time
 from collections.abc import Callable
@@ -23,11 +23,11 @@ TRAINEES: dict[str, Callable[[Config, Storage, dict[str, Manifest], World], Trai
 
 
 def no_notice() -> None:
-    """No node of the group goes away."""
+    """No node of the group is about to be preempted."""
 
 
 def train_as(world: World, job: Job, notice: Callable[[], float | None] = no_notice) -> None:
-    """Train a job as this rank, to its end from wherever it stands. `notice` and errors as `loop.train`."""
+    """Train a job as this rank to the last step, resuming earlier attempts. `notice` and errors as in `loop.train`."""
     torch.set_num_threads(job.threads)
     if world.device.type == "cuda":
         set_up_cuda(job.config.cluster.deterministic)
@@ -36,7 +36,7 @@ def train_as(world: World, job: Job, notice: Callable[[], float | None] = no_not
 
 
 def set_up_cuda(deterministic: bool) -> None:
-    """TF32 where fp32 is asked for; deterministic kernels without autotuning, or the fastest ones."""
+    """Use TF32 for fp32 matrix products; deterministic kernels without autotuning, or the fastest ones."""
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = not deterministic

@@ -1,4 +1,4 @@
-"""The training workers as one of them sees them: its rank, their number, what they do together."""
+"""A training worker's rank, the number of workers, and their collective operations."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class World:
-    """This process among the training workers."""
+    """This process as one of the training workers."""
 
     rank: int
     size: int
@@ -22,7 +22,7 @@ class World:
         return cls(0, 1, torch.device(device))
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over all ranks; the values themselves where there is one."""
+        """The mean over all ranks, in place; `values` unchanged for a single rank."""
         if self.size > 1:
             dist.all_reduce(values)
             values /= self.size
@@ -37,12 +37,12 @@ class World:
         return box[0]
 
     def slice(self, batch_B: Tensor) -> Tensor:
-        """This rank's part of what was drawn for the global batch."""
+        """This rank's rows of a tensor for the global batch."""
         rows = batch_B.shape[0] // self.size
         return batch_B[self.rank * rows : (self.rank + 1) * rows]
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """DistributedDataParallel around the module; the module itself where there is one rank."""
+        """The module in DistributedDataParallel; the module itself for a single rank."""
         if self.size == 1:
             return module
         ids = [self.device] if self.device.type == "cuda" else None

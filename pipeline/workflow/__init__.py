@@ -1,6 +1,6 @@
-"""Stages as a graph: what feeds what, what is cached, what has to be made, and making it.
+"""The graph of stages: dependencies, fingerprints, cache status, plan and runner.
 
-A login shell plans with it: no torch, ray or mlflow until a stage has to be made.
+Planning is light: torch, ray and mlflow are imported only when a stage has to run.
 """
 
 from pipeline.workflow.context import StageContext

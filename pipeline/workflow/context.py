@@ -1,4 +1,4 @@
-"""What a stage's body is handed: its config, inputs and places to write, and a way to run work on Ray."""
+"""The context passed to a stage's body: config, inputs, places to write, and a way to run tasks on Ray."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +15,7 @@ from pipeline.tracking import Outbox
 
 @dataclass
 class StageContext:
-    """One attempt at one stage. `work` survives attempts and goes with the commit; `scratch` is this attempt's."""
+    """One attempt at one stage. `work` is kept between attempts and deleted on commit; `scratch` is per attempt."""
 
     config: Config
     stage: str
@@ -23,7 +23,7 @@ class StageContext:
     storage: Storage
     inputs: dict[str, Manifest]
     writer: ArtifactWriter
-    work: str  # folder on the storage
+    work: str  # folder at the root
     scratch: Path  # folder on this machine
     lease: Lease
     outbox: Outbox
@@ -37,10 +37,10 @@ class StageContext:
         unit: str,
         gpu: bool = False,
     ) -> list[dict[str, Any]]:
-        """`function(spec)` as Ray tasks; the records in the order of the specs.
+        """Run `function(spec)` as Ray tasks; returns their records in the order of the specs.
 
-        A record (anything JSON) is kept as soon as it is there, so that a later attempt does only what is missing.
-        `weights` are the units of progress that each spec stands for.
+        A record (any JSON) is stored when its task is done, so that a later attempt runs only the missing tasks.
+        `weights` are the units of progress of each spec.
         """
         folder = f"{self.work}/records-{function.__name__}"
         records: dict[int, dict[str, Any]] = {}
@@ -61,18 +61,18 @@ class StageContext:
         return [records[index] for index in range(len(specs))]
 
     def input_files(self, stage: str, names: Iterable[str]) -> dict[str, Path]:
-        """Local copies of an input's files, their hashes checked."""
+        """Local paths of an input's files, with verified hashes."""
         return local_copies(self.storage, self.inputs[stage], names, self.scratch)
 
     def figure(self, draw: Callable[[Any], dict[str, Any]], spec: Any, name: str, gpu: bool = False) -> None:
-        """A picture that the task `draw(spec)` leaves in this artifact as `name`, and shows in the MLflow run.
+        """Run the task `draw(spec)`, which writes a figure to this artifact as `name`, and attach it to the MLflow run.
 
-        A task, as the driver has no matplotlib. `draw` returns the file's record as JSON.
+        It is a task since the driver does not import matplotlib. `draw` returns the file's record as JSON.
         """
         (record,) = self.map(draw, [spec], [1], unit="figure", gpu=gpu)
         self.writer.add_stored(name, FileRecord.model_validate(record))
         self.show(name)
 
     def show(self, name: str, folder: str = "figures") -> None:
-        """Show a file of this artifact in the MLflow run."""
+        """Attach a file of this artifact to the MLflow run."""
         self.outbox.file(f"{self.writer.folder}/{name}", folder)

@@ -1,4 +1,4 @@
-"""Fingerprints: what decides a stage's result, as one digest. It names the stage's artifact."""
+"""Fingerprints: a digest of everything that determines a stage's result. It names the stage's artifact."""
 
 import hashlib
 import json
@@ -11,15 +11,15 @@ from pipeline.workflow.graph import STAGES, Stage
 def counted_config(stage: Stage, config: Config) -> dict[str, Any]:
     """The fields that the stage's result depends on, by dotted name.
 
-    Without those that came after a release while they have the value that means "as before" (`config.added_field`):
-    an upgrade finds what was made before it.
+    Fields added after a release are omitted while they have the value of the old behaviour (`config.added_field`), so
+    that an upgrade still finds earlier artifacts.
     """
     fields = flattened(config, without_added=True)
     return {name: value for name, value in sorted(fields.items()) if is_counted(stage, name)}
 
 
 def is_counted(stage: Stage, name: str) -> bool:
-    """Does the stage's result depend on the field of this dotted name?"""
+    """Whether the stage's result depends on the field of this dotted name."""
     listed = name in stage.fields or name.partition(".")[0] in stage.fields
     return listed and name not in stage.without
 
@@ -27,7 +27,7 @@ def is_counted(stage: Stage, name: str) -> bool:
 def stage_fingerprints(config: Config) -> dict[str, str | None]:
     """Each stage's fingerprint: sha256 over its name, version, counted config and inputs' fingerprints, in hex.
 
-    None for every stage as long as `data.revision` is not known: what the source holds decides all of them.
+    None for every stage while `data.revision` is unknown: the content of the source determines all of them.
     """
     known: dict[str, str | None] = {}
     for stage in STAGES:

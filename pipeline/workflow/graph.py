@@ -1,6 +1,6 @@
-"""The catalogue of stages: which feeds which, and which config fields make its result.
+"""The catalogue of stages: their inputs, and the config fields that determine their results.
 
-Light on purpose: a login shell plans without torch, ray or mlflow. A stage's body is imported when it runs.
+It imports no torch, ray or mlflow, so that planning is fast. A stage's body is imported when it runs.
 """
 
 import importlib
@@ -16,7 +16,7 @@ class Stage:
     """One pure step from (some config fields, the input artifacts) to one artifact."""
 
     name: str
-    version: int  # raised when the code makes another result from the same config and inputs
+    version: int  # raised when the code changes the result for the same config and inputs
     inputs: tuple[str, ...]
     fields: tuple[str, ...]  # sections or single fields that its result depends on
     without: tuple[str, ...] = ()  # fields of these sections that it does not depend on
@@ -29,7 +29,7 @@ class Stage:
         return body
 
 
-_READING = ("data.image_size", "data.center_crop")  # how a stored image becomes the models' input
+_READING = ("data.image_size", "data.center_crop")  # how a stored image is converted to the models' input
 _ORDER = ("data.shuffle", "data.window_rows", "seed")
 
 STAGES: tuple[Stage, ...] = (
@@ -79,11 +79,11 @@ def find_stage(name: str) -> Stage:
     for stage in STAGES:
         if stage.name == name:
             return stage
-    raise ConfigError(f"there is no stage '{name}'", f"Use one of {', '.join(NAMES)}.")
+    raise ConfigError(f"unknown stage '{name}'", f"Use one of {', '.join(NAMES)}.")
 
 
 def stages_until(name: str | None) -> tuple[Stage, ...]:
-    """The stages of `run`, up to and with `name`."""
+    """The stages of `run` up to and including `name`; all for None."""
     if name is None:
         return STAGES
     return STAGES[: NAMES.index(find_stage(name).name) + 1]

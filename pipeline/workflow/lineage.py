@@ -1,4 +1,4 @@
-"""From an artifact back to what made it: its config, its ancestors, and what nobody needs any more."""
+"""The lineage of artifacts: their ancestors, the config that produced them, and artifacts that are unneeded."""
 
 from pipeline.artifacts import SHORT, Manifest, all_manifests
 from pipeline.config import Config, flattened, unflattened, values_as_before
@@ -9,7 +9,7 @@ from pipeline.workflow.graph import find_stage
 
 
 def find_artifact(storage: Storage, name: str) -> Manifest:
-    """The artifact STAGE/FINGERPRINT (its first digits will do). ConfigError when there is none, or more than one."""
+    """The artifact STAGE/FINGERPRINT, which may be abbreviated. ConfigError unless exactly one matches."""
     stage, _, digits = name.partition("/")
     find_stage(stage)
     found = [
@@ -17,13 +17,13 @@ def find_artifact(storage: Storage, name: str) -> Manifest:
     ]
     if len(found) != 1:
         raise ConfigError(
-            f"{len(found) or 'no'} artifacts are called {name}", "`python -m pipeline artifact ls` lists them."
+            f"{len(found) or 'no'} artifacts match {name}", "List them with `python -m pipeline artifact ls`."
         )
     return found[0]
 
 
 def ancestors(storage: Storage, manifest: Manifest) -> list[Manifest]:
-    """The artifact and everything it was made from, the nearest first."""
+    """The artifact and all artifacts it was produced from, nearest first."""
     known = {m.fingerprint: m for m in all_manifests(storage)}
     found, frontier = {manifest.fingerprint: manifest}, [manifest]
     while frontier:
@@ -35,27 +35,27 @@ def ancestors(storage: Storage, manifest: Manifest) -> list[Manifest]:
 
 
 def config_of(storage: Storage, manifest: Manifest, place: Config) -> Config:
-    """The config that an artifact was made under; cluster, root and tracking are those of `place`.
+    """The config that an artifact was produced with; cluster, root and tracking are those of `place`.
 
-    ContractError when it does not lead to the same fingerprint: the code has moved on, or an ancestor is gone.
+    ContractError if its fingerprint differs: the code has changed, or an ancestor is missing.
     """
     fields = flattened(place)
     for ancestor in reversed(ancestors(storage, manifest)):
         stage = find_stage(ancestor.stage)
-        # A field that is not in the manifest came after it, and was done as before.
+        # A field that is not in the manifest was added later; it gets the value of the old behaviour.
         fields |= {name: value for name, value in values_as_before().items() if is_counted(stage, name)}
         fields |= ancestor.config
     config = Config.model_validate(unflattened(fields))
     if stage_fingerprints(config)[manifest.stage] != manifest.fingerprint:
         raise ContractError(
-            f"{manifest.name} is of other code, or an artifact it came from is gone",
-            "Check out the commit in its manifest (git_sha), or run the preset anew.",
+            f"{manifest.name} was produced by other code, or one of its ancestors is missing",
+            "Check out the commit in its manifest (git_sha), or run the preset again.",
         )
     return config
 
 
 def unneeded(storage: Storage, kept: set[str]) -> list[Manifest]:
-    """The artifacts that neither a registered model nor one of the `kept` fingerprints goes back to."""
+    """The artifacts that are ancestors of neither a registered model nor one of the `kept` fingerprints."""
     manifests = all_manifests(storage)
     needed: set[str] = set()
     for manifest in manifests:

@@ -1,4 +1,4 @@
-"""`plan`: what a run would do and cost, from closed forms alone."""
+"""`plan`: what a run would do and cost, from closed-form sizes; nothing is run."""
 
 from typing import Any
 
@@ -14,14 +14,14 @@ from pipeline.data import DIGITS, read_index
 from pipeline.storage import open_storage
 from pipeline.workflow.status import Node
 
-# Taken while the source has not been listed: ImageNet's.
+# ImageNet's, assumed until the source has been listed.
 _IMAGENET_CLASSES = 1000
 _IMAGENET_SPLITS = (1_281_167, 50_000)
 
 
 def tokenizer_gflops(config: Config, attention: bool = False) -> float:
-    """GFLOPs of encoding and decoding one image, in the paper's counting (2 x MAC of Linear and Conv), or with the
-    attention products.
+    """GFLOPs to encode and decode one image, counted as in the paper (2 x MAC of Linear and Conv); `attention` adds
+    the attention products.
     """
     return sizes.tokenizer_gflops(**config.tokenizer_network, attention=attention)
 
@@ -50,7 +50,7 @@ def sit_sizes(config: Config) -> dict[str, float]:
 
 
 def split_sizes(config: Config, prepared: Manifest | None) -> tuple[int, int]:
-    """Images of the training and of the validation split: as prepared, else as far as the source's index tells."""
+    """Images in the training and validation splits: as prepared, else estimated from the source's index or ImageNet."""
     if prepared is not None:
         return int(prepared.metrics["data/train_rows"]), int(prepared.metrics["data/validation_rows"])
     index = read_index(open_storage(config.root), config.data)
@@ -65,9 +65,9 @@ def split_sizes(config: Config, prepared: Manifest | None) -> tuple[int, int]:
 
 
 def device_hours(config: Config, images: int, validation_images: int) -> dict[str, float]:
-    """Each stage's hours on one device at its peak times `assumed_mfu`; training is three forward passes.
+    """Hours per stage on one device at its peak times `assumed_mfu`; a training step counts as three forward passes.
 
-    An aligned SiT's teacher adds the blocks of one more pass.
+    The teacher of an aligned SiT adds its blocks of one more pass.
     """
     tokenizer, sit = tokenizer_gflops(config), sit_gflops(config)
     evaluations = config.sample.steps * EVALUATIONS_A_STEP[config.sample.method]
@@ -124,12 +124,12 @@ def print_plan(console: Console, config: Config, plan: dict[str, Any]) -> None:
     for name, own in (("tokenizer", config.tokenizer), ("sit", config.sit)):
         size = plan[name]
         console.print(
-            f"{name:<10} {size['parameters'] / 1e6:.2f}M parameters, {size['gflops']:.3f} GFLOPs an image, "
+            f"{name:<10} {size['parameters'] / 1e6:.2f}M parameters, {size['gflops']:.3f} GFLOPs per image, "
             f"{own.steps} steps of {own.batch_size}",
             highlight=False,
         )
     console.print(
-        f"{'images':<10} {plan['images']['train']} to train on, {plan['images']['validation']} held out, "
+        f"{'images':<10} {plan['images']['train']} for training, {plan['images']['validation']} held out, "
         f"{config.sample.count} sampled",
         highlight=False,
     )
@@ -142,11 +142,11 @@ def print_plan(console: Console, config: Config, plan: dict[str, Any]) -> None:
 
 
 def _source(config: Config) -> str:
-    """What is known of the source, and since when."""
+    """The source, its number of files, and the age of its listing."""
     if config.data.format == "digits":
         return "scikit-learn's digits, built in"
     if config.data.uri is None:
-        return "not given (data.uri)"
+        return "not configured (data.uri)"
     index = read_index(open_storage(config.root), config.data)
     if index is None:
         return f"{config.data.uri}, not listed yet (`python -m pipeline data index`)"

@@ -1,4 +1,4 @@
-"""From a loaded config to one whose source is known, and the checks that both sides of a submission make."""
+"""Resolves a config's data revision and classes, and checks configs at submission and in the submitted job."""
 
 from pipeline.artifacts import SHORT
 from pipeline.config import Config, fields_changed_here
@@ -9,23 +9,23 @@ from pipeline.workflow.fingerprints import stage_fingerprints
 
 
 def resolved(config: Config, fresh: bool) -> Config:
-    """The config with `data.revision` and `data.classes` known, if they can be.
+    """The config with `data.revision` and `data.classes` filled in, as far as they are known.
 
-    A local source is listed when `fresh`, else both are as recorded.
+    If `fresh`, a local source is listed; otherwise both come from the recorded index.
     """
     storage = open_storage(config.root)
-    # Even then a recorded index of a remote source will do: listing a bucket takes its time.
+    # Even with `fresh`, a remote source is taken from its recorded index: listing a bucket is slow.
     revision = revision_of(config.data, storage, fresh=False) if fresh else recorded_revision(config.data, storage)
     known = {"revision": revision, "classes": known_classes(config.data, storage)}
     return config.model_copy(update={"data": config.data.model_copy(update=known)})
 
 
 def check_source(config: Config, name: str) -> None:
-    """ConfigError when it is not known what the source of the preset `name` holds."""
+    """ConfigError if the revision of the source of the preset `name` is unknown."""
     if config.data.revision is not None:
         return
     if config.data.uri is None:
-        raise ConfigError(f"{name} names no source", "Give one with --set data.uri=file:///PATH or s3://...")
+        raise ConfigError(f"{name} has no data source", "Set one with --set data.uri=file:///PATH or s3://...")
     raise ConfigError(
         f"{config.data.uri} has not been listed yet",
         f"Run `python -m pipeline data index {name}` (with the same --set and --root).",
@@ -33,12 +33,12 @@ def check_source(config: Config, name: str) -> None:
 
 
 def check_expected(config: Config, stage: str, expected: str | None) -> None:
-    """ConfigError when this side resolves a config to another fingerprint than the side that sent it."""
+    """ConfigError if this machine computes another fingerprint than the one that submitted the job."""
     fingerprint = stage_fingerprints(config)[stage] or "unresolved"
     if expected is not None and not fingerprint.startswith(expected):
         changed = fields_changed_here(config)
         raise ConfigError(
             f"{stage} is {fingerprint[:SHORT]} here, not {expected[:SHORT]}"
-            + (f": this side's site file has other {', '.join(changed)}" if changed else ""),
-            "Give both sides the same site file (DVAE_SITE)." if changed else "Bring both sides to the same version.",
+            + (f": the site file here changes {', '.join(changed)}" if changed else ""),
+            "Use the same site file (DVAE_SITE) on both sides." if changed else "Install one version on both sides.",
         )

@@ -1,6 +1,6 @@
-"""Running stages: what is cached is used, what is missing is made, under a lease, and committed.
+"""Runs stages: cached artifacts are used, missing ones are produced under a lease and committed.
 
-One driver process. It stays light until a stage has to be made; then Ray, torch and MLflow are brought up side by side.
+It runs in one driver process. Ray, torch and MLflow are loaded, in parallel, only if a stage has to run.
 """
 
 import importlib
@@ -41,8 +41,8 @@ from pipeline.workflow.graph import Stage, find_stage, stages_until
 from pipeline.workflow.resolve import check_source
 from pipeline.workflow.status import Node, survey
 
-_DELIVERY_SECONDS = 60.0  # how long the end of a run waits for MLflow
-_TRAINERS = ("tokenizer/", "sit/")  # metrics that the trainers have told over their steps
+_DELIVERY_SECONDS = 60.0  # wait for MLflow at the end of a run
+_TRAINERS = ("tokenizer/", "sit/")  # metrics that the trainers log themselves, by step
 _ON_TRAIN_OR_DATA = {"train-tokenizer", "encode", "train-sit"}
 
 
@@ -52,7 +52,7 @@ class Runner:
     def __init__(self, config: Config, display: Display, name: str, debug: bool = False) -> None:
         self.config, self.display, self.debug = config, display, debug
         self.storage = open_storage(config.root)
-        self.name = name.removeprefix(SENT)  # of the preset, for people
+        self.name = name.removeprefix(SENT)  # of the preset, for messages
         self.prints = stage_fingerprints(config)
 
     @property
@@ -66,48 +66,48 @@ class Runner:
         return fingerprint
 
     def run(self, until: str | None) -> None:
-        """Every stage up to `until` that is not there yet, in order."""
-        wanted = [stage.name for stage in stages_until(until)]
+        """Run every stage up to `until` that is not cached, in order."""
+        names = [stage.name for stage in stages_until(until)]
         nodes = {node.stage.name: node for node in self._nodes()}
-        missing = [name for name in wanted if nodes[name].status != "cached"]
+        missing = [name for name in names if nodes[name].status != "cached"]
         if not missing:
-            for name in wanted:
+            for name in names:
                 self._say_cached(name, nodes[name].manifest)
             return
-        with self._alive(missing, {name: self.fingerprint(name) for name in wanted if name not in missing}):
-            for name in wanted:
+        with self._services(missing, {name: self.fingerprint(name) for name in names if name not in missing}):
+            for name in names:
                 node = nodes[name]
                 if node.status == "cached":
                     self._say_cached(name, node.manifest)
                 else:
                     self.make(name)
-                    # What was made may differ from what stood there: then its consumers are no longer current.
+                    # The new artifact may differ from an earlier one: then its consumers are outdated.
                     nodes = {node.stage.name: node for node in survey(self.config)}
 
     def run_stage(self, name: str) -> None:
-        """One stage; its inputs must be there."""
+        """Run one stage; ContractError if an input is missing."""
         nodes = {node.stage.name: node for node in self._nodes()}
         stage = find_stage(name)
         for needed in stage.inputs:
             if nodes[needed].manifest is None:
                 raise ContractError(
-                    f"{name} needs {needed} ({self.fingerprint(needed)[:SHORT]}), which is not there",
+                    f"{name} needs {needed} ({self.fingerprint(needed)[:SHORT]}), which is missing",
                     f"Run `python -m pipeline stage {needed} {self.name}` first (with the same --set and --root).",
                 )
         if nodes[name].status == "cached":
             self._say_cached(name, nodes[name].manifest)
             return
-        with self._alive([name], {needed: self.fingerprint(needed) for needed in stage.inputs}):
+        with self._services([name], {needed: self.fingerprint(needed) for needed in stage.inputs}):
             self.make(name)
 
     def remake(self, name: str) -> Manifest:
-        """Make a stage anew in place of its artifact, which goes only when everything is ready for that."""
-        with self._alive([name], {}):
+        """Run a stage again and replace its artifact, which is deleted only when the stage is ready to run."""
+        with self._services([name], {}):
             return self.make(name, anew=True)
 
     def _nodes(self) -> list[Node]:
         check_source(self.config, self.name)
-        _ = self.config.data.class_count  # refused here, where nothing has been started
+        _ = self.config.data.class_count  # raises ConfigError before anything is started
         return survey(self.config)
 
     def _say_cached(self, name: str, manifest: Manifest | None) -> None:
@@ -115,10 +115,10 @@ class Runner:
         self.display.end(name, "[green]=[/]", f"cached     {_facts(manifest)}")
 
     @contextmanager
-    def _alive(self, stages: list[str], cached: dict[str, str]) -> Iterator[None]:
-        """Ray and MLflow, for as long as stages run; the pipeline's run in MLflow around them.
+    def _services(self, stages: list[str], cached: dict[str, str]) -> Iterator[None]:
+        """Start Ray and the delivery to MLflow, open the pipeline's MLflow run, and close all at the end.
 
-        `cached`: the stages that are used as they are, and their fingerprints, for the run's tags.
+        `cached`: fingerprints of the stages that are taken from the cache, for the run's tags.
         """
         _check_root(self.storage)
         await_free(self.storage, stages[0], self.fingerprint(stages[0]), self.display.say)
@@ -140,17 +140,17 @@ class Runner:
                 status = "KILLED"
                 raise
             finally:
-                with suppress(StorageError):  # on a full disk the first error is the one to tell
+                with suppress(StorageError):  # on a full disk, report the first error
                     outbox.close(status)
                 cluster.disconnect()
                 self._deliver_rest(courier, status)
 
     def _deliver_rest(self, courier: tracking.Courier, status: str) -> None:
-        """Let MLflow have the last events, for a while."""
+        """Deliver the last events to MLflow, within a time limit."""
         if failure := courier.close(_DELIVERY_SECONDS if status == "FINISHED" else 5.0):
             self.display.say(
-                f"[yellow]![/] MLflow did not take everything ({failure}). Nothing is lost: the next run delivers "
-                f"it, or `python -m pipeline tracking sync {self.key}`."
+                f"[yellow]![/] events for MLflow are undelivered ({failure}). They are kept: the next run delivers "
+                f"them, or run `python -m pipeline tracking sync {self.key}`."
             )
 
     def _tags(self, stage: str, fingerprint: str, inputs: dict[str, Manifest]) -> dict[str, str]:
@@ -159,7 +159,7 @@ class Runner:
         return tags
 
     def make(self, name: str, anew: bool = False) -> Manifest:
-        """Make one stage and commit it; `anew` takes away what is committed."""
+        """Run one stage and commit its artifact; `anew` deletes a committed one first."""
         stage, fingerprint = find_stage(name), self.fingerprint(name)
         self.display.begin(name)
         await_free(self.storage, name, fingerprint, self.display.say)
@@ -180,7 +180,7 @@ class Runner:
             lease.release(finished)
 
     def _committed(self, stage: Stage, fingerprint: str) -> Manifest | None:
-        """What another driver has committed meanwhile; what is no longer current is taken away."""
+        """The current artifact, if another driver has committed it in the meantime; an outdated one is deleted."""
         (node,) = [node for node in survey(self.config) if node.stage == stage]
         if node.manifest is None and read_manifest(self.storage, stage.name, fingerprint) is not None:
             remove_artifact(self.storage, stage.name, fingerprint)
@@ -190,7 +190,7 @@ class Runner:
         cluster.await_pool(self.config.cluster, stage.name, self.display.say)
         inputs = self._inputs(stage)
         outbox = self._opened_outbox(stage, fingerprint, inputs)
-        with _told(stage.name, outbox), _scratch(stage.name) as scratch:
+        with _tracked(stage.name, outbox), _scratch(stage.name) as scratch:
             context = StageContext(
                 config=self.config,
                 stage=stage.name,
@@ -216,12 +216,12 @@ class Runner:
         for needed in stage.inputs:
             manifest = read_manifest(self.storage, needed, self.fingerprint(needed))
             if manifest is None:
-                raise ContractError(f"{stage.name} needs {needed}, which is gone", "Run again.")
+                raise ContractError(f"{stage.name} needs {needed}, which is missing", "Run again.")
             inputs[needed] = manifest
         return inputs
 
     def _opened_outbox(self, stage: Stage, fingerprint: str, inputs: dict[str, Manifest]) -> tracking.Outbox:
-        """The stage's run in MLflow below the pipeline's, with what it is made from."""
+        """Open the stage's MLflow run, a child of the pipeline's, with its config and inputs."""
         outbox = tracking.Outbox(self.storage, f"{self.key}/{stage.name}")
         outbox.open(stage.name, self._tags(stage.name, fingerprint, inputs), parent=self.key)
         outbox.params(counted_config(stage, self.config))
@@ -231,8 +231,8 @@ class Runner:
 
 
 @contextmanager
-def _told(stage: str, outbox: tracking.Outbox) -> Iterator[None]:
-    """A stage's run in MLflow and its gauge, closed with how the stage has ended."""
+def _tracked(stage: str, outbox: tracking.Outbox) -> Iterator[None]:
+    """Set the stage's gauge, and close its MLflow run with the stage's status."""
     status = "FAILED"
     cluster.publish(stage, {"stage_running": 1})
     try:
@@ -243,7 +243,7 @@ def _told(stage: str, outbox: tracking.Outbox) -> Iterator[None]:
         raise
     finally:
         cluster.publish(stage, {"stage_running": 0})
-        with suppress(StorageError):  # on a full disk the first error is the one to tell
+        with suppress(StorageError):  # on a full disk, report the first error
             outbox.close(status)
 
 
@@ -265,7 +265,7 @@ def _manifest(context: StageContext, config: dict[str, Any], outcome: Outcome, s
         config=config,
         files=outcome.files,
         rows=outcome.rows,
-        metrics={name: value for name, value in outcome.metrics.items() if math.isfinite(value)},  # JSON has no other
+        metrics={name: value for name, value in outcome.metrics.items() if math.isfinite(value)},  # JSON has no NaN
         details=outcome.details,
         seconds=round(seconds, 3),
         git_sha=git_sha(),
@@ -279,12 +279,12 @@ def _facts(manifest: Manifest) -> str:
 
 
 def _check_root(storage: Storage) -> None:
-    """Refuse a root that cannot be written before anything starts."""
+    """StorageError if the root is not writable, before anything is started."""
     storage.write(".work/.writable", str(time.time()).encode())
 
 
 def _check_weights(config: Config, stages: list[str]) -> None:
-    """Fetch the pretrained weights that these stages use and check their hashes."""
+    """Download the pretrained weights that these stages use, and verify their hashes."""
     users: list[tuple[str, WeightFile | None]] = [
         ("train-tokenizer", config.tokenizer.lpips),
         ("train-tokenizer", config.tokenizer.convnext),
@@ -296,15 +296,15 @@ def _check_weights(config: Config, stages: list[str]) -> None:
     evaluates = {"evaluate-tokenizer", "evaluate-samples"} & set(stages)
     if evaluates and config.evaluate.network == "inception" and config.evaluate.network_weights is None:
         raise ConfigError(
-            "evaluate.network_weights is not given, and no package ships Inception's",
-            "Set its uri and sha256; or evaluate.network=efficientnet_lite0, its size, and register.gate.metric.",
+            "evaluate.network_weights is missing; no package includes weights of Inception",
+            "Set their uri and sha256, or evaluate.network=efficientnet_lite0 with its size and register.gate.metric.",
         )
     for file in needed:
         fetch_weights(file)
 
 
 def _warm_up(stages: list[str]) -> None:
-    """Import what the coming stages need while Ray starts: half of a short run's start is imports."""
+    """Import the modules of the coming stages while Ray starts: imports are half of the startup time."""
     modules = ["ray.train.torch"] if {"train-tokenizer", "train-sit"} & set(stages) else []
     modules += ["ray.data"] if "encode" in stages else []
     for module in modules:
@@ -312,13 +312,13 @@ def _warm_up(stages: list[str]) -> None:
 
 
 def repair(runner: Runner, manifest: Manifest, say: Callable[[str], None]) -> None:
-    """Make an artifact again under its own config, and say whether it has come out the same."""
-    made = runner.remake(manifest.stage)
-    if made.content == manifest.content:
-        say("restored: every file hashes to what was recorded")
+    """Produce an artifact again with its own config, and report whether the result is identical."""
+    result = runner.remake(manifest.stage)
+    if result.content == manifest.content:
+        say("restored: every file matches its recorded hash")
         return
-    changed = [path for path, record in made.files.items() if manifest.files.get(path) != record]
+    changed = [path for path, record in result.files.items() if manifest.files.get(path) != record]
     say(
-        f"made anew: {len(changed)} files differ from the recorded ones ({', '.join(changed[:3])}), as they may on "
-        "other hardware; what was made from the old ones is no longer current"
+        f"replaced: {len(changed)} files differ from the recorded ones ({', '.join(changed[:3])}), as is possible on "
+        "other hardware; artifacts produced from the old files are outdated"
     )

@@ -1,4 +1,4 @@
-"""Which stages are cached at a root, which can go on, which have to be made."""
+"""The status of every stage at a root: cached, resumable, new or unresolved."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Status = Literal["cached", "resumable", "new", "unresolved"]
 
 @dataclass(frozen=True)
 class Node:
-    """A stage as it stands at one root."""
+    """A stage's state at one root. `manifest` is set if it is cached."""
 
     stage: Stage
     fingerprint: str | None
@@ -27,32 +27,32 @@ class Node:
 
 
 def artifacts_of(nodes: list[Node]) -> dict[str, Manifest]:
-    """The artifacts that are there and current, by stage."""
+    """The current artifacts, by stage."""
     return {node.stage.name: node.manifest for node in nodes if node.manifest is not None}
 
 
 def survey(config: Config) -> list[Node]:
-    """Every stage with its status at the config's root: committed and current, to be gone on with, to be made.
+    """Every stage with its status at the config's root.
 
-    An artifact is current while the inputs it was made from are the ones that stand there now. The result of `register`
-    lies in MLflow's registry, which is asked too; where it does not answer, the manifest counts.
+    An artifact is current if the contents of its inputs have not changed since. For `register`, MLflow's registry must
+    also have the version; if the registry does not answer, the manifest counts.
     """
-    storage, registered = open_storage(config.root), _asking_registry(config)
+    storage, registered = open_storage(config.root), _registry_query(config)
     nodes: dict[str, Node] = {}
     for stage, fingerprint in zip(STAGES, stage_fingerprints(config).values(), strict=True):
         nodes[stage.name] = _node(storage, stage, fingerprint, nodes, registered)
     return list(nodes.values())
 
 
-def _asking_registry(config: Config) -> Callable[[str], bool]:
-    """Has the registry a version of a fingerprint?"""
+def _registry_query(config: Config) -> Callable[[str], bool]:
+    """A function that tells whether the registry has a version of a fingerprint."""
     uri = tracking_uri(config)
 
     def registered(fingerprint: str) -> bool:
         try:
             return has_version(uri, config.register.name, fingerprint)
         except PipelineError:
-            return True  # not known to be gone: nothing may be removed or made anew for that
+            return True  # unknown: an artifact must not be deleted because of an outage
 
     return registered
 
@@ -72,14 +72,14 @@ def _node(
 
 
 def _is_current(manifest: Manifest, earlier: dict[str, Node]) -> bool:
-    """Was it made from what its inputs are now?"""
+    """Whether the contents of its inputs are unchanged."""
     for name, content in manifest.input_contents.items():
-        made = earlier[name].manifest
-        if made is not None and made.content != content:
+        current = earlier[name].manifest
+        if current is not None and current.content != content:
             return False
     return True
 
 
 def _work_status(storage: Storage, stage: str, fingerprint: str) -> Status:
-    """resumable when an earlier attempt left something to go on from."""
+    """resumable if an earlier attempt left partial results, else new."""
     return "resumable" if set(storage.folders(work_path(stage, fingerprint))) - {"attempts"} else "new"

@@ -148,7 +148,7 @@ def test_the_command(world, s3_root):
 def test_secrets_that_are_missing_or_lack_a_key(world, s3_root):
     world.core.delete_namespaced_secret("redis", world.name)
     (finding,) = red(world.look(s3_root)).values()
-    assert finding.text == "Secret redis is not there"
+    assert finding.text == "Secret redis is missing"
     assert "create secret generic redis" in finding.hint
     world.put_secret("redis", ["password"])
     (finding,) = red(world.look(s3_root)).values()

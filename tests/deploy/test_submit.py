@@ -157,7 +157,7 @@ def test_both_ends_compare_the_fingerprint(head, s3_root, tmp_path):
         time.sleep(0.5)
     assert job
     assert job.exit_code == 2
-    assert "site file has other seed" in dashboard.log("other-site")
+    assert "the site file here changes seed" in dashboard.log("other-site")
 
 
 def test_a_local_run_does_not_join_it(head, tmp_path):

@@ -142,7 +142,7 @@ def test_sources(refused: Call, tmp_path: Path) -> None:
     (tmp_path / "text" / "class").mkdir(parents=True)
     (tmp_path / "text" / "class" / "a.txt").write_text("no image")
     folder = ("run", "quickstart", "--set", "data.format=folder")
-    refused(*folder, said=("names no source", "data.uri"))
+    refused(*folder, said=("has no data source", "data.uri"))
     missing = f"data.uri=file://{tmp_path}/missing"
     refused(*folder, "--set", missing, said=("data.uri", "missing", "Correct the URI"), code=1)
     refused("data", "index", "quickstart", *folder[2:], "--set", missing, said=("data.uri", "missing"), code=1)

@@ -188,7 +188,7 @@ def test_broken_files_are_found(any_root: str, tmp_path: Path) -> None:
     assert copies["a/file"].read_bytes() == b"content"
     storage.write(path, b"kontent")
     assert broken_files(storage, manifest) == ["a/file"]
-    with pytest.raises(ContractError, match=r"not what its manifest says.*artifact repair prepare/abab"):
+    with pytest.raises(ContractError, match=r"does not match its manifest.*artifact repair prepare/abab"):
         local_copies(storage, manifest, ["a/file"], tmp_path / "other")
     storage.delete(path)
     assert broken_files(storage, manifest) == ["a/file"]
@@ -226,10 +226,10 @@ def test_a_file_that_has_changed_is_not_read(any_root: str) -> None:
     known = manifest_of(writer)
     assert read_checked(storage, known, "file") == b"content"
     storage.write(f"{writer.folder}/file", b"contend")
-    with pytest.raises(ContractError, match=r"not what its manifest says.*artifact repair"):
+    with pytest.raises(ContractError, match=r"does not match its manifest.*artifact repair"):
         read_checked(storage, known, "file")
     storage.delete(f"{writer.folder}/file")
-    with pytest.raises(ContractError, match="not what its manifest says"):
+    with pytest.raises(ContractError, match="does not match its manifest"):
         read_checked(storage, known, "file")
 
 

@@ -54,7 +54,7 @@ def test_uri_may_name_one_file(layout: str, any_root: str) -> None:
     suffix = "parquet" if layout == "parquet" else "tar"
     listing = list_source(config(layout, f"{any_root}/b.{suffix}"))
     assert [entry.path for entry in listing.train] == [f"b.{suffix}"]
-    with pytest.raises(DataError, match=r"not there|empty"):
+    with pytest.raises(DataError, match=r"does not exist|empty"):
         list_source(config(layout, f"{any_root}/c.{suffix}"))
 
 
@@ -64,9 +64,9 @@ def test_digits_need_nothing() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_missing_and_empty_sources_are_refused(layout: str, any_root: str) -> None:
-    with pytest.raises(DataError, match=r"data.uri is not given. Say where"):
+    with pytest.raises(DataError, match=r"data.uri is not set. Set it"):
         list_source(config(layout, None))
-    with pytest.raises(DataError, match=r"data.uri .*(not there|empty)"):
+    with pytest.raises(DataError, match=r"data.uri .*(does not exist|empty)"):
         list_source(config(layout, any_root))
     open_storage(any_root).write("README.md", b"nothing else")
     with pytest.raises(DataError, match="the source is empty"):

@@ -92,7 +92,7 @@ def test_latents_must_say_their_shape(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "shard").replace_schema_metadata(None)
     pq.write_table(table, tmp_path / "shard")
     for none_said in ([stored(storage, tmp_path / "shard", "x", ROWS[-1])], []):
-        with pytest.raises(ContractError, match="do not say their shape"):
+        with pytest.raises(ContractError, match="have no shape in their metadata"):
             LatentStore(open_mirror(storage, none_said, tmp_path / "mirror", LATENT_COLUMNS, FULL, 8))
 
 
@@ -108,7 +108,7 @@ def test_a_mirror_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     )
     assert told == [40]
     assert {path.name: path.stat().st_mtime_ns for path in directory.glob("*.arrow")} == files
-    with pytest.raises(ContractError, match=r"missing or not what.*artifact repair prepare/abc"):
+    with pytest.raises(ContractError, match=r"missing or does not match.*artifact repair prepare/abc"):
         open_mirror(storage, shards, directory, ("label",), FULL, 8)  # other columns are other files
 
 
@@ -142,7 +142,7 @@ def test_a_changed_shard_is_refused(any_root: str, tmp_path: Path) -> None:
     storage = open_storage(any_root)
     shards = image_shards(storage, tmp_path)
     storage.write(shards[2].path, storage.read(shards[3].path))
-    with pytest.raises(ContractError, match=r"2.parquet is missing or not what its manifest says"):
+    with pytest.raises(ContractError, match=r"2.parquet is missing or does not match its manifest"):
         open_mirror(storage, shards, tmp_path / "mirror", IMAGE_COLUMNS, FULL, 8)
 
 
@@ -152,7 +152,7 @@ def test_a_small_disk_is_said_with_its_bytes(tmp_path: Path, monkeypatch: pytest
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(9999, 0, 1000))
     with pytest.raises(
-        StorageError, match=r"needs about \d+ bytes more, the disk has 1000 free.*cluster.mirror.*data.shuffle"
+        StorageError, match=r"needs about \d+ more bytes, the disk has 1000 free.*cluster.mirror.*data.shuffle"
     ):
         open_mirror(storage, shards, tmp_path / "mirror", IMAGE_COLUMNS, FULL, 8)
 

@@ -89,7 +89,7 @@ def test_nothing_to_train_on(any_root: str) -> None:
     open_storage(f"{any_root}/source").write("a.tar", sources.tar([("1.txt", b"x")]))
     data = DataConfig(format="webdataset", uri=f"{any_root}/source", classes=3)
     units = prepared(data, any_root)
-    with pytest.raises(DataError, match="no image is left to train on"):
+    with pytest.raises(DataError, match="no training image is left"):
         check_prepared(units, data)
 
 

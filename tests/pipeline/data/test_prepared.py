@@ -49,5 +49,5 @@ def test_images_are_decoded_and_checked(tmp_path):
     assert label == labels[3]
     path = f"{artifact_path('prepare', prepare.fingerprint)}/{unit.path}"
     storage.write(path, storage.read(path)[:-1] + b"x")
-    with pytest.raises(ContractError, match=r"not what its manifest says.*artifact repair"):
+    with pytest.raises(ContractError, match=r"does not match its manifest.*artifact repair"):
         read_images(storage, prepare, unit, config.data)

@@ -37,4 +37,4 @@ def test_nothing_is_promoted_by_a_number_that_is_none_or_against_one_unknown():
     assert not decide(gate, float("nan"), None)[0]
     promoted, reason = decide(gate, 1.0, Champion("4", None))
     assert not promoted
-    assert "champion version 4 has no record of samples/m" in reason
+    assert "champion version 4 has no value of samples/m" in reason

@@ -213,7 +213,7 @@ def test_first_champion_then_better_then_worse(world):
 def test_below_the_minimum_there_is_no_champion(world):
     refused = world.register(0.5)
     assert not refused.details["promoted"]
-    assert "misses the minimum 0.9" in refused.details["decision"]
+    assert "does not reach the minimum 0.9" in refused.details["decision"]
     assert world.aliases() == {"candidate": "1"}
     assert world.register(0.92).details["promoted"]
 
@@ -419,7 +419,7 @@ def test_a_host_may_have_models_of_its_own(world, tmp_path):
 
 
 def test_a_gate_on_a_metric_nobody_measured(world):
-    with pytest.raises(PipelineError, match="nothing has measured 'reconstruction/lpips'"):
+    with pytest.raises(PipelineError, match="there is no metric 'reconstruction/lpips'"):
         world.register(0.95, metric="reconstruction/lpips")
 
 
@@ -427,7 +427,7 @@ def test_mlflow_away_is_one_line_and_the_events_stay(tmp_path, networks, monkeyp
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     world = World(tmp_path, networks, uri=f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(PipelineError, match="MLflow is needed for register") as caught:
+    with pytest.raises(PipelineError, match="register needs MLflow") as caught:
         world.register(0.95)
     assert "\n" not in str(caught.value)
     assert list(world.storage.list(OUTBOX))

@@ -37,7 +37,7 @@ def test_a_stage_comes_after_its_inputs():
     for stage in STAGES:
         assert set(stage.inputs) <= {earlier.name for earlier in stages_until(stage.name)} - {stage.name}
     assert NAMES[-1] == "register"
-    with pytest.raises(ConfigError, match="there is no stage 'train-everything'"):
+    with pytest.raises(ConfigError, match="unknown stage 'train-everything'"):
         find_stage("train-everything")
 
 

@@ -248,7 +248,7 @@ def test_a_new_image_makes_new_data(world: World, tmp_path: Path) -> None:
 
 
 def test_without_a_source_nothing_starts(world: World) -> None:
-    with pytest.raises(ConfigError, match=r"names no source.*data\.uri"):
+    with pytest.raises(ConfigError, match=r"has no data source.*data\.uri"):
         world.run("data.format=folder")
     assert world.connected == 0
 
@@ -319,7 +319,7 @@ def test_a_stage_that_fails_leaves_nothing_to_be_taken_for_whole(
 
 
 def test_one_stage_by_itself(world: World) -> None:
-    with pytest.raises(ContractError, match=r"encode needs prepare .* not there.*stage prepare quickstart"):
+    with pytest.raises(ContractError, match=r"encode needs prepare .* is missing.*stage prepare quickstart"):
         world.driver().run_stage("encode")
     assert world.connected == 0
     world.run(until="train-tokenizer")
@@ -354,4 +354,4 @@ def test_repair_says_whether_it_came_out_the_same(world: World) -> None:
     world.content["train-tokenizer"] = "other weights"
     runner.repair(world.driver(), manifest, said.append)
     assert said[0].startswith("restored")
-    assert said[1].startswith("made anew: 1 files differ from the recorded ones (file)")
+    assert said[1].startswith("replaced: 1 files differ from the recorded ones (file)")
