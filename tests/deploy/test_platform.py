@@ -37,22 +37,24 @@ def submit(platform, names, *words: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def test_stage_by_stage_with_a_submitter_that_dies(platform, names):
-    for stage in NAMES:
-        process = submit(platform, names, "stage", stage, "quickstart")
-        if stage == "train-tokenizer":
-            assert process.stderr
-            assert "submitted" in process.stderr.readline()
-            (name,) = jobs(platform.head, "train-tokenizer-")
-            driver = driver_of(platform.head, name)
-            process.kill()
-            process.wait()
-            assert driver.is_running(), "the job outlives whoever submitted it"
-            process = submit(platform, names, "stage", stage, "quickstart")
-        code, out, error = ended(process)
-        assert code == 0, (stage, out, error)
-        assert f"✓ {stage}" in out or "cached" in out
+def test_stages_and_a_run_with_a_submitter_that_dies(platform, names):
+    """Two stages by themselves, and the others as a run. (Each by itself: the tests of a whole Kubernetes.)"""
+    assert ended(submit(platform, names, "stage", "prepare", "quickstart"))[0] == 0
+    dies = submit(platform, names, "stage", "train-tokenizer", "quickstart")
+    assert dies.stderr
+    assert "submitted" in dies.stderr.readline()
+    (name,) = jobs(platform.head, "train-tokenizer-")
+    driver = driver_of(platform.head, name)
+    dies.kill()
+    dies.wait()
+    assert driver.is_running(), "the job outlives whoever submitted it"
+    code, out, error = ended(submit(platform, names, "stage", "train-tokenizer", "quickstart"))
+    assert code == 0, (out, error)
+    assert "✓ train-tokenizer" in out or "cached" in out
     assert len(jobs(platform.head, "train-tokenizer-")) == 1, "attached, not submitted again"
+    code, out, error = ended(submit(platform, names, "run", "quickstart"))
+    assert code == 0, (out, error)
+    assert [f"✓ {stage}" in out for stage in NAMES] == [False] * 2 + [True] * 7
     assert champion(platform.tracking, names[1]) == "1"
 
 

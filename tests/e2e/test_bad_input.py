@@ -376,14 +376,15 @@ def test_label_out_of_range(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("runs/prepare/*/manifest.json"))
 
 
-@pytest.mark.slow
-@pytest.mark.ray
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_cleanly_and_the_same_command_goes_on(tmp_path: Path, number: signal.Signals) -> None:
-    root = tmp_path / "runs"
-    more = ("--set", "tokenizer.steps=200", "--set", "tokenizer.checkpoint_every=10", "--until", "train-tokenizer")
+MANY_CHECKPOINTS = (
+    "--set", "tokenizer.steps=200", "--set", "tokenizer.checkpoint_every=10", "--until", "train-tokenizer",
+)  # fmt: skip
+
+
+def interrupted_while_it_trains(root: Path, number: signal.Signals) -> None:
+    """Send a signal to the command once it has written a checkpoint: it ends in one line, and all that it started."""
     process = subprocess.Popen(
-        arguments(root, *more), cwd=PROJECT, start_new_session=True, text=True,
+        arguments(root, *MANY_CHECKPOINTS), cwd=PROJECT, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     deadline = time.monotonic() + 200
@@ -400,7 +401,20 @@ def test_an_interrupt_ends_cleanly_and_the_same_command_goes_on(tmp_path: Path, 
     assert line.startswith("interrupted: ")
     assert not psutil.wait_procs(below, timeout=60)[1]
     assert not list(root.glob("train-tokenizer/*/manifest.json"))
-    done = command(root, *more)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_request_to_end_ends_cleanly(tmp_path: Path) -> None:
+    interrupted_while_it_trains(tmp_path / "runs", signal.SIGTERM)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_an_interrupt_ends_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    interrupted_while_it_trains(root, signal.SIGINT)
+    done = command(root, *MANY_CHECKPOINTS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(root.glob("train-tokenizer/*/manifest.json"))
 

@@ -23,15 +23,10 @@ from tests.support import PROJECT
 from tests.support.ceph import Ceph, make_bucket
 from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.mlflow_server import MlflowServer, running_mlflow
-from tests.support.trainers import SETS
+from tests.support.whole_runs import ENVIRONMENT, TINY, sets
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
-TINY = [
-    *SETS, "tokenizer.steps=60", "tokenizer.checkpoint_every=10", "sit.steps=60", "sit.checkpoint_every=10",
-    "sample.count=20", "sample.steps=4", "encode.canary_psnr=1", "register.gate.minimum=0", "evaluate.images=64",
-    "evaluate.reference_images=128",
-]  # fmt: skip
 BUCKET = "outages"
 OUTAGE_SECONDS = 30.0  # longer than botocore's own attempts, and than what a lease's heartbeat leaves out
 
@@ -70,13 +65,8 @@ def world(tmp_path: Path, ceph: Ceph, database: Callable[[], str]) -> Iterator[W
 
 
 def command(root: str, mirror: Path, uri: str) -> list[str]:
-    sets = [word for pair in (*TINY, f"cluster.mirror={mirror}", f"tracking.uri={uri}") for word in ("--set", pair)]
-    return [sys.executable, "-m", "pipeline", "run", "quickstart", *sets, "--root", root]
-
-
-def settings(tmp_path: Path) -> dict[str, str]:
-    """The environment of both runs; the commit goes into the model's card."""
-    return {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "DVAE_GIT_SHA": "tests"}
+    given = sets(*TINY, f"cluster.mirror={mirror}", f"tracking.uri={uri}")
+    return [sys.executable, "-m", "pipeline", "run", "quickstart", *given, "--root", root]
 
 
 def wait_for(found: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -98,9 +88,9 @@ def hashes(manifests: list[dict[str, Any]]) -> dict[str, str]:
 
 
 @pytest.mark.timeout(1200)
-def test_a_run_through_outages(world: World, tmp_path: Path) -> None:
+def test_a_run_through_outages(world: World, tmp_path: Path, undisturbed: Path) -> None:
     world.proxy.fail(0.05, seed=7)
-    environment = {**settings(tmp_path), **world.environment}
+    environment = {**os.environ, **ENVIRONMENT, "XDG_CACHE_HOME": str(tmp_path / "cache"), **world.environment}
     process = subprocess.Popen(
         command(f"s3://{BUCKET}/runs", tmp_path / "mirror", world.mlflow.uri), cwd=PROJECT, text=True, env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -123,13 +113,14 @@ def test_a_run_through_outages(world: World, tmp_path: Path) -> None:
         (history,) = [path for path in paths if path.startswith(f"{stage}/") and path.endswith("/history.jsonl")]
         assert delivered(world, stage, prefix) == told(world.read(history), prefix)
     disturbed = [json.loads(world.read(path)) for path in paths if path.endswith("/manifest.json")]
-    assert hashes(disturbed) == undisturbed(tmp_path)
+    in_peace = [json.loads(path.read_text()) for path in undisturbed.glob("*/*/manifest.json")]
+    assert hashes(disturbed) == hashes(in_peace)
 
 
 def told(history: bytes, prefix: str) -> list[tuple[str, int, float]]:
     """Name, step and value of what a trainer's history holds."""
     lines = [json.loads(line) for line in history.splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, 61))
+    assert [line["step"] for line in lines] == list(range(1, 121))
     return sorted(
         (f"{prefix}/{name}", line["step"], value)
         for line in lines
@@ -148,12 +139,3 @@ def delivered(world: World, stage: str, prefix: str) -> list[tuple[str, int, flo
     names = [name for name in run.data.metrics if name.startswith(f"{prefix}/") and name not in measured]
     histories = [client.get_metric_history(run.info.run_id, name) for name in names]
     return sorted((metric.key, metric.step, metric.value) for history in histories for metric in history)
-
-
-def undisturbed(tmp_path: Path) -> dict[str, str]:
-    """The hashes of a run on a local disk, to which nothing happens."""
-    root = tmp_path / "runs"
-    words = command(str(root), tmp_path / "mirror-undisturbed", f"sqlite:///{root}/mlflow.db")
-    done = subprocess.run(words, cwd=PROJECT, text=True, env=settings(tmp_path), capture_output=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return hashes([json.loads(path.read_text()) for path in root.glob("*/*/manifest.json")])

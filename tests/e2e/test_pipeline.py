@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import shutil
 import signal
@@ -16,26 +17,9 @@ import pytest
 
 from pipeline.workflow.graph import NAMES
 from tests.support import PROJECT
-from tests.support.trainers import SETS
+from tests.support.whole_runs import ENVIRONMENT, arguments, call
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
-
-TINY = [
-    *SETS, "tokenizer.steps=120", "tokenizer.checkpoint_every=20", "sit.steps=120", "sit.checkpoint_every=20",
-    "sample.count=20", "sample.steps=4", "encode.canary_psnr=1", "register.gate.minimum=0",
-]  # fmt: skip
-
-
-def arguments(command: str, root: Path, *more: str) -> list[str]:
-    sets = [word for pair in TINY for word in ("--set", pair)]
-    mirror = ["--set", f"cluster.mirror={root.parent / 'mirror'}"]
-    return [sys.executable, "-m", "pipeline", command, "quickstart", *sets, *mirror, "--root", str(root), *more]
-
-
-def call(command: str, root: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(arguments(command, root, *more), cwd=PROJECT, text=True, capture_output=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
 
 
 def contents(root: Path, stage: str) -> dict[str, str]:
@@ -48,13 +32,6 @@ def contents(root: Path, stage: str) -> dict[str, str]:
     }
     assert hashes
     return hashes
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("undisturbed") / "runs"
-    call("run", root)
-    return root
 
 
 def test_whole_run_then_cached(undisturbed: Path) -> None:
@@ -134,8 +111,9 @@ def start(root: Path, undisturbed: Path, moment: str) -> subprocess.Popen[bytes]
         shutil.copytree(undisturbed / earlier, root / earlier)
     command = arguments("run", root, "--until", stage)
     return subprocess.Popen(
-        command, cwd=PROJECT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
-    )
+        command, cwd=PROJECT, env={**os.environ, **ENVIRONMENT}, start_new_session=True, stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
 
 
 def when(root: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:

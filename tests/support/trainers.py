@@ -20,7 +20,7 @@ from pipeline.training.job import Job, Loop, loop_of
 from pipeline.training.loop import train
 from pipeline.training.worker import TRAINEES, no_notice
 from pipeline.training.world import World
-from tests.support.artifacts import config_at, fingerprint_of
+from tests.support.artifacts import config_at, fingerprint_of, trainer_inputs
 
 KILLED = 9
 SETS = [
@@ -59,6 +59,12 @@ class Ranks:
     @property
     def loop(self) -> Loop:
         return loop_of(self.job, peak_flops=1e9)
+
+
+def ranks_of(folder: Path, stage: str, world: int = 1, die_at: int | None = None, *sets: str) -> Ranks:
+    """A job of 24 steps, with inputs made from random weights, at a root in this folder."""
+    config = small_config(folder, *sets)
+    return Ranks(job_of(config, stage, trainer_inputs(config, stage, folder / "scratch")), world, die_at)
 
 
 class Dies(Exception):

@@ -29,7 +29,7 @@ def test_a_field_that_came_later_was_done_as_before(tmp_path: Path, monkeypatch:
     made = put(config, made.model_copy(update={"config": older}))
     place = load_config("quickstart", ["data.shard_rows=99"], config.root)
     storage = open_storage(config.root)
-    with pytest.raises(ContractError, match="of other code"):
+    with pytest.raises(ContractError, match="by other code"):
         lineage.config_of(storage, made, place)
     monkeypatch.setattr(lineage, "values_as_before", lambda: {"data.shard_rows": config.data.shard_rows})
     assert lineage.config_of(storage, made, place).data == config.data

@@ -1,0 +1,96 @@
+"""A resumed training equals an undisturbed one to the last bit, and all ranks train one model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.training.checkpoint import flatten_state
+from pipeline.training.world import World
+from tests.support.trainers import Dies, Ranks, final_state, history, make_trainee, ranks_of, run_ranks, same_state
+
+STAGES = ["train-tokenizer", "train-sit"]
+
+
+def result(made: Ranks) -> dict[str, Any]:
+    loop = made.loop
+    return json.loads(loop.storage.read(f"{loop.work}/result.json"))["files"]
+
+
+@pytest.fixture(scope="module", params=STAGES)
+def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    """A training of one rank that has ended."""
+    made = ranks_of(tmp_path_factory.mktemp("undisturbed"), request.param)
+    run_ranks(made)
+    return made
+
+
+@pytest.mark.parametrize("die_at", [1, 7, 13, 23])
+def test_resumed_equals_undisturbed(tmp_path: Path, undisturbed: Ranks, die_at: int) -> None:
+    """Before D starts (step 6), after it, after the tokenizer sees it (12), in front of the last step."""
+    cut = ranks_of(tmp_path, undisturbed.job.stage, 1, die_at)
+    with pytest.raises(Dies):
+        run_ranks(cut)
+    again = Ranks(cut.job, 1)
+    run_ranks(again)
+    assert result(again) == result(undisturbed)
+    assert same_state(final_state(again), final_state(undisturbed))
+    assert [row["step"] for row in history(again)] == list(range(1, 25))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_three_ranks_resume_to_the_same_bits(tmp_path: Path, stage: str) -> None:
+    still = ranks_of(tmp_path / "still", stage, 3)
+    run_ranks(still)
+    cut = ranks_of(tmp_path / "cut", stage, 3, 15)
+    run_ranks(cut)
+    again = Ranks(cut.job, 3)
+    run_ranks(again)
+    assert result(again) == result(still)
+    assert same_state(final_state(again), final_state(still))
+
+
+def test_one_and_two_ranks_train_the_same_model(tmp_path: Path, undisturbed: Ranks) -> None:
+    """24 steps, across D's start at 6 and the tokenizer's meeting it at 12."""
+    two = ranks_of(tmp_path, undisturbed.job.stage, 2)
+    run_ranks(two)
+    for a, b in zip(history(undisturbed), history(two), strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert a[name] == pytest.approx(b[name], rel=2e-4, abs=1e-6), (a["step"], name)
+
+
+def test_every_state_is_in_the_checkpoint(undisturbed: Ranks) -> None:
+    """Each part's saved state differs from a fresh one's, and loading it makes them equal."""
+    state = final_state(undisturbed)
+    fresh = make_trainee(undisturbed, World.alone())
+    assert state["parts"].keys() == fresh.states().keys()
+    for name, part in fresh.states().items():
+        assert not same_state(part.state_dict(), state["parts"][name]), name
+        part.load_state_dict(state["parts"][name])
+        assert same_state(part.state_dict(), state["parts"][name]), name
+    assert len(state["history"]["lines"]) == 24
+
+
+def test_every_object_that_changes_is_a_state(tmp_path: Path) -> None:
+    """Whatever a trainee holds with a state_dict is in the list, or does not change."""
+    for stage in STAGES:
+        made = ranks_of(tmp_path / stage, stage)
+        trainee = make_trainee(made, World.alone())
+        before = {
+            name: flatten_state(part.state_dict())
+            for name, part in vars(trainee).items()
+            if hasattr(part, "state_dict")
+        }
+        batches = trainee.batches(20, 24)
+        for step, batch in enumerate(batches, 20):
+            trainee.step(batch, step)
+        batches.close()
+        listed = [id(part) for part in trainee.states().values()]
+        for name, (tree, tensors) in before.items():
+            part = getattr(trainee, name)
+            tree_after, after = flatten_state(part.state_dict())
+            changed = tree != tree_after or any(not torch.equal(tensors[key], after[key]) for key in tensors)
+            assert not changed or id(part) in listed, name
