@@ -1,0 +1,197 @@
+"""The objectives of both trainings are functions of (batch, draws): identities of their terms, and whose gradients."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.alignment import ALIGNMENTS, AlignedSiT
+from models.choices import AlignmentKind, RegularizerKind
+from models.discriminator import PatchDiscriminator, discriminator_hinge
+from models.generator import LatentStatistics
+from models.objective import SitBatch, SitDraws, SitObjective
+from models.paths import diffusion_loss_B, interpolate, target
+from models.reconstruction import LossWeights, TokenizerDraws, TokenizerObjective, discriminator_loss
+from models.regularizers import REGULARIZERS, Draw, RegularizerOptions
+from models.sit import SiT
+from models.spectral import LatentFilter
+from models.tokenizers import DiagonalGaussian
+from models.tokenizers.vit import Tokenizer
+
+CLASSES, B = 3, 8
+SHAPE = (2, 4, 4)
+STATISTICS = LatentStatistics(mean=[0.5, -1.0], std=[2.0, 0.5])
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def network(seed: int = 0, classes: int = CLASSES) -> SiT:
+    """With random weights, the zero ones of a fresh SiT too."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        sit = SiT(grid=4, latent_dim=2, classes=classes, width=16, depth=2, heads=2)
+        for parameter in sit.parameters():
+            nn.init.normal_(parameter, std=0.2)
+    return sit
+
+
+def sit_objective(
+    kind: AlignmentKind = "none", label_dropout: float = 0.0, model: nn.Module | None = None
+) -> SitObjective:
+    alignment = ALIGNMENTS[kind](
+        1, 2, weight=0.5, schedule="constant", loss="smooth_l1", head="mlp", levels=(0, 3), random_levels=False
+    )
+    if model is None:
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            model = AlignedSiT(network(), alignment)
+    return SitObjective(
+        model, network(5), alignment, LatentFilter(4, "gain", 0.5), STATISTICS,
+        prediction="velocity", label_dropout=label_dropout, null_label=CLASSES,
+    )  # fmt: skip
+
+
+def sit_batch() -> SitBatch:
+    mean_BDhw, logvar_BDhw = torch.randn(2, B, *SHAPE, generator=generator(1)).unbind(0)
+    return SitBatch(DiagonalGaussian(mean_BDhw, logvar_BDhw), torch.arange(B) % CLASSES)
+
+
+def sit_draws(levels: tuple[int, int] = (0, 3)) -> SitDraws:
+    normal = torch.randn(2, B, *SHAPE, generator=generator(2))
+    uniform = torch.rand(3, B, generator=generator(3))
+    return SitDraws(levels, normal[0], normal[1], *uniform)
+
+
+def part(batch: SitBatch, draws: SitDraws, rows: slice) -> tuple[SitBatch, SitDraws]:
+    posterior = DiagonalGaussian(batch.posterior.mean_BDhw[rows], batch.posterior.logvar_BDhw[rows])
+    return SitBatch(posterior, batch.label_B[rows]), SitDraws(draws.levels, *(draw[rows] for draw in draws[1:]))
+
+
+class TestSit:
+    @pytest.mark.parametrize("kind", ["none", "sra", "fda"])
+    def test_the_terms_add_up(self, kind: AlignmentKind) -> None:
+        terms = sit_objective(kind)(sit_batch(), sit_draws())
+        assert ("alignment" in terms) == (kind != "none")
+        torch.testing.assert_close(terms["loss"], terms["diffusion"] + terms.get("alignment", torch.zeros(())))
+        sums, counts = torch.stack([terms[f"diffusion_t{quarter}"] for quarter in range(4)], 1)
+        assert counts.sum() == B
+        torch.testing.assert_close(sums.sum() / B, terms["diffusion"])
+        assert [name for name, term in terms.items() if term.requires_grad] == ["loss"]
+
+    def test_it_is_eq_5_on_the_normalised_latent_of_the_level(self) -> None:
+        objective, batch, draws = sit_objective(), sit_batch(), sit_draws(levels=(2, 3))
+        z_BDhw = batch.posterior.sample(draws.posterior_BDhw)
+        z_BDhw = STATISTICS.normalise(LatentFilter(4, "gain", 0.5)(z_BDhw, 2))
+        zt_BDhw = interpolate(z_BDhw, draws.noise_BDhw, draws.t_B)
+        predicted_BDhw = objective.model.sit(zt_BDhw, draws.t_B, batch.label_B)  # type: ignore[operator]
+        expected = diffusion_loss_B(predicted_BDhw, target(z_BDhw, draws.noise_BDhw, "velocity")).mean()
+        torch.testing.assert_close(objective(batch, draws)["loss"], expected)
+
+    def test_a_network_that_knows_the_answer_has_no_loss(self) -> None:
+        batch, draws = sit_batch(), sit_draws()
+        z_BDhw = STATISTICS.normalise(batch.posterior.sample(draws.posterior_BDhw))
+
+        class Knows(nn.Module):
+            def forward(self, zt_BDhw: Tensor, t_B: Tensor, label_B: Tensor) -> tuple[Tensor, None]:
+                return draws.noise_BDhw - z_BDhw, None
+
+        assert sit_objective(model=Knows())(batch, draws)["loss"] == 0
+
+    @pytest.mark.parametrize("kind", ["none", "sra", "fda"])
+    def test_the_parts_of_the_ranks_mean_the_whole(self, kind: AlignmentKind) -> None:
+        objective, batch, draws = sit_objective(kind), sit_batch(), sit_draws()
+        whole = objective(batch, draws)["loss"]
+        halves = [objective(*part(batch, draws, rows))["loss"] for rows in (slice(0, B // 2), slice(B // 2, B))]
+        torch.testing.assert_close(torch.stack(halves).mean(), whole)
+
+    def test_labels_that_are_all_dropped_do_not_matter(self) -> None:
+        batch, draws = sit_batch(), sit_draws()
+        others = batch._replace(label_B=(batch.label_B + 1) % CLASSES)
+        kept, dropped = sit_objective(label_dropout=0.0), sit_objective(label_dropout=1.0)
+        assert kept(batch, draws)["loss"] != kept(others, draws)["loss"]
+        assert dropped(batch, draws)["loss"] == dropped(others, draws)["loss"]
+
+    @pytest.mark.parametrize("kind", ["sra", "fda"])
+    def test_the_teacher_gets_no_gradient(self, kind: AlignmentKind) -> None:
+        objective = sit_objective(kind)
+        objective(sit_batch(), sit_draws())["loss"].backward()
+        assert all(parameter.grad is None for parameter in objective.teacher.parameters())
+        assert all(parameter.grad is not None for parameter in objective.model.parameters() if parameter.requires_grad)
+
+
+def tokenizer_objective(
+    kind: RegularizerKind = "spectral", discriminator: nn.Module | None = None
+) -> TokenizerObjective:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tokenizer = Tokenizer(image_size=16, patch_size=4, latent_dim=2, width=16, depth=1, heads=2, hidden=24)
+        discriminator = discriminator or PatchDiscriminator(3, 8, 1)
+    regularizer = REGULARIZERS[kind](RegularizerOptions(4))
+    return TokenizerObjective(tokenizer, regularizer, LossWeights(), None, discriminator)
+
+
+def images() -> Tensor:
+    return torch.rand(B, 3, 16, 16, generator=generator(4)) * 2 - 1
+
+
+def tokenizer_draws(level: int = 2) -> TokenizerDraws:
+    return TokenizerDraws(torch.randn(B, *SHAPE, generator=generator(5)), Draw(level=level))
+
+
+class TestTokenizer:
+    def test_level_0_is_the_plain_autoencoder(self) -> None:
+        with_mlsr, plain = (
+            made(images(), tokenizer_draws(0), uses_discriminator=True).terms
+            for made in (tokenizer_objective("spectral"), tokenizer_objective("none"))
+        )
+        assert {name: term.item() for name, term in with_mlsr.items()} == {n: t.item() for n, t in plain.items()}
+
+    def test_the_target_and_the_decoded_latent_are_of_the_same_level(self) -> None:
+        objective, x_BCHW, draws = tokenizer_objective(), images(), tokenizer_draws(3)
+        found = objective(x_BCHW, draws, uses_discriminator=False)
+        assert torch.equal(found.target_BCHW, objective.regularizer.image(x_BCHW, draws.regularizer))
+        posterior = objective.tokenizer.encode(x_BCHW)  # type: ignore[operator]
+        z_BDhw = objective.regularizer.latent(posterior.sample(draws.noise_BDhw), draws.regularizer)
+        torch.testing.assert_close(found.made_BCHW, objective.tokenizer.decode(z_BDhw))  # type: ignore[operator]
+
+    def test_the_discriminator_gets_no_gradient_and_stays_trainable(self) -> None:
+        objective = tokenizer_objective()
+        objective(images(), tokenizer_draws(), uses_discriminator=True).terms["total"].backward()
+        assert all(parameter.grad is None for parameter in objective.discriminator.parameters())
+        assert all(parameter.requires_grad for parameter in objective.discriminator.parameters())
+        assert all(parameter.grad is not None for parameter in objective.tokenizer.parameters())
+
+    def test_the_adversarial_term_is_there_when_it_is_asked_for(self) -> None:
+        objective = tokenizer_objective()
+        without = objective(images(), tokenizer_draws(), uses_discriminator=False).terms
+        with_it = objective(images(), tokenizer_draws(), uses_discriminator=True).terms
+        assert with_it.keys() - without.keys() == {"adversarial"}
+        difference = with_it["total"] - without["total"]
+        torch.testing.assert_close(difference, 0.1 * with_it["adversarial"], atol=1e-6, rtol=1e-4)
+
+    def test_the_discriminators_loss_in_one_pass_is_that_of_two(self) -> None:
+        discriminator, real_BCHW = PatchDiscriminator(3, 8, 1), images()
+        fake_BCHW = real_BCHW.flip(0) * 0.5
+        expected = discriminator_hinge(discriminator(real_BCHW), discriminator(fake_BCHW))
+        torch.testing.assert_close(discriminator_loss(discriminator, real_BCHW, fake_BCHW), expected)
+
+
+def _sit() -> Tensor:
+    return sit_objective("fda", 0.1)(sit_batch(), sit_draws())["loss"]
+
+
+def _tokenizer() -> Tensor:
+    return tokenizer_objective()(images(), tokenizer_draws(), uses_discriminator=True).terms["total"]
+
+
+@pytest.mark.parametrize("objective", [_sit, _tokenizer])
+def test_nothing_is_random_but_the_draws(objective: Callable[[], Tensor]) -> None:
+    torch.manual_seed(1)
+    first, state = objective(), torch.get_rng_state()
+    torch.manual_seed(2)
+    assert torch.equal(objective(), first)
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)
