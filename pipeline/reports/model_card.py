@@ -1,6 +1,6 @@
-"""The model card: what a registered model is, how good, made from what, how to load it, and what not to use it for.
+"""The model card of a registered model: description, metrics, lineage, how to load it, licence, limitations.
 
-Plain text from manifests. No clock times and no decisions of the moment: the same artifacts give the same card.
+It is created from manifests only, without times, so that the same artifacts give the same card.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ pipeline_tag: unconditional-image-generation
 ---
 # {name}
 
-Pictures of {classes} classes at {size} x {size} pixels: a SiT generator ({sit_millions:.2f}M parameters) on latents of
+Images of {classes} classes at {size} x {size} pixels: a SiT generator ({sit_millions:.2f}M parameters) on latents of
 {channels} x {grid} x {grid} from a Denoising-VAE tokenizer ({tokenizer_millions:.2f}M parameters), at level {level}.
 
 ## Metrics
@@ -27,7 +27,7 @@ Pictures of {classes} classes at {size} x {size} pixels: a SiT generator ({sit_m
 {metrics}
 
 Reconstruction is measured on the validation split. The reference of a Frechet distance is the training split; its key
-names the network whose features it takes, and numbers of different networks cannot be compared.
+contains the name of the feature network, and values of different networks are not comparable.
 
 ## Lineage
 
@@ -45,22 +45,22 @@ import mlflow, pandas
 mlflow.set_tracking_uri("...")  # where this model is registered
 model = mlflow.pyfunc.load_model("models:/{name}@champion")
 rows = pandas.DataFrame({{"label": [0, 0, {last_label}], "seed": [0, 1, 2]}})
-pictures = model.predict(rows, params={{"guidance": {guidance}, "steps": {steps}}})["image"]  # PNG bytes
+images = model.predict(rows, params={{"guidance": {guidance}, "steps": {steps}}})["image"]  # PNG bytes
 ```
 
-`label` runs from 0 to {last_label}; the same label and seed give the same picture, whatever else is asked with them.
-Params: `guidance`, `guidance_interval`, `steps`, `method` (euler, heun, sde). The model brings its own code
-(`code/models`); besides it needs the packages of `requirements.txt`. Weights are safetensors; nothing is unpickled.
+`label` is from 0 to {last_label}. The same label and seed give the same image, independent of the other rows.
+Params: `guidance`, `guidance_interval`, `steps`, `method` (euler, heun, sde). The model includes its own code
+(`code/models`) and needs the packages in `requirements.txt`. Weights are safetensors; nothing is unpickled.
 
 ## Licence
 
-The code is under Apache-2.0. The weights were made from the images named above and come under whatever terms those
-images allow.
+The code is under Apache-2.0. The weights were trained on the images named above and are subject to the terms of
+those images.
 
 ## Limitations
 
-It draws only the classes that it was trained on, at the size that it was trained on, with the gaps and the bias of its
-training images. It may reproduce single training images. It was not tested for any use beyond the metrics above.
+It generates only the classes and the image size that it was trained on, with the gaps and biases of its training
+images. It may reproduce training images. It was not tested for any use beyond the metrics above.
 """
 
 
@@ -77,8 +77,8 @@ def model_card(config: Config, manifests: dict[str, Manifest], fingerprint: str,
         grid=sit["grid"],
         channels=sit["latent_dim"],
         level=manifests["train-sit"].details["level"],
-        tokenizer_millions=tokenizer_parameters(**_sized(tokenizer)) / 1e6,
-        sit_millions=sit_parameters(**_sized(sit)) / 1e6,
+        tokenizer_millions=tokenizer_parameters(**_without_heads(tokenizer)) / 1e6,
+        sit_millions=sit_parameters(**_without_heads(sit)) / 1e6,
         metrics=_rows({name: f"{value:.6g}" for name, value in all_metrics(manifests).items()}),
         lineage=_rows(prints),
         source=prepared.get("data.uri") or prepared.get("data.format"),
@@ -90,13 +90,13 @@ def model_card(config: Config, manifests: dict[str, Manifest], fingerprint: str,
 
 
 def all_metrics(manifests: dict[str, Manifest]) -> dict[str, float]:
-    """The metrics of all stages together, by name."""
+    """The metrics of all stages, by key."""
     found = {name: value for manifest in manifests.values() for name, value in manifest.metrics.items()}
     return dict(sorted(found.items()))
 
 
-def _sized(network: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a network that its number of parameters depends on."""
+def _without_heads(network: dict[str, Any]) -> dict[str, Any]:
+    """A network's arguments without the number of heads, which does not change the number of parameters."""
     return {name: value for name, value in network.items() if name != "heads"}
 
 

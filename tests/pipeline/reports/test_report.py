@@ -93,7 +93,7 @@ def test_the_page_is_whole_and_refers_to_nothing_outside(config):
     markup = page(config)
     assert [source[:22] for source in markup.sources] == ["data:image/png;base64,"]
     words = " ".join(markup.words)
-    for expected in ("my <preset>", "30.71 dB", "1 min 15 s", "not made", "<b>themselves</b>", "tokenizer.width"):
+    for expected in ("my <preset>", "30.71 dB", "1 min 15 s", "not run", "<b>themselves</b>", "tokenizer.width"):
         assert expected in words
     assert re.search(r"3 of 9 stages", words)
 
