@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from models.choices import (
-    FEWEST_STEPS,
+    MINIMUM_STEPS,
     TOP_LEVEL,
     AlignmentHead,
     AlignmentKind,
@@ -26,7 +26,7 @@ from models.choices import (
     RegularizerKind,
     SamplerMethod,
 )
-from models.sizes import SIT_SIZES, smallest_discriminated
+from models.sizes import SIT_SIZES, smallest_discriminator_image
 from pipeline.config.checks import check_masks, check_metrics, check_workers
 from pipeline.config.fields import (
     BatchSize,
@@ -241,9 +241,9 @@ class SampleConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "SampleConfig":
-        if self.steps < FEWEST_STEPS[self.method]:
+        if self.steps < MINIMUM_STEPS[self.method]:
             raise ValueError(
-                f"method {self.method} needs steps of at least {FEWEST_STEPS[self.method]}: the last is the mean alone"
+                f"method {self.method} needs steps of at least {MINIMUM_STEPS[self.method]}: the last is the mean alone"
             )
         if self.guidance_interval[0] > self.guidance_interval[1]:
             raise ValueError("guidance_interval must not begin after its end")
@@ -332,7 +332,7 @@ class Config(Section):
         if size % patch:
             raise ValueError(f"tokenizer.patch_size {patch} does not divide data.image_size {size}")
         check_masks(self.grid, self.tokenizer.mask, self.tokenizer.keep)
-        needed = smallest_discriminated(self.tokenizer.discriminator_layers)
+        needed = smallest_discriminator_image(self.tokenizer.discriminator_layers)
         if size < needed:
             raise ValueError(
                 f"tokenizer.discriminator_layers {self.tokenizer.discriminator_layers} requires images of "
