@@ -294,10 +294,10 @@ def test_none_is_begun_while_one_is_written(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "write", lambda *_: goes_on.wait())
         checkpoints.save(1, {"step": 1})
-        assert not checkpoints.would_be_whole_by(math.inf)
+        assert not checkpoints.would_finish_by(math.inf)
         goes_on.set()
         checkpoints.wait()
-    assert checkpoints.would_be_whole_by(math.inf)
+    assert checkpoints.would_finish_by(math.inf)
 
 
 def test_learning_rate() -> None:
