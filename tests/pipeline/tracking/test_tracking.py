@@ -219,7 +219,7 @@ def test_figures_are_shown(world: World) -> None:
 
 def test_events_of_an_unknown_run_stay(world: World) -> None:
     world.outbox().metrics({"sit/loss": 1.0}, 1)
-    with pytest.raises(RefusedError, match=f"has no run '{KEY}'. Its events are kept; delete file://"):
+    with pytest.raises(RefusedError, match=f"has no run '{KEY}'. Delete file://"):
         world.deliver()
     assert undelivered(world.storage) == [KEY]
 
