@@ -125,7 +125,7 @@ def test_the_table_names_stages_and_numbers(config):
     console = Console(file=io.StringIO(), width=120)
     report.render_table(console, report.collect(config, nodes(config), open_storage(config.root)))
     text = console.file.getvalue()
-    assert re.search(r"evaluate-tokenizer +made +1 min 15 s", text)
+    assert re.search(r"evaluate-tokenizer +done +1 min 15 s", text)
     assert re.search(r"reconstruction/psnr_level3 +19.25 dB", text)
     assert re.search(r"together +1 min 15 s", text)
 

@@ -176,7 +176,7 @@ def test_what_comes_damaged_every_time_is_given_up(
 
     def damaged(body: Any) -> bytes:
         tries.append("one")
-        raise body._broken("came damaged")
+        raise body._broken("was damaged in transfer")
 
     monkeypatch.setattr(s3._Body, "readall", damaged)
     assert refusal(lambda: open_storage(root).read("a")) == f"{root}/a was damaged in transfer. Run again."

@@ -247,7 +247,7 @@ def test_an_experiment_that_was_deleted(world: World) -> None:
     world.outbox().open("run", {})
     made = world.client.create_experiment("denoising-vae")
     world.client.delete_experiment(made)
-    with pytest.raises(TrackingError, match=r"'denoising-vae' is deleted\. Restore it .*--experiment-id"):
+    with pytest.raises(TrackingError, match=r"'denoising-vae' was deleted\. Restore it .*--experiment-id"):
         world.deliver()
 
 
