@@ -1,6 +1,6 @@
-"""The paper as tensors in, tensors out: networks, operators, losses, samplers and metrics.
+"""The paper's networks, operators, losses, samplers and metrics, as functions of tensors.
 
-No Ray, no MLflow, no configuration files, no network, and no paths but those of weight files a caller passes in.
-This package, `choices` and `sizes` import no torch, so that a plan costs no start-up. The modules import each other
-relatively: a registered model carries them under a name of its own.
+No Ray, MLflow, config files or network access, and no paths except weight files passed by the caller. This module,
+`choices` and `sizes` import no torch, so that planning starts fast. The modules import each other relatively, since a
+registered model contains a copy of the package under another name.
 """

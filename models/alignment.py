@@ -1,6 +1,6 @@
 """Alignment of SiT's features with those of its moving average: SRA, and the paper's FDA (Eq. 6-8).
 
-Where the paper is silent on FDA, SRA's own settings hold; kind `sra` is run under the settings given for FDA.
+Where the paper does not specify FDA, SRA's settings are used; kind `sra` runs with the settings given for FDA.
 Shapes: B batch, D latent channels, h w latent grid, N tokens, K width.
 """
 
@@ -17,11 +17,11 @@ from .paths import interpolate
 from .sit import SiT
 
 _SMOOTH_L1_BETA = 0.05
-_SRA_SPAN = 0.2  # SRA's teacher sees up to this much less noise
+_SRA_SPAN = 0.2  # SRA's teacher input has up to this much less noise
 
 
 class Student(NamedTuple):
-    """What the student saw in a step, and FDA's second view of the same latents."""
+    """The student's inputs in a step, and the same latents at FDA's higher level."""
 
     z_lo_BDhw: Tensor
     """Normalised latents at the student's level."""
@@ -30,25 +30,25 @@ class Student(NamedTuple):
     noise_BDhw: Tensor
     t_B: Tensor
     label_B: Tensor
-    """With labels dropped."""
+    """After label dropout."""
     uniform_B: Tensor
-    """Uniform in [0, 1): SRA's."""
+    """Uniform in [0, 1), for SRA."""
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """No alignment, and the settings that the others share. Blocks count from 1.
+    """No alignment; also the base class with the settings of all kinds. Blocks count from 1.
 
     Args:
-        student_block, teacher_block: whose outputs are compared (8 and 20 are SiT-XL's).
+        student_block, teacher_block: the blocks whose outputs are compared (8 and 20 for SiT-XL).
         weight: lambda0, the mean of lambda(t) over uniform t.
         schedule: lambda(t): `linear` lambda0 2 t, `constant` lambda0, `step` 2 lambda0 from t = 1/2 on,
             `low_noise` lambda0 2 (1 - t).
         loss: `cosine` 2 - 2 cos over the feature axis (the squared L2 distance of normalised tokens), `l2` squared
             difference, `smooth_l1` with beta .05; each the mean over tokens, the latter two over features too.
-        head: the student's `mlp`, or `none`, which is Eq. 7 to the letter.
-        levels: (lo, hi): that of the latents that are modelled, and FDA's higher one, from 0.
-        random_levels: FDA draws its pair of levels by step.
+        head: the student's projection, `mlp`, or `none`, which is exactly Eq. 7.
+        levels: (lo, hi): the level of the generator's latents, and FDA's higher one, from 0.
+        random_levels: FDA draws its pair of levels in each step.
 
     Raises:
         ValueError: a block below 1, or levels that the kind cannot use.
@@ -64,20 +64,20 @@ class Alignment:
     random_levels: bool = False
 
     aligns = False
-    """Is there anything to align?"""
+    """Whether this kind aligns features."""
 
     def draw_levels(self, generator: torch.Generator) -> tuple[int, int]:  # noqa: ARG002
-        """(lo, hi) of this step from a CPU generator: the diffusion loss is on z^(lo), FDA's teacher sees z^(hi)."""
+        """(lo, hi) of this step from a CPU generator: the diffusion loss uses z^(lo), FDA's teacher z^(hi)."""
         return self.levels[0], self.levels[0]
 
     def teacher_input(self, student: Student) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """(z_BDhw, t_B) that the teacher sees."""
+        """(z_BDhw, t_B): the teacher's input."""
         raise ValueError("alignment none has no teacher")
 
 
 @dataclass(frozen=True)
 class SelfRepresentation(Alignment):
-    """SRA (Jiang et al. 2025): student and teacher see one latent, the teacher with less noise, max(t - .2 u, 0)."""
+    """SRA (Jiang et al. 2025): both get the same latent, the teacher at the earlier time max(t - .2 u, 0)."""
 
     aligns = True
 
@@ -92,7 +92,7 @@ class SelfRepresentation(Alignment):
 
 @dataclass(frozen=True)
 class FrequencyAware(Alignment):
-    """FDA (Eq. 6-8): the teacher sees the spectrally simpler latent z^(hi), noiseless at t = 0."""
+    """FDA (Eq. 6-8): the teacher gets the spectrally simpler latent z^(hi), without noise at t = 0."""
 
     aligns = True
 
@@ -110,7 +110,7 @@ class FrequencyAware(Alignment):
         return pairs[int(torch.randint(len(pairs), (), generator=generator))]
 
     def teacher_input(self, student: Student) -> tuple[Tensor, Tensor]:
-        """z^(hi) as data."""
+        """z^(hi) at t = 0."""
         return student.z_hi_BDhw, torch.zeros_like(student.t_B)
 
 
@@ -129,10 +129,10 @@ ALIGNMENTS: dict[AlignmentKind, type[Alignment]] = {
 
 
 class AlignedSiT(nn.Module):
-    """SiT and the student's projection head in one module, which DDP can wrap. The head serves training only.
+    """SiT and the student's projection head in one module, for DDP. The head is used in training only.
 
     Raises:
-        ValueError: the SiT has fewer blocks than the alignment names.
+        ValueError: the SiT has fewer blocks than the alignment requires.
     """
 
     def __init__(self, sit: SiT, alignment: Alignment) -> None:
@@ -179,7 +179,7 @@ FEATURE_LOSSES: dict[FeatureLoss, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def feature_loss_B(student_BNK: Tensor, teacher_BNK: Tensor, loss: FeatureLoss) -> Tensor:
-    """Distance of features for each sample, (B,) fp32, as `Alignment` describes; the teacher gets no gradient."""
+    """Distance between features per sample, (B,) fp32, as described in `Alignment`; no gradient for the teacher."""
     with torch.autocast(student_BNK.device.type, enabled=False):
         return FEATURE_LOSSES[loss](student_BNK.float(), teacher_BNK.detach().float())
 
@@ -188,13 +188,13 @@ def alignment_loss_B(alignment: Alignment, teacher: SiT, projected_BNK: Tensor, 
     """lambda(t) L_align of Eq. 7-8 for each sample, to be added to the diffusion loss: (B,) fp32.
 
     Args:
-        alignment: one that aligns.
+        alignment: a kind with `aligns`.
         teacher: the moving average of the student's SiT, in eval mode; it runs without gradient and stops at its block.
-        projected_BNK: what `AlignedSiT` gave at interpolate(z_lo, noise, t).
-        student: what went into it.
+        projected_BNK: the output of `AlignedSiT` at interpolate(z_lo, noise, t).
+        student: the inputs of that call.
 
     Raises:
-        ValueError: there is nothing to align.
+        ValueError: the kind is `none`.
     """
     z_BDhw, t_B = alignment.teacher_input(student)
     with torch.no_grad():

@@ -1,5 +1,5 @@
-"""The names of every alternative, and what is known of each without torch. A new one is named here and entered in the
-dict of its kind (`REGULARIZERS`, `ALIGNMENTS`, `SAMPLERS`, ...); a test holds the two against each other.
+"""The names of all alternatives, and their properties that need no torch. A new one is named here and added to the
+dict of its kind (`REGULARIZERS`, `ALIGNMENTS`, `SAMPLERS`, ...); a test compares the two.
 """
 
 from typing import Literal
@@ -18,8 +18,8 @@ AlignmentHead = Literal["mlp", "none"]
 FeatureLoss = Literal["cosine", "l2", "smooth_l1"]
 
 SamplerMethod = Literal["euler", "heun", "sde"]
-FEWEST_STEPS: dict[SamplerMethod, int] = {"euler": 1, "heun": 1, "sde": 2}  # the last of an SDE is the mean alone
-EVALUATIONS_A_STEP: dict[SamplerMethod, int] = {"euler": 1, "heun": 2, "sde": 1}
+MINIMUM_STEPS: dict[SamplerMethod, int] = {"euler": 1, "heun": 1, "sde": 2}  # the last step of the SDE adds no noise
+EVALUATIONS_PER_STEP: dict[SamplerMethod, int] = {"euler": 1, "heun": 2, "sde": 1}
 
 FeatureNetwork = Literal["inception", "efficientnet_lite0"]
 Precision = Literal["fp32", "bf16"]

@@ -1,6 +1,6 @@
-"""The PatchGAN discriminator of the tokenizer's adversarial term (Eq. 2), and the hinge losses of both players.
+"""The PatchGAN discriminator of the tokenizer's adversarial term (Eq. 2), and its hinge losses.
 
-GroupNorm instead of batch norm: a logit depends on its own image only, so workers agree whatever the batch split.
+GroupNorm instead of batch norm: a logit depends on its own image only, so results do not depend on the batch split.
 """
 
 import math
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .sizes import smallest_discriminated
+from .sizes import smallest_discriminator_image
 
 
 class PatchDiscriminator(nn.Module):
@@ -17,13 +17,13 @@ class PatchDiscriminator(nn.Module):
 
     Args:
         channels: image channels.
-        width: channels of the first layer; they double each layer up to 8 x `width`.
+        width: channels of the first layer; doubled in each layer up to 8 x `width`.
         layers: strided layers. The side of an image must be at least 3 * 2**layers: 24 for three, 12 for two.
     """
 
     def __init__(self, channels: int = 3, width: int = 64, layers: int = 3) -> None:
         super().__init__()
-        self.smallest_image = smallest_discriminated(layers)
+        self.smallest_image = smallest_discriminator_image(layers)
         blocks: list[nn.Module] = [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         inputs = width
         for layer in range(1, layers + 1):
@@ -44,11 +44,13 @@ class PatchDiscriminator(nn.Module):
         """Images in [-1, 1] to logits (B, 1, h, w) in fp32; positive means real.
 
         Raises:
-            ValueError: the image is smaller than the layers need.
+            ValueError: the image is smaller than the layers require.
         """
         if min(x_BCHW.shape[-2:]) < self.smallest_image:
             shape = tuple(x_BCHW.shape[-2:])
-            raise ValueError(f"image of {shape} is below the {self.smallest_image} pixels of the discriminator")
+            raise ValueError(
+                f"image of {shape} is smaller than {self.smallest_image} pixels, which the discriminator requires"
+            )
         logits_B1hw: Tensor = self.head(self.trunk(x_BCHW))
         return logits_B1hw.float()
 

@@ -1,6 +1,6 @@
-"""The exponential moving average of a model's weights: what is evaluated, encoded with and sampled from.
+"""The exponential moving average (EMA) of a model's weights, which is used for evaluation, encoding and sampling.
 
-When to update it, and where it is stored, is the trainer's business.
+The trainer updates and stores it.
 """
 
 import copy
@@ -17,7 +17,7 @@ class EMA(Generic[Model]):
     """average <- decay * average + (1 - decay) * weight after each step, in fp32.
 
     Args:
-        model: a module not wrapped by DDP; its values now are the average's first.
+        model: a module not wrapped by DDP; its current weights initialise the average.
         decay: in [0, 1).
 
     Raises:
@@ -29,14 +29,14 @@ class EMA(Generic[Model]):
 
     def __init__(self, model: Model, decay: float) -> None:
         if not 0.0 <= decay < 1.0:
-            raise ValueError(f"decay must lie in [0, 1); it is {decay}")
+            raise ValueError(f"decay must lie in [0, 1), not {decay}")
         self.decay = decay
         self.model = copy.deepcopy(model).float().eval()
         self.model.requires_grad_(False)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Moves the average towards the weights of `model`; buffers are copied."""
+        """Move the average towards the weights of `model`; buffers are copied."""
         averages: list[Tensor] = list(self.model.parameters())
         weights = [weight.detach().float() for weight in model.parameters()]
         torch._foreach_lerp_(averages, weights, 1.0 - self.decay)
@@ -48,5 +48,5 @@ class EMA(Generic[Model]):
         return self.model.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up a state that `state_dict` gave; keys and shapes must match (RuntimeError)."""
+        """Load a state from `state_dict`; RuntimeError if keys or shapes differ."""
         self.model.load_state_dict(state)

@@ -1,7 +1,7 @@
-"""From labels to pictures: SiT, the statistics that its latents were normalised with, and the tokenizer's decoder.
+"""Generates images from labels: SiT, the statistics that normalise its latents, and the tokenizer's decoder.
 
-Used alike by the pipeline's samples and by the registered model, so that both draw the same picture from the same seed.
-Where the networks come from is the caller's business.
+Used by both the pipeline's samples and the registered model, so that the same seed gives the same image. The caller
+loads the networks.
 Shapes: B batch, D latent channels, h w latent grid, C channels, H W pixels.
 """
 
@@ -20,10 +20,10 @@ from .tokenizers import Autoencoder
 
 
 class LatentStatistics(nn.Module):
-    """The per-channel normalisation of latents at one level: what a generator is trained on, and its exact inverse.
+    """The per-channel normalisation of latents at one level, on which a generator is trained, and its exact inverse.
 
     Args:
-        mean, std: one number a channel, of latents at that level (filtering lowers the std).
+        mean, std: one number per channel, of latents at that level (filtering lowers the std).
 
     Raises:
         ValueError: the two differ in length, or a std is not positive.
@@ -37,14 +37,14 @@ class LatentStatistics(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if len(mean) != len(std):
-            raise ValueError(f"{len(mean)} means and {len(std)} standard deviations do not make statistics")
+            raise ValueError(f"{len(mean)} means and {len(std)} standard deviations differ in length")
         if not all(value > 0.0 for value in std):
-            raise ValueError(f"standard deviations must be positive; given {list(std)}")
+            raise ValueError(f"standard deviations must be positive, not {list(std)}")
         self.register_buffer("mean_D", torch.tensor(list(mean), dtype=torch.float32), persistent=False)
         self.register_buffer("std_D", torch.tensor(list(std), dtype=torch.float32), persistent=False)
 
     def normalise(self, z_BDhw: Tensor) -> Tensor:
-        """Raw latents to mean 0 and std 1 a channel, fp32."""
+        """Raw latents to mean 0 and std 1 per channel, fp32."""
         return (z_BDhw.float() - self.mean_D[:, None, None]) / self.std_D[:, None, None]
 
     def denormalise(self, z_BDhw: Tensor) -> Tensor:
@@ -54,10 +54,10 @@ class LatentStatistics(nn.Module):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn from labels.
+    """How images are sampled.
 
     Raises:
-        ValueError: there is no such method.
+        ValueError: unknown method.
     """
 
     method: SamplerMethod
@@ -66,23 +66,23 @@ class Sampling:
     guidance: float = 1.0
     """Scale of classifier-free guidance."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Times t in which it acts."""
+    """Interval of times t with guidance."""
     seed: int = 0
     precision: Precision = "fp32"
     """Autocast of networks and decoder, on every device."""
 
     def __post_init__(self) -> None:
         if self.method not in SAMPLERS:
-            raise ValueError(f"there is no method '{self.method}'; use one of {', '.join(SAMPLERS)}")
+            raise ValueError(f"unknown method '{self.method}'; use one of {', '.join(SAMPLERS)}")
 
 
 class ImageGenerator(nn.Module):
-    """Pictures of a class, each from the noise of its own seed.
+    """Generates images of given classes, each from its own noise.
 
     Args:
         tokenizer: a module that decodes latents; moved and put in eval mode together with this module, as is `sit`.
-        sit: predicts on normalised latents.
-        statistics: those that the latents of `sit` were normalised with.
+        sit: predicts for normalised latents.
+        statistics: of the normalisation of those latents.
         prediction: what `sit` was trained to predict.
     """
 
@@ -93,18 +93,18 @@ class ImageGenerator(nn.Module):
 
     @torch.no_grad()
     def draw(self, label_B: Tensor, indices: Sequence[int], sampling: Sampling) -> Tensor:
-        """Samples latents and decodes them. A picture depends on its label, seed and index, not on its batch.
+        """Sample latents and decode them. An image depends on its label, seed and index, not on its batch.
 
         Args:
             label_B: (B,) long on any device, from 0 to classes - 1.
-            indices: picture i starts from `image_noise(sampling.seed, indices[i])`; none may be negative.
+            indices: image i starts from `image_noise(sampling.seed, indices[i])`; not negative.
             sampling: method, steps, guidance, seed and precision.
 
         Returns:
             x_BCHW, uint8 in [0, 255], on this module's device.
 
         Raises:
-            ValueError: a label out of range, an index too many or too few, or too few steps for the method.
+            ValueError: a label out of range, not one index per label, or too few steps for the method.
         """
         self._check(label_B, indices)
         device, shape = self.statistics.mean_D.device, self.tokenizer.latent_shape
@@ -131,7 +131,7 @@ class ImageGenerator(nn.Module):
             raise ValueError(f"{len(indices)} indices given for labels of shape {tuple(label_B.shape)}")
         classes = self.sit.null_label
         if bool(((label_B < 0) | (label_B >= classes)).any()):
-            raise ValueError(f"labels run from 0 to {classes - 1}; given {label_B.tolist()}")
+            raise ValueError(f"labels must be from 0 to {classes - 1}, not {label_B.tolist()}")
 
     def _velocity(self, z_BDhw: Tensor, t_B: Tensor, label_B: Tensor) -> Tensor:
         predicted_BDhw: Tensor = self.sit(z_BDhw, t_B, label_B)

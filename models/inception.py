@@ -1,6 +1,6 @@
-"""The Inception network of FID, sFID and the Inception Score, through torch-fidelity, which carries the TF1 port.
+"""The Inception network of FID, sFID and the Inception Score, from torch-fidelity, which includes the TF1 port.
 
-Weights come from a file that the caller names; nothing here reaches for the network.
+The caller passes the weight file; nothing is downloaded here.
 """
 
 from typing import NamedTuple
@@ -12,14 +12,14 @@ _SPATIAL_CHANNELS = 7
 
 
 class InceptionOutput(NamedTuple):
-    """All fp32."""
+    """Features, all fp32."""
 
     pool_BF: Tensor
     """(B, 2048): `pool_3`, for FID, precision and recall."""
     spatial_BF: Tensor
     """(B, 17*17*7): `mixed_6/conv:0`, first 7 channels, flattened height, width, channel: for sFID."""
     logits_BK: Tensor
-    """(B, 1008): without the bias, for the Inception Score, as the ADM evaluator takes them."""
+    """(B, 1008): without the bias, for the Inception Score, as in the ADM evaluator."""
 
 
 class Inception(nn.Module):
@@ -29,21 +29,21 @@ class Inception(nn.Module):
         path: torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`.
 
     Raises:
-        ValueError: the file is no state dict of that network.
+        ValueError: the file is not a state dict of that network.
     """
 
     def __init__(self, path: str) -> None:
         super().__init__()
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        # torch-fidelity unpickles without restriction; a file that holds more than tensors stops here.
+        # torch-fidelity unpickles without restriction; this rejects files with anything but tensors.
         torch.load(path, map_location="meta", weights_only=True)
         try:
             self.network = FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=path
             )
         except RuntimeError as error:
-            raise ValueError(f"{path} does not hold the weights of FID's Inception network") from error
+            raise ValueError(f"{path} does not contain the weights of FID's Inception network") from error
         self._spatial: list[Tensor] = []
         # TF's mixed_6/conv:0 is the convolution itself, before its batch norm.
         self.network.Mixed_6d.branch1x1.conv.register_forward_hook(self._keep_spatial)

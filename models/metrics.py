@@ -1,4 +1,4 @@
-"""Measures of images and of feature sets. Which network gave the features is the caller's to say, in the metric's name.
+"""Metrics of images and of feature sets. The caller puts the feature network into the metric's name.
 
 Shapes: B batch, C channels, H W pixels, N M samples, F features, K classes. Images are uint8 in [0, 255].
 """
@@ -14,19 +14,19 @@ _SSIM_C2 = (0.03 * 255) ** 2
 
 
 def to_uint8(x_BCHW: Tensor) -> Tensor:
-    """Floats in [-1, 1] to uint8 by the one rounding rule, round(127.5 x + 127.5), clamped to [0, 255]."""
+    """Floats in [-1, 1] to uint8, with the project's rounding rule: round(127.5 x + 127.5), clamped to [0, 255]."""
     return (x_BCHW.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def from_uint8(x_BCHW: Tensor) -> Tensor:
-    """uint8 to fp32 in [-1, 1]; `to_uint8` gives back the same bytes."""
+    """uint8 to fp32 in [-1, 1]; `to_uint8` is its exact inverse."""
     return x_BCHW.float() / 127.5 - 1.0
 
 
 def psnr_B(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of uint8 images, data range 255: (B,) fp64.
 
-    Identical images count as if one value of them were off by one, so that a mean over images stays finite.
+    For identical images, as if one value differed by one, so that a mean over images stays finite.
     """
     difference = x_BCHW.double() - y_BCHW.double()
     mse_B = difference.square().mean((1, 2, 3)).clamp(min=1 / difference[0].numel())
@@ -36,13 +36,13 @@ def psnr_B(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
 def ssim_B(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004) of uint8 images, data range 255: (B,) fp64.
 
-    Gaussian window 11 x 11 of sigma 1.5, reflect padding; mean over channels and all positions, as torchmetrics has it.
+    Gaussian window 11 x 11 of sigma 1.5, reflect padding; mean over channels and all positions, as in torchmetrics.
 
     Raises:
         ValueError: a side is below 6 pixels.
     """
     if min(x_BCHW.shape[-2:]) <= _SSIM_RADIUS:
-        raise ValueError(f"SSIM needs sides of {_SSIM_RADIUS + 1} pixels; given {tuple(x_BCHW.shape[-2:])}")
+        raise ValueError(f"SSIM needs sides of at least {_SSIM_RADIUS + 1} pixels, not {tuple(x_BCHW.shape[-2:])}")
     x, y = (F.pad(image.double(), (_SSIM_RADIUS,) * 4, mode="reflect") for image in (x_BCHW, y_BCHW))
     x_mean, y_mean, xx, yy, xy = _window_means(torch.stack([x, y, x * x, y * y, x * y])).unbind(0)
     covariance = xy - x_mean * y_mean
@@ -61,7 +61,7 @@ def _window_means(images: Tensor) -> Tensor:
 
 
 class FeatureMoments:
-    """Mean and covariance of features that come in batches, in fp64, in memory that does not grow with their number."""
+    """Mean and covariance of features, accumulated over batches in fp64; memory is constant in their number."""
 
     def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
         self.count = 0
@@ -69,7 +69,7 @@ class FeatureMoments:
         self._products_FF = torch.zeros(features, features, dtype=torch.float64, device=device)
 
     def update(self, features_NF: Tensor) -> None:
-        """Takes in a batch of features of any floating dtype."""
+        """Add a batch of features of any floating dtype."""
         batch = features_NF.to(self._sum_F)
         self.count += len(batch)
         self._sum_F += batch.sum(0)
@@ -79,10 +79,10 @@ class FeatureMoments:
         """(mean_F, covariance_FF), fp64, the covariance with N - 1.
 
         Raises:
-            ValueError: fewer than two samples were seen.
+            ValueError: fewer than two samples.
         """
         if self.count < 2:
-            raise ValueError(f"a covariance needs two samples; {self.count} seen")
+            raise ValueError(f"a covariance needs two samples; there are {self.count}")
         mean_F = self._sum_F / self.count
         return mean_F, (self._products_FF - self.count * torch.outer(mean_F, mean_F)) / (self.count - 1)
 
@@ -90,8 +90,8 @@ class FeatureMoments:
 def frechet_distance(mean_a_F: Tensor, cov_a_FF: Tensor, mean_b_F: Tensor, cov_b_FF: Tensor) -> float:
     """Squared Frechet distance of two Gaussians, |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Heusel et al. 2017).
 
-    The trace of the root comes from the fp64 eigenvalues of A^(1/2) B A^(1/2), which is symmetric; sqrtm is wrong on
-    some BLAS builds.
+    The trace of the root comes from the fp64 eigenvalues of A^(1/2) B A^(1/2), which is symmetric; sqrtm is
+    inaccurate on some BLAS builds.
     """
     a, b = cov_a_FF.double(), cov_b_FF.double()
     values, vectors = torch.linalg.eigh(a)
@@ -105,8 +105,8 @@ def frechet_distance(mean_a_F: Tensor, cov_a_FF: Tensor, mean_b_F: Tensor, cov_b
 def precision_recall(real_NF: Tensor, fake_MF: Tensor, k: int = 3, chunk: int = 1024) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al. 2019): shares, in [0, 1], inside the other set's manifold.
 
-    A manifold is the union of balls about its samples that reach to their k-th nearest neighbour. `chunk` rows of
-    distances, in fp64, are in memory at a time.
+    A manifold is the union of balls around its samples with the distance to the k-th nearest neighbour as radius.
+    `chunk` rows of distances, in fp64, are in memory at a time.
 
     Raises:
         ValueError: a set has no more than k samples.
@@ -118,7 +118,7 @@ def precision_recall(real_NF: Tensor, fake_MF: Tensor, k: int = 3, chunk: int = 
 
 
 def _share_inside(points: Tensor, manifold: Tensor, k: int, chunk: int) -> float:
-    # The nearest of a sample's neighbours is itself.
+    # The nearest neighbour of a sample is itself.
     radius = torch.cat(
         [torch.cdist(part, manifold).kthvalue(k + 1, dim=1).values for part in torch.split(manifold, chunk)]
     )
@@ -129,7 +129,7 @@ def _share_inside(points: Tensor, manifold: Tensor, k: int, chunk: int) -> float
 def inception_score(logits_NK: Tensor, split_size: int = 5000) -> float:
     """Inception Score (Salimans et al. 2016): exp of the mean KL(p(y|x) || p(y)), mean over splits of `split_size`.
 
-    The splits are consecutive, the last one may be shorter. The name holds for the Inception network's logits alone.
+    The splits are consecutive; the last one may be shorter. Use the name only for logits of the Inception network.
     """
     scores = []
     for part in torch.split(logits_NK.double(), split_size):

@@ -1,6 +1,6 @@
 """SiT's objective: the diffusion loss of Eq. 5 on denoised latents, with feature alignment (Eq. 6-8).
 
-A step's randomness comes in as draws. Shapes: B batch, D latent channels, h w latent grid, N tokens, K width.
+The random draws of a step are arguments. Shapes: B batch, D latent channels, h w latent grid, N tokens, K width.
 """
 
 from typing import NamedTuple
@@ -18,25 +18,25 @@ from .tokenizers import DiagonalGaussian
 
 
 class SitBatch(NamedTuple):
-    """Stored moments, raw (of no level and not normalised), fp32, and labels (B,) long."""
+    """Stored moments, raw (neither filtered nor normalised), fp32, and labels (B,) long."""
 
     posterior: DiagonalGaussian
     label_B: Tensor
 
 
 class SitDraws(NamedTuple):
-    """What is random in one step, for this rank's part of the batch."""
+    """The random draws of one step, for this rank's part of the batch."""
 
     levels: tuple[int, int]
     """`Alignment.draw_levels`."""
     posterior_BDhw: Tensor
-    """Standard normal: which latent of its posterior a sample is."""
+    """Standard normal: the noise of the posterior sample."""
     noise_BDhw: Tensor
-    """Standard normal: what is to be removed."""
+    """Standard normal: the noise of the diffusion."""
     t_B: Tensor
     """Uniform in [0, 1)."""
     label_dropout_B: Tensor
-    """Uniform in [0, 1): the label goes where it lies below the share of dropped labels."""
+    """Uniform in [0, 1): labels are dropped where it is below `label_dropout`."""
     teacher_t_B: Tensor
     """Uniform in [0, 1): the time of SRA's teacher."""
 
@@ -45,14 +45,14 @@ class SitObjective:
     """The loss of a batch of latents, as a function of (batch, draws).
 
     Args:
-        model: an `AlignedSiT`, or what wraps it for several workers.
+        model: an `AlignedSiT`, possibly wrapped in DDP.
         teacher: the moving average of its SiT.
         alignment: of their features.
         latent_filter: S_l.
         statistics: of latents at the alignment's lower level. They normalise both: the normalisation commutes with S_l,
-            so that the teacher sees the student's latent with less of its high frequencies and nothing else changed.
+            so the teacher's latent differs from the student's only in its high frequencies.
         prediction: what the network predicts.
-        label_dropout: share of labels that are replaced by `null_label`.
+        label_dropout: share of labels replaced by `null_label`.
     """
 
     def __init__(
@@ -72,17 +72,17 @@ class SitObjective:
         self.label_dropout, self.null_label = label_dropout, null_label
 
     def __call__(self, batch: SitBatch, draws: SitDraws) -> dict[str, Tensor]:
-        """Eq. 5 and 8, term by term. Run it under the autocast of the training; the terms are fp32 all the same.
+        """Eq. 5 and 8, term by term. Call it under autocast; the terms are fp32 in any case.
 
         Returns:
-            `loss` (what to differentiate) and, detached, `diffusion`, `alignment` where there is one (means over the
-            batch), and `diffusion_t0` to `diffusion_t3`, the diffusion loss in the quarters of t as (sum, count).
+            `loss` (to differentiate) and, detached, `diffusion` and (if used) `alignment`, means over the batch, and
+            `diffusion_t0` to `diffusion_t3`, the diffusion loss in the quarters of t as (sum, count).
         """
         student = self._student(batch, draws)
         zt_BDhw = interpolate(student.z_lo_BDhw, student.noise_BDhw, student.t_B)
         predicted_BDhw, projected_BNK = self.model(zt_BDhw, student.t_B, student.label_B)
-        wanted_BDhw = target(student.z_lo_BDhw, student.noise_BDhw, self.prediction)
-        diffusion_B = loss_B = diffusion_loss_B(predicted_BDhw, wanted_BDhw)
+        target_BDhw = target(student.z_lo_BDhw, student.noise_BDhw, self.prediction)
+        diffusion_B = loss_B = diffusion_loss_B(predicted_BDhw, target_BDhw)
         terms = {"diffusion": diffusion_B.detach().mean()}
         if projected_BNK is not None:
             aligned_B = alignment_loss_B(self.alignment, self.teacher, projected_BNK, student)

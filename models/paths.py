@@ -1,6 +1,6 @@
-"""The linear path between data and noise, what a network may predict on it, and the training loss (Eq. 5).
+"""The linear path between data and noise, the predictions a network can make on it, and the training loss (Eq. 5).
 
-t = 0 is data and t = 1 is noise. The paper's Eq. 5 predicts noise, SiT predicts velocity: both are here.
+t = 0 is data and t = 1 is noise. The paper's Eq. 5 predicts noise, SiT predicts velocity; both are available.
 Shapes: B batch, D latent channels, h w latent grid.
 """
 
@@ -23,17 +23,17 @@ def interpolate(z_BDhw: Tensor, noise_BDhw: Tensor, t_B: Tensor) -> Tensor:
 
 
 def target(z_BDhw: Tensor, noise_BDhw: Tensor, prediction: Prediction) -> Tensor:
-    """What the network is to predict: the velocity dz_t/dt = noise - z, the noise, or the data z."""
+    """The target of the network: the velocity dz_t/dt = noise - z, the noise, or the data z."""
     if prediction == "velocity":
         return noise_BDhw - z_BDhw
     return noise_BDhw if prediction == "noise" else z_BDhw
 
 
 def to_velocity(predicted_BDhw: Tensor, zt_BDhw: Tensor, t_B: Tensor, prediction: Prediction) -> Tensor:
-    """The velocity that a prediction of that kind at z_t means.
+    """The velocity that corresponds to a prediction at z_t.
 
     Noise gives (noise - z_t) / (1 - t), singular at t = 1; data gives (z_t - z) / t, singular at t = 0. Divisors are
-    kept at 1e-3 or more.
+    clamped to at least 1e-3.
     """
     if prediction == "velocity":
         return predicted_BDhw
@@ -44,12 +44,12 @@ def to_velocity(predicted_BDhw: Tensor, zt_BDhw: Tensor, t_B: Tensor, prediction
 
 
 def diffusion_loss_B(predicted_BDhw: Tensor, target_BDhw: Tensor) -> Tensor:
-    """Squared error, mean over D, h and w, for each sample: (B,) fp32."""
+    """Squared error, mean over D, h and w, per sample: (B,) fp32."""
     return (predicted_BDhw.float() - target_BDhw.float()).square().mean((1, 2, 3))
 
 
 def t_bin_means(loss_B: Tensor, t_B: Tensor, bins: int = 4) -> tuple[Tensor, Tensor]:
-    """Sums and counts of a loss in equal bins of t, detached, for a log: (sum (bins,), count (bins,)), both fp32.
+    """Sums and counts of a loss in equal bins of t, detached, for logging: (sum (bins,), count (bins,)), both fp32.
 
     A mean over workers or steps is the sum of sums over the sum of counts; an empty bin has count 0.
     """
@@ -59,5 +59,5 @@ def t_bin_means(loss_B: Tensor, t_B: Tensor, bins: int = 4) -> tuple[Tensor, Ten
 
 
 def drop_labels(label_B: Tensor, uniform_B: Tensor, probability: float, null_label: int) -> Tensor:
-    """Labels with `null_label` where `uniform_B`, uniform in [0, 1), lies below `probability`."""
+    """Labels with `null_label` where `uniform_B`, uniform in [0, 1), is below `probability`."""
     return torch.where(uniform_B < probability, torch.full_like(label_B, null_label), label_B)

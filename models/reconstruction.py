@@ -1,6 +1,6 @@
-"""The tokenizer's objective: d(D(S_l(z)), G_l(x)) of Eq. 2 and its terms, and the discriminator's own.
+"""The tokenizer's objective: d(D(S_l(z)), G_l(x)) of Eq. 2 and its terms, and the discriminator's loss.
 
-Which S and G act is the regularizer's choice (`regularizers.py`). A step's randomness comes in as draws.
+The regularizer determines S and G (`regularizers.py`). The random draws of a step are arguments.
 Shapes: B batch, C channels, H W pixels, D latent channels, h w latent grid.
 """
 
@@ -37,19 +37,19 @@ def reconstruction_terms(
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
     fake_logits: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The tokenizer's loss, Eq. 2, term by term. All terms are fp32 scalars, whatever the autocast.
+    """The tokenizer's loss, Eq. 2, term by term. All terms are fp32 scalars, also under autocast.
 
     Args:
         reconstruction_BCHW: D(S_l(z)), in the range of the target.
         target_BCHW: G_l(x) in [-1, 1].
         posterior: of x.
         weights: of each term in the total.
-        perceptual: distance of two batches as a scalar; None leaves the term out. It runs under the caller's autocast.
+        perceptual: distance between two batches as a scalar; None omits the term. It runs under the caller's autocast.
         fake_logits: the discriminator's logits of the reconstruction; None before its term starts.
 
     Returns:
         `mse` (mean over batch, channels and pixels), `kl` (SUM over D, h and w, mean over the batch), where given
-        `perceptual` and `adversarial` (-mean logit), and `total`, their weighted sum, which is what to differentiate.
+        `perceptual` and `adversarial` (-mean logit), and `total`, their weighted sum, to differentiate.
     """
     reconstruction, target = reconstruction_BCHW.float(), target_BCHW.float()
     terms = {"mse": F.mse_loss(reconstruction, target), "kl": posterior.kl().mean()}
@@ -62,33 +62,33 @@ def reconstruction_terms(
 
 
 class TokenizerDraws(NamedTuple):
-    """What is random in one step, for this rank's part of the batch."""
+    """The random draws of one step, for this rank's part of the batch."""
 
     noise_BDhw: Tensor
-    """Standard normal: of the posterior."""
+    """Standard normal: the noise of the posterior sample."""
     regularizer: Draw
 
 
 class Reconstruction(NamedTuple):
-    """What one pass of the objective gives."""
+    """The result of one call of the objective."""
 
     terms: dict[str, Tensor]
-    """`reconstruction_terms`: `total` is what to differentiate."""
+    """From `reconstruction_terms`; differentiate `total`."""
     target_BCHW: Tensor
     """G_l(x): the discriminator's real image."""
-    made_BCHW: Tensor
-    """D(S_l(z)), with its gradient: the discriminator's fake one."""
+    output_BCHW: Tensor
+    """D(S_l(z)), with gradient: the discriminator's fake image."""
 
 
 class TokenizerObjective:
-    """The loss of a batch under the regularizer, as a function of (images, draws).
+    """The loss of a batch with a regularizer, as a function of (images, draws).
 
     Args:
-        tokenizer: a `Tokenizer`, or what wraps it for several workers.
-        regularizer: chooses S and G.
+        tokenizer: a `Tokenizer`, possibly wrapped in DDP.
+        regularizer: determines S and G.
         weights: of the terms.
-        perceptual: distance of two batches as a scalar; None leaves the term out.
-        discriminator: judges the reconstruction. Its weights get no gradient from here.
+        perceptual: distance between two batches as a scalar; None omits the term.
+        discriminator: for the adversarial term. Its weights get no gradient here.
     """
 
     def __init__(
@@ -103,21 +103,21 @@ class TokenizerObjective:
         self.perceptual, self.discriminator = perceptual, discriminator
 
     def __call__(self, x_BCHW: Tensor, draws: TokenizerDraws, *, uses_discriminator: bool) -> Reconstruction:
-        """Eq. 2 for images in [-1, 1]. Run it under the autocast of the training; the terms are fp32 all the same."""
+        """Eq. 2 for images in [-1, 1]. Call it under autocast; the terms are fp32 in any case."""
         target_BCHW = self.regularizer.image(x_BCHW, draws.regularizer)
         transform = partial(self.regularizer.latent, draw=draws.regularizer)
-        made_BCHW, posterior = self.tokenizer(x_BCHW, draws.noise_BDhw, transform)
+        output_BCHW, posterior = self.tokenizer(x_BCHW, draws.noise_BDhw, transform)
         self.discriminator.requires_grad_(False)
         terms = reconstruction_terms(
-            made_BCHW,
+            output_BCHW,
             target_BCHW,
             posterior,
             weights=self.weights,
             perceptual=self.perceptual,
-            fake_logits=self.discriminator(made_BCHW) if uses_discriminator else None,
+            fake_logits=self.discriminator(output_BCHW) if uses_discriminator else None,
         )
         self.discriminator.requires_grad_(True)
-        return Reconstruction(terms, target_BCHW, made_BCHW)
+        return Reconstruction(terms, target_BCHW, output_BCHW)
 
 
 def discriminator_loss(discriminator: nn.Module, real_BCHW: Tensor, fake_BCHW: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""The regularizers of the tokenizer's latent: which S acts on the latent and which G on the image in Eq. 2.
+"""The regularizers of the tokenizer's latent: the operators S on the latent and G on the image in Eq. 2.
 
-A step's randomness is drawn on the CPU for the global batch and sliced for each rank, so that it does not depend on
+The random draws of a step are made on the CPU for the global batch and sliced per rank, so that they do not depend on
 the number of workers. Shapes: B batch, C channels, H W pixels, D latent channels, h w latent grid.
 """
 
@@ -17,17 +17,17 @@ from .spectral import ImageBlur, LatentFilter
 
 @dataclass(frozen=True)
 class Draw:
-    """What a regularizer draws in one step, for the global batch or a rank's part of it.
+    """The random draws of a regularizer in one step, for the global batch or a rank's part of it.
 
-    The defaults are the identity of every regularizer.
+    The defaults are the identity for every regularizer.
     """
 
     level: int | Tensor = 0
-    """Attenuation level: one for the step, or a CPU long tensor (B,) with one a sample."""
+    """Attenuation level: one for the step, or a CPU long tensor (B,) with one per sample."""
     side: int | None = None
-    """Side in latent cells to which EQ-VAE scales; None leaves the size."""
+    """Side in latent cells to which EQ-VAE scales; None: unchanged."""
     quarter_turns: int = 0
-    """Quarter turns, counter-clockwise, of EQ-VAE."""
+    """EQ-VAE's rotation, in counter-clockwise quarter turns."""
 
     def slice(self, start: int, stop: int) -> "Draw":
         """The part of samples start to stop (excluded) of the global batch."""
@@ -35,10 +35,10 @@ class Draw:
 
 
 class Regularizer(nn.Module):
-    """Regularizes nothing: the plain autoencoder, and the face that the others share. Holds no parameters."""
+    """No regularization, for the plain autoencoder; also the base class of the others. It has no parameters."""
 
     def draw(self, generator: torch.Generator, batch: int) -> Draw:  # noqa: ARG002
-        """What is random in this step, from a CPU generator, for a global batch of `batch` samples."""
+        """The random draws of a step, from a CPU generator, for a global batch of `batch` samples."""
         return Draw()
 
     def latent(self, z_BDhw: Tensor, draw: Draw) -> Tensor:  # noqa: ARG002
@@ -46,14 +46,14 @@ class Regularizer(nn.Module):
         return z_BDhw
 
     def image(self, x_BCHW: Tensor, draw: Draw) -> Tensor:  # noqa: ARG002
-        """The image that the decoded one is held against, and that the discriminator takes for real."""
+        """The target of the decoded image, and the discriminator's real image."""
         return x_BCHW
 
 
 class SpectralRegularizer(Regularizer):
-    """MLSR (Eq. 1-4): S_l on the latent, G_l on the image, l uniform over the levels, by step or by sample.
+    """MLSR (Eq. 1-4): S_l on the latent, G_l on the image, l uniform over the levels, per step or per sample.
 
-    Args and errors are those of `LatentFilter`; `per_sample` draws a level for each image.
+    Args and errors are those of `LatentFilter`; `per_sample` draws one level per image.
     """
 
     def __init__(self, grid: int, mask: Mask = "gain", keep: float = 0.5, per_sample: bool = False) -> None:
@@ -80,11 +80,11 @@ class SpectralRegularizer(Regularizer):
 
 
 class EquivarianceRegularizer(Regularizer):
-    """EQ-VAE (Kouzelis et al. 2025): latent and image are scaled down and turned by quarters alike, one draw a step.
+    """EQ-VAE (Kouzelis et al. 2025): latent and image are scaled down and rotated alike, with one draw per step.
 
-    The side is uniform from a quarter of the grid (or `smallest_side`, where that is more) to all of it, in whole
+    The side is uniform from a quarter of the grid (or `smallest_side`, if that is larger) to the whole grid, in whole
     cells, so that the target image has whole patches; both sides are resized by the same antialiased bicubic kernel.
-    The decoder must take other sizes, as `Tokenizer.decode` does, and so must who judges its images.
+    The decoder must accept other sizes, as `Tokenizer.decode` does, and so must the discriminator.
     """
 
     def __init__(self, grid: int, smallest_side: int = 1) -> None:
@@ -98,33 +98,33 @@ class EquivarianceRegularizer(Regularizer):
         return Draw(side=side, quarter_turns=int(torch.randint(4, (), generator=generator)))
 
     def latent(self, z_BDhw: Tensor, draw: Draw) -> Tensor:
-        """The scaled and turned latent, same dtype."""
+        """The scaled and rotated latent, same dtype."""
         return _scale_and_turn(z_BDhw, draw.side or self.grid, draw.quarter_turns)
 
     def image(self, x_BCHW: Tensor, draw: Draw) -> Tensor:
-        """The image, likewise."""
+        """The scaled and rotated image, same dtype."""
         side = x_BCHW.shape[-1] // self.grid * (draw.side or self.grid)
         return _scale_and_turn(x_BCHW, side, draw.quarter_turns)
 
 
 @dataclass(frozen=True)
 class RegularizerOptions:
-    """What the regularizers are told; each looks at its own."""
+    """The options of all regularizers; each uses its own."""
 
     grid: int
     """Side of the latent."""
     mask: Mask = "gain"
     keep: float = 0.5
     per_sample: bool = False
-    """The spectral one's, as `LatentFilter` and `SpectralRegularizer` describe them."""
+    """For `SpectralRegularizer`; see also `LatentFilter`."""
     smallest_side: int = 1
-    """EQ-VAE's: the fewest latent cells a side that everything behind the decoder can take."""
+    """For EQ-VAE: the smallest side in latent cells that decoder, losses and discriminator accept."""
 
 
 REGULARIZERS: dict[RegularizerKind, Callable[[RegularizerOptions], Regularizer]] = {
-    "spectral": lambda given: SpectralRegularizer(given.grid, given.mask, given.keep, given.per_sample),
-    "equivariance": lambda given: EquivarianceRegularizer(given.grid, given.smallest_side),
-    "none": lambda given: Regularizer(),  # noqa: ARG005
+    "spectral": lambda options: SpectralRegularizer(options.grid, options.mask, options.keep, options.per_sample),
+    "equivariance": lambda options: EquivarianceRegularizer(options.grid, options.smallest_side),
+    "none": lambda options: Regularizer(),  # noqa: ARG005
 }
 
 

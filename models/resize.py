@@ -1,5 +1,5 @@
-"""Antialiased resizing as two matrix products: the same numbers as `F.interpolate`, and a backward that is
-deterministic on every device, which that of antialiased `F.interpolate` is not."""
+"""Antialiased resizing as two matrix products: equal to `F.interpolate`, but with a backward pass that is
+deterministic on every device."""
 
 from typing import Literal
 
@@ -16,8 +16,8 @@ def resize(x_BCHW: Tensor, side: int, mode: Literal["bilinear", "bicubic"]) -> T
 
 
 def _matrix(old: int, new: int, mode: str) -> Tensor:
-    """(new, old) fp32: the interpolation of one axis, read off the unit vectors."""
+    """(new, old) fp32: the interpolation matrix of one axis, computed from unit vectors."""
     if old == new:
         return torch.eye(old)
-    made = F.interpolate(torch.eye(old)[None, None], (new, old), mode=mode, antialias=True, align_corners=False)
-    return made[0, 0]
+    matrix = F.interpolate(torch.eye(old)[None, None], (new, old), mode=mode, antialias=True, align_corners=False)
+    return matrix[0, 0]

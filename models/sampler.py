@@ -1,6 +1,6 @@
-"""From noise to latents: the probability-flow ODE (Euler, Heun) and the reverse SDE, with classifier-free guidance.
+"""Samplers of latents: the probability-flow ODE (Euler, Heun) and the reverse SDE, with classifier-free guidance.
 
-t runs from 1 (noise) to 0 (data) on the linear path of `diffusion`.
+t runs from 1 (noise) to 0 (data) on the linear path of `paths`.
 Shapes: B batch, D latent channels, h w latent grid.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .choices import FEWEST_STEPS, SamplerMethod
+from .choices import MINIMUM_STEPS, SamplerMethod
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(z_BDhw, t_B, label_B) -> velocity_BDhw."""
@@ -31,19 +31,19 @@ def sample(
     step_noise: Callable[[int], Tensor] | None = None,
     last_step: float = 0.04,
 ) -> Tensor:
-    """Integrates latents from t = 1 to t = 0 in fp32.
+    """Integrate latents from t = 1 to t = 0 in fp32.
 
     Args:
-        model_velocity: the network, or what makes a velocity of its prediction.
+        model_velocity: the network, its prediction converted to a velocity.
         noise_BDhw: standard normal, the latents at t = 1.
         label_B: (B,) long.
-        null_label: the label without a class.
-        method: `euler`; `heun` (two evaluations a step); `sde`, Euler-Maruyama on the reverse SDE with diffusion
-            w(t) = 2 t, whose last step, from t = `last_step`, takes the mean alone.
-        steps: equal steps; for `sde` the last one is among them, and the others divide [last_step, 1].
-        guidance_scale: w in v(null) + w (v(label) - v(null)), on all channels; 1 is no guidance and costs none.
-        guidance_interval: [low, high]; outside it, at the t where the network is asked, there is no guidance.
-        step_noise: standard normal like `noise_BDhw` for step i from 0, needed by `sde` alone.
+        null_label: the label of no class.
+        method: `euler`; `heun` (two evaluations per step); `sde`, Euler-Maruyama on the reverse SDE with diffusion
+            w(t) = 2 t, whose last step, from t = `last_step`, adds no noise.
+        steps: number of equal steps; for `sde` it includes the last one, and the others divide [last_step, 1].
+        guidance_scale: w in v(null) + w (v(label) - v(null)), on all channels; 1: no guidance, at no cost.
+        guidance_interval: [low, high]; there is no guidance if the t of an evaluation is outside of it.
+        step_noise: standard normal like `noise_BDhw` for step i from 0, required only by `sde`.
         last_step: see `method`.
 
     Returns:
@@ -52,7 +52,7 @@ def sample(
     Raises:
         ValueError: too few steps, or `sde` without `step_noise`.
     """
-    if steps < FEWEST_STEPS[method]:
+    if steps < MINIMUM_STEPS[method]:
         raise ValueError(f"{steps} steps are too few for {method}")
 
     def velocity(z_BDhw: Tensor, t: float) -> Tensor:
@@ -64,10 +64,10 @@ def sample(
 def image_noise(
     seed: int, indices: Sequence[int], shape: Sequence[int], device: torch.device | str, stream: int = 0
 ) -> Tensor:
-    """Standard normal noise, fp32 (len(indices), *shape), each image's own.
+    """Standard normal noise, fp32 (len(indices), *shape), one draw per image.
 
-    An image's noise depends on (seed, its index, stream) alone: not on the batch it is in, nor on the device. Streams
-    tell apart the start (0) and the steps of an SDE (i + 1, say). All three numbers must not be negative.
+    An image's noise depends only on (seed, its index, stream), not on its batch or the device. Streams separate the
+    initial noise (0) from the steps of an SDE (e.g. i + 1). None of the three may be negative.
     """
     draws = [
         np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, stream, index)))).standard_normal(
@@ -125,7 +125,7 @@ def _euler_maruyama(velocity: Guided, z: Tensor, steps: int, step_noise: StepNoi
     On the linear path the noise is n = z + (1 - t) v and the score -n / t, so that with w = 2 t the drift is v + n.
     """
     if step_noise is None:
-        raise ValueError("the sde method needs step_noise")
+        raise ValueError("the method sde requires step_noise")
     length = (1.0 - last_step) / (steps - 1)
     for i in range(steps - 1):
         t = 1.0 - i * length

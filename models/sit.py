@@ -1,6 +1,6 @@
 """SiT, the transformer that predicts the velocity of latents (Ma et al. 2024), with adaLN-Zero as in DiT.
 
-What it is trained on is `diffusion`'s, how it is sampled `sampler`'s.
+Its loss is in `objective` and `paths`, sampling in `sampler`.
 Shapes: B batch, D latent channels, h w latent grid, N tokens, K width, A heads, E head width.
 """
 
@@ -20,17 +20,17 @@ _MAX_PERIOD = 10_000.0
 
 
 class SiT(nn.Module):
-    """Frozen 2-D sin-cos positions, adaLN-Zero, GELU-tanh MLP of ratio 4; its output is zero until it is trained.
+    """Frozen 2-D sin-cos positions, adaLN-Zero, GELU-tanh MLP of ratio 4; the output is zero at initialisation.
 
     Args:
         grid: side of the latent, h = w.
         latent_dim: latent channels D.
-        classes: labels run from 0 to classes - 1; the index `classes` is the null label of guidance.
-        width, depth, heads: SIT_SIZES has the paper's.
+        classes: labels are 0 to classes - 1; the label `classes` is the null label for guidance.
+        width, depth, heads: those of the paper are in SIT_SIZES.
         patch_size: side of a token in latent cells.
 
     Raises:
-        ValueError: the patch does not divide the grid, or `width` is no multiple of 4 (positions) or of `heads`.
+        ValueError: the patch does not divide the grid, or `width` is not a multiple of 4 (positions) or of `heads`.
     """
 
     positions: Tensor
@@ -77,13 +77,13 @@ class SiT(nn.Module):
             z_BDhw: noisy latents.
             t_B: (B,) time in [0, 1]; 0 is data and 1 is noise.
             label_B: (B,) long in [0, classes]; `classes` is the null label.
-            feature_block: a block from 1 to depth, whose output is wanted as well.
+            feature_block: a block from 1 to depth whose output is returned too.
 
         Returns:
             velocity_BDhw in fp32; with `feature_block`, (velocity_BDhw, features_BNK after that block).
 
         Raises:
-            ValueError: there is no such block.
+            ValueError: the block does not exist.
         """
         self._check_block(feature_block)
         tokens_BNK, condition_BK = self._embed(z_BDhw, t_B, label_B)
@@ -96,7 +96,7 @@ class SiT(nn.Module):
         return velocity_BDhw if feature_block is None else (velocity_BDhw, features_BNK)
 
     def features(self, z_BDhw: Tensor, t_B: Tensor, label_B: Tensor, block: int) -> Tensor:
-        """features_BNK after `block` (from 1), running no block beyond it. Arguments and errors as in `forward`."""
+        """features_BNK after `block` (from 1); later blocks are not run. Arguments and errors as in `forward`."""
         self._check_block(block)
         tokens_BNK, condition_BK = self._embed(z_BDhw, t_B, label_B)
         for layer in self.blocks[:block]:
@@ -105,7 +105,7 @@ class SiT(nn.Module):
 
     def _check_block(self, block: int | None) -> None:
         if block is not None and not 1 <= block <= len(self.blocks):
-            raise ValueError(f"block {block} asked of a SiT with blocks 1 to {len(self.blocks)}")
+            raise ValueError(f"block {block} is not among the blocks 1 to {len(self.blocks)} of the SiT")
 
     def _embed(self, z_BDhw: Tensor, t_B: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
         patches_BPhw = F.pixel_unshuffle(z_BDhw, self.patch_size)
@@ -124,7 +124,7 @@ class SiT(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP on tokens_BNK, each modulated and gated by the condition; a fresh block is the identity."""
+    """Attention and MLP on tokens_BNK, each modulated and gated by the condition; the identity at initialisation."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""Closed forms of parameters and GFLOPs, so that a plan needs no torch. Tests hold them against the modules.
+"""Closed forms of parameters and GFLOPs, so that planning needs no torch. Tests compare them with the modules.
 
-GFLOPs count 2 x MAC of every Linear and Conv for one image; with `attention=True` the two attention
-products of each block count as well, which is what MFU divides by. Norms and activations are never counted.
+GFLOPs count 2 x MAC of every Linear and Conv for one image; with `attention=True` also the two attention products of
+each block, as for MFU. Norms and activations are never counted.
 
-The functions take all arguments of their network, as manifests hold them; some have no part in the result.
+The functions take all arguments of their network, as manifests hold them, including those without influence.
 """
 
 from collections import Counter
@@ -14,27 +14,27 @@ from .choices import Mask
 # Name: (width, depth, heads). SiT, Table 1 of Ma et al. 2024.
 SIT_SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 
-TIMESTEP_CHANNELS = 256  # sines and cosines that describe t
+TIMESTEP_CHANNELS = 256  # sines and cosines of t
 MLP_RATIO = 4
 
 
-def smallest_discriminated(layers: int) -> int:
-    """Side in pixels of the smallest image that a PatchGAN of so many strided layers takes."""
+def smallest_discriminator_image(layers: int) -> int:
+    """Side in pixels of the smallest image for a PatchGAN with `layers` strided layers."""
     return 3 << layers
 
 
-_COARSE_GRID = 16  # above it the shells are fine enough for every level to have a mask of its own
+_COARSE_GRID = 16  # on larger grids, the shells are fine enough for a distinct mask at every level
 
 
 def check_mask(grid: int, mask: Mask, keep: float) -> None:
-    """ValueError where a latent grid has no frequencies for the masks of S_l (`spectral.LatentFilter`).
+    """ValueError if a latent grid is too small for the masks of S_l (`spectral.LatentFilter`).
 
-    That is: no frequency at all, not even the mean within the share that passes, or two levels of `remove` alike.
+    That is: it has no frequencies, the share that passes excludes even the mean, or two levels of `remove` are equal.
     """
     if grid < 2:
         raise ValueError(f"a {grid} x {grid} latent has no frequencies to attenuate")
     shares = (1.0, 0.75, 0.5, 0.25) if mask == "remove" else (keep,)
-    if min(shares) * grid**2 < 1.0:  # not even the constant
+    if min(shares) * grid**2 < 1.0:  # less than the constant
         raise ValueError(f"keep {keep:g} leaves no frequency of a {grid} x {grid} latent")
     if mask != "remove" or grid > _COARSE_GRID:
         return
@@ -43,7 +43,7 @@ def check_mask(grid: int, mask: Mask, keep: float) -> None:
     sums = list(accumulate(bins for _, bins in sorted(shells.items())))
     kept = {sum(total <= share * grid**2 + 1e-9 for total in sums) for share in shares}
     if len(kept) < len(shares):
-        raise ValueError(f"mask remove: on a {grid} x {grid} latent two levels share a mask")
+        raise ValueError(f"mask remove: on a {grid} x {grid} latent two levels have the same mask")
 
 
 def _linear(inputs: int, outputs: int) -> int:
@@ -66,7 +66,7 @@ def tokenizer_parameters(
     heads: int = 1,  # noqa: ARG001
     channels: int = 3,
 ) -> int:
-    """Parameters of `models.tokenizer.Tokenizer` with `depth` blocks in each half, all of them trained."""
+    """Parameters of `models.tokenizer.Tokenizer` with `depth` blocks in each half; all are trained."""
     tokens = (image_size // patch_size) ** 2
     patch = channels * patch_size**2
     block = 2 * width + _linear(width, 3 * width) + _linear(width, width)
@@ -88,7 +88,7 @@ def tokenizer_gflops(
     channels: int = 3,
     attention: bool = False,
 ) -> float:
-    """GFLOPs of encoding and decoding one image, forward only."""
+    """GFLOPs to encode and decode one image, forward pass only."""
     tokens = (image_size // patch_size) ** 2
     patch = channels * patch_size**2
     block = tokens * (4 * width * width + 3 * width * hidden)
@@ -109,7 +109,7 @@ def sit_parameters(
     heads: int = 1,  # noqa: ARG001
     patch_size: int = 1,
 ) -> int:
-    """Trained parameters of `models.sit.SiT`. Its frozen positions are a buffer and do not count.
+    """Trained parameters of `models.sit.SiT`. Its frozen positions are a buffer and are not counted.
 
     Raises ValueError if `patch_size` does not divide `grid`.
     """
@@ -133,7 +133,7 @@ def sit_gflops(
     patch_size: int = 1,
     attention: bool = False,
 ) -> float:
-    """GFLOPs of one forward of one latent. The conditioning layers act on one vector, not on every token.
+    """GFLOPs of one forward pass of one latent. The conditioning layers act on one vector, not on every token.
 
     Raises ValueError if `patch_size` does not divide `grid`.
     """

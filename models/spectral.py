@@ -1,4 +1,4 @@
-"""Frequencies: the latent operator S_l (Eq. 3), the image operator G_l (Eq. 4), and what Figures 1 and 2 measure.
+"""The latent operator S_l (Eq. 3), the image operator G_l (Eq. 4), and the spectral metrics of Figures 1 and 2.
 
 Shapes: B batch, C image channels, H W pixels, D latent channels, h w latent grid, N = h*w, L levels, R radius bins.
 """
@@ -19,26 +19,26 @@ _BLUR_RADIUS = math.ceil(4 * max(BLUR_SIGMA))
 
 
 class LatentFilter(nn.Module):
-    """S_l of Eq. 3 on a square latent grid, for all levels, as one real (N x N) matrix a level.
+    """S_l of Eq. 3 on a square latent grid, for all levels, as one real (N x N) matrix per level.
 
-    The paper leaves M_l open. With p = ATTENUATION[l]:
+    The paper does not define M_l. With p = ATTENUATION[l]:
 
     * `gain` (default): the lowest `keep` share of the Fourier bins by |k| passes, the rest is scaled by 1 - p.
-    * `remove`: the share p of the bins with the largest |k| is set to zero; `keep` has no part in it.
-    * `square`: as `gain`, by max(|k_y|, |k_x|) instead of |k|.
-    * `dct`: as `gain`, over the bins of the orthonormal 2-D DCT-II.
+    * `remove`: the share p of the bins with the largest |k| is set to zero; `keep` is ignored.
+    * `square`: as `gain`, with max(|k_y|, |k_x|) instead of |k|.
+    * `dct`: as `gain`, on the bins of the orthonormal 2-D DCT-II.
 
-    Bins are taken by whole shells of equal radius, never more of them than the share says, so that a Fourier mask is
-    conjugate-symmetric and the filtered latent real.
+    Bins are selected in whole shells of equal radius, at most the given share of them, so that a Fourier mask is
+    conjugate-symmetric and the filtered latent is real.
 
     Args:
         grid: side of the latent, h = w.
-        mask: the reading of M_l.
-        keep: share of the bins that no level touches, in (0, 1).
+        mask: the interpretation of M_l.
+        keep: share of the bins that is unchanged at every level, in (0, 1).
 
     Raises:
-        ValueError: `keep` is outside (0, 1), or the grid has no bins for a level's mask: not even the mean would pass,
-            or two levels of `remove` would be the same.
+        ValueError: `keep` is outside (0, 1), or the grid is too small for a level's mask: not even the mean would pass,
+            or two levels of `remove` would be equal.
     """
 
     matrices: Tensor
@@ -47,17 +47,17 @@ class LatentFilter(nn.Module):
     def __init__(self, grid: int, mask: Mask = "gain", keep: float = 0.5) -> None:
         super().__init__()
         if not 0.0 < keep < 1.0:
-            raise ValueError(f"keep must lie between 0 and 1, both excluded; it is {keep}")
+            raise ValueError(f"keep must lie in (0, 1), not {keep}")
         check_mask(grid, mask, keep)
         self.grid = grid
         self.register_buffer("matrices", _filter_matrices(grid, mask, keep), persistent=False)
 
     def forward(self, z_BDhw: Tensor, level: int | Tensor) -> Tensor:
-        """Filters latents of any floating dtype; the product is taken in fp32, autocast or not.
+        """Filter latents of any floating dtype; the product is computed in fp32, also under autocast.
 
         Args:
             z_BDhw: latents with h = w = `grid`.
-            level: one level for all, or a long tensor (B,) with one for each. Level 0 gives the input back exactly.
+            level: one level for all, or a long tensor (B,) with one per sample. Level 0 returns the input exactly.
 
         Returns:
             S_l(z), same shape and dtype.
@@ -66,7 +66,7 @@ class LatentFilter(nn.Module):
             ValueError: the latent has another grid.
         """
         if z_BDhw.shape[-2:] != (self.grid, self.grid):
-            raise ValueError(f"latent of shape {tuple(z_BDhw.shape)} given to a filter for grid {self.grid}")
+            raise ValueError(f"latent of shape {tuple(z_BDhw.shape)} does not match the filter's grid {self.grid}")
         if isinstance(level, int) and level == 0:
             return z_BDhw
         with torch.autocast(z_BDhw.device.type, enabled=False):
@@ -101,7 +101,7 @@ def _mask(radius_hw: Tensor, mask: Mask, keep: float, attenuation: float) -> Ten
 
 
 def _lowest_shells(radius_hw: Tensor, share: float) -> Tensor:
-    """True on the most whole shells, lowest first, that hold no more than `share` of all bins."""
+    """True on the largest number of whole shells, lowest first, that contain at most `share` of all bins."""
     shells, bins = torch.unique(radius_hw, return_counts=True)
     fits: Tensor = bins.cumsum(0) <= share * radius_hw.numel() + 1e-9
     lowest_hw: Tensor = radius_hw <= shells[fits][-1]
@@ -109,7 +109,7 @@ def _lowest_shells(radius_hw: Tensor, share: float) -> Tensor:
 
 
 def _radius(grid: int, mask: Mask) -> Tensor:
-    """(h, w) long: what orders the bins. Squared where it is Euclidean, so that shells compare exactly."""
+    """(h, w) long: the radius of each bin; squared if Euclidean, so that shells compare exactly."""
     if mask == "dct":
         k = torch.arange(grid)
     else:
@@ -130,8 +130,8 @@ def _dct_basis(grid: int) -> Tensor:
 class ImageBlur(nn.Module):
     """G_l of Eq. 4: a separable Gaussian of BLUR_SIGMA[l] pixels, reflect padding, taps out to 4 sigma.
 
-    In fp32 sigma .05 has no tap but the middle one and is the identity; .25 has .9993 in the middle; .5 scales the
-    Nyquist frequency by .57 an axis.
+    In fp32, sigma .05 is the identity (only the central tap is nonzero); .25 has .9993 in the central tap; .5 scales
+    the Nyquist frequency by .57 per axis.
     """
 
     taps: Tensor
@@ -142,11 +142,11 @@ class ImageBlur(nn.Module):
         self.register_buffer("taps", _gaussian_taps(), persistent=False)
 
     def forward(self, x_BCHW: Tensor, level: int | Tensor) -> Tensor:
-        """Blurs images of any floating dtype and range, in fp32, with both sides above 2 pixels.
+        """Blur images of any floating dtype and range, in fp32, with both sides above 2 pixels.
 
         Args:
             x_BCHW: images.
-            level: one level for all, or a long tensor (B,) with one for each. Level 0 gives the input back exactly.
+            level: one level for all, or a long tensor (B,) with one per sample. Level 0 returns the input exactly.
 
         Returns:
             G_l(x), same shape and dtype.
@@ -174,7 +174,7 @@ def _gaussian_taps() -> Tensor:
 
 
 def _power(z_BDhw: Tensor) -> tuple[Tensor, Tensor]:
-    """(|k| in cycles a side (h, w) fp64, mean power over B and D (h, w) fp64) under the orthonormal transform."""
+    """(|k| in cycles per side (h, w) fp64, mean power over B and D (h, w) fp64) under the orthonormal transform."""
     height, width = z_BDhw.shape[-2:]
     k_h = torch.fft.fftfreq(height, dtype=torch.float64, device=z_BDhw.device) * height
     k_w = torch.fft.fftfreq(width, dtype=torch.float64, device=z_BDhw.device) * width
@@ -188,7 +188,7 @@ def radial_spectrum(z_BDhw: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (radius_R, power_R), fp64: |k| rounded to whole cycles, from 0 (the mean), and the mean power over images,
         channels and the Fourier bins of that radius. Power is that of the orthonormal transform: white noise of
-        variance v reads v at every radius.
+        variance v has power v at every radius.
     """
     radius_hw, power_hw = _power(z_BDhw)
     ring = radius_hw.round().long().flatten()
@@ -200,14 +200,14 @@ def radial_spectrum(z_BDhw: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def high_frequency_share(z_BDhw: Tensor) -> Tensor:
-    """Share, in [0, 1], of the energy off DC that lies at |k| above half the largest |k| of the grid: a fp64 scalar."""
+    """Share, in [0, 1], of the energy without DC at |k| above half the largest |k| of the grid: a fp64 scalar."""
     radius_hw, power_hw = _power(z_BDhw)
     high = power_hw[radius_hw > radius_hw.max() / 2].sum()
     return high / power_hw[radius_hw > 0].sum().clamp(min=torch.finfo(torch.float64).tiny)
 
 
 def uniform_artifact(z_BDhw: Tensor) -> Tensor:
-    """Figure 1(a) as a number: share, in [0, 1], of the energy off DC in latents of uniform images: a fp64 scalar.
+    """The metric for Figure 1(a): share, in [0, 1], of the energy outside DC in latents of uniform images, fp64 scalar.
 
     An encoder without input-independent patterns gives 0.
     """

@@ -1,1 +1,1 @@
-"""The world around the models: config, data, storage, tracking, Ray and the stages."""
+"""The training pipeline around `models`: config, data, storage, tracking, Ray and the stages."""

@@ -1,6 +1,6 @@
-"""Faces that load late: a room offers its names at once, and imports the module of a name when somebody uses it.
+"""Lazy package exports: a package lists its public names, and imports the module of a name on first use.
 
-So `plan` may look at what a room has to offer without paying for torch, pyarrow or matplotlib behind it.
+So `plan` can import packages without importing torch, pyarrow or matplotlib.
 """
 
 import importlib
@@ -10,13 +10,13 @@ from typing import Any
 
 
 def lazy(package: str, **modules: str) -> Callable[[str], Any]:
-    """The `__getattr__` of a package whose `modules` (module name to the names that it gives) are imported on use."""
-    homes = {name: module for module, names in modules.items() for name in names.split()}
+    """The `__getattr__` of a package. `modules`: module name -> its public names, separated by spaces."""
+    module_of = {name: module for module, names in modules.items() for name in names.split()}
 
     def load(name: str) -> Any:
-        if name not in homes:
+        if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+        value = getattr(importlib.import_module(f"{package}.{module_of[name]}"), name)
         setattr(sys.modules[package], name, value)
         return value
 

@@ -16,7 +16,7 @@ from typing import Any
 
 # Module: the functions in it to be timed (the first call only).
 WATCHED: dict[str, tuple[str, ...]] = {
-    "pipeline.workflow.runner": ("Runner._alive", "Runner.make"),
+    "pipeline.workflow.runner": ("Runner._services", "Runner.produce"),
     "pipeline.cluster.joining": ("connect", "disconnect"),
     "pipeline.tracking.courier": ("deliver",),
     "pipeline.training.on_ray": ("run_training", "fit", "run_worker", "_world"),

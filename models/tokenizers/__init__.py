@@ -1,4 +1,4 @@
-"""The tokenizers: networks between images and latents, all with the face of `base.Autoencoder`."""
+"""The tokenizers: networks between images and latents, all with the interface `base.Autoencoder`."""
 
 from .base import Autoencoder, DiagonalGaussian
 from .vit import Tokenizer

@@ -1,4 +1,4 @@
-"""What every tokenizer is to the rest: moments out of images, images out of latents. A network has a file of its own.
+"""The interface of all tokenizers: images to moments, latents to images. Each network is in its own file.
 
 Shapes: B batch, C channels, H W pixels, D latent channels, h w latent grid.
 """
@@ -21,14 +21,14 @@ class DiagonalGaussian(NamedTuple):
         return self.mean_BDhw + torch.exp(0.5 * self.logvar_BDhw) * noise_BDhw.float()
 
     def kl(self) -> Tensor:
-        """KL(q(z|x) || N(0, I)) in nats, SUMMED over D, h and w: (B,) fp32, autocast or not."""
+        """KL(q(z|x) || N(0, I)) in nats, SUMMED over D, h and w: (B,) fp32, also under autocast."""
         with torch.autocast(self.mean_BDhw.device.type, enabled=False):
             mean, logvar = self.mean_BDhw.float(), self.logvar_BDhw.float()
             return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).sum((1, 2, 3))
 
 
 class Autoencoder(Protocol):
-    """A tokenizer that has been trained: what encodes images and decodes latents needs no more of it."""
+    """A trained tokenizer, for code that only encodes images and decodes latents."""
 
     grid: int
     """Side of the latent of a training-sized image, h = w."""
@@ -41,4 +41,4 @@ class Autoencoder(Protocol):
         """Images in [-1, 1] to fp32 moments."""
 
     def decode(self, z_BDhw: Tensor) -> Tensor:
-        """Latents to images in fp32, meant for [-1, 1] but not clamped."""
+        """Latents to images in fp32, nominally in [-1, 1] but not clamped."""

@@ -1,6 +1,6 @@
 """The ViT autoencoder of the paper: images to the moments of a latent, latents to images.
 
-The layout is DeTok-BB's (Yang et al. 2025) without its masking and noise. Losses live in `reconstruction`.
+The architecture is DeTok-BB (Yang et al. 2025) without its masking and noise. Losses are in `reconstruction`.
 Shapes: B batch, C channels, H W pixels, D latent channels, h w latent grid, N = h*w tokens, K width, A heads, E head
 width, P values of a patch.
 """
@@ -24,12 +24,12 @@ class Tokenizer(nn.Module):
         image_size: side of the training images in pixels.
         patch_size: side of a patch, the downsampling factor f.
         latent_dim: latent channels d.
-        width, heads, hidden: of a block; `hidden` is SwiGLU's inner width.
-        depth: blocks of the encoder, and again of the decoder.
+        width, heads, hidden: of each block; `hidden` is the inner width of SwiGLU.
+        depth: blocks in the encoder, and in the decoder.
         channels: image channels.
 
     Raises:
-        ValueError: the patch does not divide the image, or `width` is no multiple of 4 x `heads` (2-D RoPE).
+        ValueError: the patch does not divide the image, or `width` is not a multiple of 4 x `heads` (2-D RoPE).
     """
 
     rope_N2E: Tensor
@@ -51,11 +51,11 @@ class Tokenizer(nn.Module):
         if image_size % patch_size:
             raise ValueError(f"patch_size {patch_size} does not divide image_size {image_size}")
         if width % (4 * heads):
-            raise ValueError(f"width {width} is not a multiple of 4 x heads ({4 * heads}), which 2-D RoPE needs")
+            raise ValueError(f"width {width} is not a multiple of 4 x heads ({4 * heads}), which 2-D RoPE requires")
         self.patch_size, self.latent_dim, self.heads = patch_size, latent_dim, heads
         self.grid = image_size // patch_size
         patch = channels * patch_size**2
-        # A convolution whose stride is its kernel, and a 1x1 convolution over tokens, are Linear layers.
+        # Convolutions with stride equal to kernel size, and 1x1 convolutions over tokens, are written as Linear layers.
         self.patch_embed = nn.Linear(patch, width)
         self.encoder_positions = nn.Parameter(torch.empty(1, self.grid**2, width))
         self.encoder_blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(depth))
@@ -96,7 +96,7 @@ class Tokenizer(nn.Module):
         return DiagonalGaussian(mean_BDhw, logvar_BDhw.clamp(-30.0, 20.0))
 
     def decode(self, z_BDhw: Tensor) -> Tensor:
-        """Latents to images in fp32, meant for [-1, 1] but not clamped. Another grid gives an image of another size."""
+        """Latents of any grid to images in fp32, nominally in [-1, 1] but not clamped."""
         h, w = z_BDhw.shape[-2:]
         tokens_BNK = self.latent_embed(_tokens(z_BDhw))
         tokens_BNK = self._transform(tokens_BNK, self.decoder_positions, self.decoder_blocks, h, w)
@@ -112,7 +112,7 @@ class Tokenizer(nn.Module):
         Args:
             x_BCHW: images in [-1, 1].
             noise_BDhw: standard normal, fp32.
-            latent_transform: S_l of this step, or another regularizer's operator on z_BDhw.
+            latent_transform: the regularizer's operator on z_BDhw, e.g. S_l.
 
         Returns:
             (reconstruction_BCHW fp32 unclamped, posterior of x).
@@ -125,7 +125,7 @@ class Tokenizer(nn.Module):
         if (h, w) != (self.grid, self.grid):
             positions = _resize_positions(positions, self.grid, h, w)
             rope_N2E = rotary_table(h, w, rope_N2E.shape[-1], self.grid).to(rope_N2E.device)
-        tokens_BNK = tokens_BNK + positions  # fp32 from here on: autocast leaves the residual stream alone
+        tokens_BNK = tokens_BNK + positions  # fp32 from here on: autocast does not change the residual stream
         for block in blocks:
             tokens_BNK = block(tokens_BNK, rope_N2E)
         return tokens_BNK
@@ -145,7 +145,7 @@ class Block(nn.Module):
         self.mlp_out = nn.Linear(hidden, width)
 
     def forward(self, x_BNK: Tensor, rope_N2E: Tensor) -> Tensor:
-        """`rope_N2E` as `rotary_table` gives it; returns x_BNK."""
+        """`rope_N2E` from `rotary_table`; returns x_BNK."""
         x_BNK = x_BNK + self._attend(self.attention_norm(x_BNK), rope_N2E)
         gate, value = self.mlp_in(self.mlp_norm(x_BNK)).chunk(2, dim=-1)
         mlp_BNK: Tensor = self.mlp_out(F.silu(gate) * value)
@@ -160,7 +160,7 @@ class Block(nn.Module):
 
 
 def rotary_table(h: int, w: int, head_width: int, grid: int) -> Tensor:
-    """(N, 2, E) fp32: cosines and sines of 2-D RoPE (Su et al. 2021, one half of the pairs an axis).
+    """(N, 2, E) fp32: cosines and sines of 2-D RoPE (Su et al. 2021; half of the channel pairs per axis).
 
     Positions are measured in cells of the training `grid`, so that a latent of another size spans the same angles.
     """
@@ -174,7 +174,7 @@ def rotary_table(h: int, w: int, head_width: int, grid: int) -> Tensor:
 
 
 def _rotate(x_BANE: Tensor, rope_N2E: Tensor) -> Tensor:
-    """Rotates channel i with channel i + E/2."""
+    """Rotate channel i with channel i + E/2."""
     cos_NE, sin_NE = rope_N2E.unbind(1)
     first, second = x_BANE.chunk(2, dim=-1)
     turned_BANE = torch.cat([-second, first], dim=-1)

@@ -1,6 +1,6 @@
-"""The command line: one file a group of commands. Each reads a config, calls one function of a room and prints.
+"""The command line: one file per group of commands. Each command loads a config, calls other packages and prints.
 
-`options` and `run_app` serve `python -m deploy` too.
+`options` and `run_app` are also used by `python -m deploy`.
 """
 
 from pipeline.cli.options import Debug, Preset, Root, Sets, run_app

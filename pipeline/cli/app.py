@@ -1,4 +1,4 @@
-"""The commands put together: `python -m pipeline`, or `dvae`."""
+"""The application with all groups of commands: `python -m pipeline`, or `dvae`."""
 
 import typer
 

@@ -1,4 +1,4 @@
-"""artifact ls, show, verify, repair, gc: what stages have left behind."""
+"""artifact ls, show, verify, repair, gc: manage the artifacts of stages."""
 
 import sys
 from typing import Annotated, Any
@@ -9,12 +9,12 @@ from pipeline.cli.options import Debug, Root, Sets, SomePreset, console, root_co
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, ContractError
 
-app = typer.Typer(no_args_is_help=True, help="What stages have left behind.")
+app = typer.Typer(no_args_is_help=True, help="Manage the artifacts of stages.")
 
 
 @app.command("ls")
 def artifact_ls(preset: SomePreset = None, set_: Sets = None, root: Root = None) -> None:
-    """Every committed artifact at the root."""
+    """List every committed artifact at the root."""
     from pipeline.artifacts import all_manifests
     from pipeline.storage import open_storage
 
@@ -31,17 +31,17 @@ def artifact_show(
     set_: Sets = None,
     root: Root = None,
 ) -> None:
-    """An artifact's manifest. NAME is STAGE/FINGERPRINT."""
+    """Print an artifact's manifest. NAME is STAGE/FINGERPRINT."""
     sys.stdout.write(_artifact(root_config(preset, set_, root), name).model_dump_json(indent=1) + "\n")
 
 
 @app.command("verify")
 def artifact_verify(
-    name: Annotated[str | None, typer.Argument(help="STAGE/FINGERPRINT; all when left out.")] = None,
+    name: Annotated[str | None, typer.Argument(help="STAGE/FINGERPRINT; all by default.")] = None,
     set_: Sets = None,
     root: Root = None,
 ) -> None:
-    """Hash the files again and compare with the manifests. Exit code 1 when something is broken."""
+    """Verify files against the hashes in the manifests. Exit code 1 if an artifact is broken."""
     from pipeline.artifacts import all_manifests, broken_files
     from pipeline.storage import open_storage
 
@@ -51,7 +51,7 @@ def artifact_verify(
     for manifest in [_artifact(config, name)] if name else all_manifests(storage):
         files = broken_files(storage, manifest)
         broken |= bool(files)
-        state = f"broken: {', '.join(files[:5])}" if files else "whole"
+        state = f"broken: {', '.join(files[:5])}" if files else "ok"
         console.print(f"{manifest.name}  {state}", highlight=False, soft_wrap=True)
     if broken:
         raise ContractError("some artifacts are broken", "Run `python -m pipeline artifact repair STAGE/FINGERPRINT`.")
@@ -64,7 +64,7 @@ def artifact_repair(
     root: Root = None,
     debug: Debug = False,
 ) -> None:
-    """Make a broken artifact again, from its own config and inputs."""
+    """Produce a broken artifact again, with its own config and inputs."""
     from pipeline.artifacts import broken_files
     from pipeline.console import Display, own_console
     from pipeline.storage import open_storage
@@ -74,7 +74,7 @@ def artifact_repair(
     storage = open_storage(config.root)
     manifest = _artifact(config, name)
     if not broken_files(storage, manifest):
-        console.print("whole: nothing to repair")
+        console.print("ok: nothing to repair")
         return
     with Display(own_console()) as display:
         repair(Runner(config_of(storage, manifest, config), display, "repair", debug), manifest, display.say)
@@ -82,12 +82,12 @@ def artifact_repair(
 
 @app.command("gc")
 def artifact_gc(
-    presets: Annotated[list[str] | None, typer.Argument(help="Presets whose artifacts stay.")] = None,
+    presets: Annotated[list[str] | None, typer.Argument(help="Presets whose artifacts are kept.")] = None,
     set_: Sets = None,
     root: Root = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove; without it, only say what would go.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete them; without it, only list them.")] = False,
 ) -> None:
-    """Remove what neither a registered model nor one of the PRESETS needs."""
+    """Delete artifacts that neither a registered model nor one of the PRESETS needs."""
     from pipeline.artifacts import check_idle, remove_artifact
     from pipeline.storage import open_storage
     from pipeline.workflow import resolved, stage_fingerprints, unneeded
@@ -99,18 +99,18 @@ def artifact_gc(
         prints = stage_fingerprints(resolved(load_config(preset, set_, root), fresh=False))
         if None in prints.values():
             raise ConfigError(
-                f"{preset} is unresolved, so what it needs is not known: its source is not given, or not listed",
-                "Give the run's --set data.uri=..., or list it with `python -m pipeline data index`.",
+                f"{preset} is unresolved, so the artifacts it needs are unknown: its source is not set, or not listed",
+                "Give the --set data.uri=... of the run, or run `python -m pipeline data index`.",
             )
         kept |= {print_ for print_ in prints.values() if print_}
     check_idle(storage)
     freed = 0
     for manifest in unneeded(storage, kept):
         freed += sum(record.bytes for record in manifest.files.values())
-        console.print(f"{'removed' if yes else 'would go'}: {manifest.name}", highlight=False)
+        console.print(f"{'deleted' if yes else 'would delete'}: {manifest.name}", highlight=False)
         if yes:
             remove_artifact(storage, manifest.stage, manifest.fingerprint)
-    console.print(f"{freed / 1e6:.1f} MB{'' if yes else ' (--yes removes)'}", highlight=False)
+    console.print(f"{freed / 1e6:.1f} MB{'' if yes else ' (delete with --yes)'}", highlight=False)
 
 
 def _artifact(config: Config, name: str) -> Any:

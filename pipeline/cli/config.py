@@ -1,4 +1,4 @@
-"""config list, show, schema: presets and the configuration tree."""
+"""config list, show, schema: presets and the config tree."""
 
 import json
 import sys
@@ -9,12 +9,12 @@ import yaml
 from pipeline.cli.options import Preset, Root, Sets, console
 from pipeline.config import Config, load_config, preset_names
 
-app = typer.Typer(no_args_is_help=True, help="Presets and the configuration tree.")
+app = typer.Typer(no_args_is_help=True, help="Presets and the config tree.")
 
 
 @app.command("list")
 def config_list(set_: Sets = None, root: Root = None) -> None:
-    """The presets and what each is for."""
+    """List the presets with their purpose."""
     from pipeline.config import PRESETS
 
     for name in preset_names():
@@ -25,12 +25,12 @@ def config_list(set_: Sets = None, root: Root = None) -> None:
 
 @app.command("show")
 def config_show(preset: Preset, set_: Sets = None, root: Root = None) -> None:
-    """The resolved tree of a preset."""
+    """Print the resolved config of a preset."""
     tree = load_config(preset, set_, root).model_dump(mode="json")
     sys.stdout.write(yaml.safe_dump(tree, sort_keys=False))
 
 
 @app.command("schema")
 def config_schema(set_: Sets = None, root: Root = None) -> None:  # noqa: ARG001
-    """The tree's JSON schema: every field with type, default and meaning."""
+    """Print the JSON schema of the config: every field with type, default and meaning."""
     print(json.dumps(Config.model_json_schema(), indent=1))  # noqa: T201

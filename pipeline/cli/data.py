@@ -1,4 +1,4 @@
-"""data index: what a source of images holds."""
+"""data index: list a source of images and record its index."""
 
 import typer
 
@@ -10,7 +10,7 @@ app = typer.Typer(no_args_is_help=True, help="The source of images.")
 
 @app.command("index")
 def data_index(preset: Preset, set_: Sets = None, root: Root = None) -> None:
-    """List the source and record what it holds, so that plans and fingerprints know it."""
+    """List the source and record its index, from which plans and fingerprints take its revision."""
     from pipeline.data import list_source, write_index
     from pipeline.storage import open_storage
 

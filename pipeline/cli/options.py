@@ -1,6 +1,6 @@
-"""What the command lines share: the options that many commands know, where they print, and errors as one line.
+"""Shared parts of the command lines of `pipeline` and `deploy`: common options, console, one-line errors.
 
-`python -m pipeline` and `python -m deploy` are made of it. No command is here.
+No command is defined here.
 """
 
 import os
@@ -19,54 +19,54 @@ from pipeline.storage import storage_error
 
 Preset = Annotated[str, typer.Argument(help="A preset's name or a YAML file.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a field: a.b=c. Repeatable.")]
-Root = Annotated[str | None, typer.Option("--root", help="Where artifacts lie: a path, file:// or s3://.")]
-SomePreset = Annotated[str | None, typer.Argument(help="A preset: whose root to look at.")]
+Root = Annotated[str | None, typer.Option("--root", help="Location of the artifacts: a path, file:// or s3://.")]
+SomePreset = Annotated[str | None, typer.Argument(help="Preset whose root is used.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's output, and tracebacks.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's output and tracebacks.")]
 
 
 console = Console()
 
 
 def root_config(preset: str | None, set_: list[str] | None, root: str | None) -> Config:
-    """The config of a preset, or the defaults and the site file where none is named: what matters is the root."""
+    """The config of a preset, by default of the quickstart, for commands that use only its root and tracking."""
     return load_config(preset or "quickstart", set_, root)
 
 
 def run_app(app: typer.Typer) -> None:
-    """Run the command in sys.argv; what a user can put right is one line on stderr and an exit code."""
+    """Run the command in sys.argv; errors are printed as one line on stderr and set the exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)  # started in a script's background, a process finds it ignored
+    signal.signal(signal.SIGINT, _interrupt)  # in a background process of a script it is ignored by default
     debug = "--debug" in sys.argv
     try:
         code = app(standalone_mode=False)
-        if code == 130:  # typer hands an interrupt back instead of raising it
+        if code == 130:  # typer returns 130 on an interrupt instead of raising it
             raise KeyboardInterrupt
     except typer.Exit as stop:
         raise SystemExit(stop.exit_code) from None
     except (typer.Abort, KeyboardInterrupt):
-        Console(stderr=True).print("interrupted: the same command goes on where this one stopped", highlight=False)
+        Console(stderr=True).print("interrupted: run the same command again to resume", highlight=False)
         raise SystemExit(130) from None
     except Exception as error:
-        if hasattr(error, "format_message"):  # click's own: a wrong option or argument
-            if not error.format_message():  # no argument at all: the help was printed
+        if hasattr(error, "format_message"):  # from click: a wrong option or argument
+            if not error.format_message():  # no arguments: the help was printed
                 raise SystemExit(2) from None
-            _refuse(ConfigError(str(error.format_message()), "`--help` says what there is."))
+            _exit_with(ConfigError(str(error.format_message()), "See --help."))
         if debug:
             raise
         if isinstance(error, PipelineError):
-            _refuse(error)
+            _exit_with(error)
         if isinstance(error, OSError) and error.errno is not None:
-            _refuse(storage_error(error))
+            _exit_with(storage_error(error))
         text = " ".join(str(error).split())[:300]
-        _refuse(PipelineError(f"{type(error).__name__}: {text}", "This is a bug: run with --debug for the traceback."))
+        _exit_with(PipelineError(f"{type(error).__name__}: {text}", "Report this bug with the traceback of --debug."))
     finally:
         sys.stdout.flush()
         os.environ.pop("RAY_AUTH_TOKEN", None)
 
 
-def _refuse(error: PipelineError) -> NoReturn:
-    line = escape(" ".join(str(error).split()))  # a path may hold [brackets]
+def _exit_with(error: PipelineError) -> NoReturn:
+    line = escape(" ".join(str(error).split()))  # a path may contain [brackets]
     Console(stderr=True).print(f"[red]error:[/] {line}", highlight=False, soft_wrap=True)
     raise SystemExit(error.exit_code)
 

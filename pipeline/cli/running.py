@@ -1,4 +1,4 @@
-"""run, stage, plan, report, sample: the commands that people use every day."""
+"""run, stage, plan, report, sample: the main commands."""
 
 import json
 import shlex
@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 app = typer.Typer()
 
 Expect = Annotated[
-    str | None, typer.Option("--expect", help="Refuse unless this is the (last) stage's fingerprint, or begins it.")
+    str | None, typer.Option("--expect", help="Fail unless the (last) stage's fingerprint begins with this.")
 ]
 
 
@@ -27,7 +27,7 @@ def run(
     expect: Expect = None,
     debug: Debug = False,
 ) -> None:
-    """Run the whole pipeline: what is cached is used, what was cut goes on, the rest is made."""
+    """Run the pipeline: skip cached stages, resume interrupted ones, run the others."""
     from pipeline.console import Display, own_console
     from pipeline.workflow import Runner, check_expected, resolved, stages_until
 
@@ -36,12 +36,12 @@ def run(
     check_expected(config, last.name, expect)
     with Display(own_console()) as display:
         Runner(config, display, preset, debug).run(until)
-    _say_where(config, preset)
+    _print_locations(config, preset)
 
 
 @app.command()
 def stage(
-    name: Annotated[str, typer.Argument(help="The stage, as `plan` lists it.")],
+    name: Annotated[str, typer.Argument(help="The stage, as listed by `plan`.")],
     preset: Preset,
     set_: Sets = None,
     root: Root = None,
@@ -61,20 +61,20 @@ def stage(
 
 @app.command()
 def plan(preset: Preset, set_: Sets = None, root: Root = None, as_json: Json = False) -> None:
-    """Say what a run would do, and what it would cost. Starts nothing."""
+    """Print what a run would do, and its cost. Starts nothing."""
     from pipeline.workflow import make_plan, print_plan, resolved, survey
 
     config = resolved(load_config(preset, set_, root), fresh=False)
-    made = make_plan(config, survey(config))
+    planned = make_plan(config, survey(config))
     if as_json:
-        print(json.dumps(made, indent=1))  # noqa: T201
+        print(json.dumps(planned, indent=1))  # noqa: T201
     else:
-        print_plan(console, config, made)
+        print_plan(console, config, planned)
 
 
 @app.command()
 def report(preset: Preset, set_: Sets = None, root: Root = None, as_json: Json = False) -> None:
-    """Say what came out: a table and an HTML page with the pictures, or JSON."""
+    """Report results: a table and an HTML page with figures, or JSON."""
     from pipeline import reports
     from pipeline.storage import open_storage
     from pipeline.workflow import resolved, survey
@@ -93,39 +93,39 @@ def report(preset: Preset, set_: Sets = None, root: Root = None, as_json: Json =
 @app.command()
 def sample(
     preset: Preset,
-    class_: Annotated[int, typer.Option("--class", min=0, help="The class to draw.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")],
-    n: Annotated[int, typer.Option("--n", min=1, help="How many.")] = 8,
+    class_: Annotated[int, typer.Option("--class", min=0, help="The class of the images.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the images.")],
+    n: Annotated[int, typer.Option("--n", min=1, help="Number of images.")] = 8,
     guidance: Annotated[float | None, typer.Option("--guidance", min=1.0, help="Guidance scale W.")] = None,
     set_: Sets = None,
     root: Root = None,
 ) -> None:
-    """Draw pictures of a class with the trained generator, as PNG files."""
+    """Generate images of a class with the trained generator, as PNG files."""
     from pipeline.inference import draw
     from pipeline.workflow import artifacts_of, resolved, survey
 
     config = resolved(load_config(preset, set_, root), fresh=False)
     if class_ >= config.data.class_count:
         raise ConfigError(
-            f"--class {class_}: there are classes 0 to {config.data.class_count - 1}", "Choose one of them."
+            f"--class {class_} is out of range", f"Choose a class from 0 to {config.data.class_count - 1}."
         )
     for path in draw(config, artifacts_of(survey(config)), class_, n, guidance, out):
         console.print(str(path), highlight=False, soft_wrap=True)
 
 
-def _say_where(config: Config, preset: str) -> None:
-    """Where to look now."""
+def _print_locations(config: Config, preset: str) -> None:
+    """Print where to find the results."""
     from pipeline import reports
     from pipeline.storage import open_storage
     from pipeline.tracking import tracking_uri
     from pipeline.workflow import artifacts_of, survey
 
     nodes, storage, uri = survey(config), open_storage(config.root), tracking_uri(config)
-    made = artifacts_of(nodes)
-    look = [("report", reports.write_page(config, nodes, storage, preset))]
-    if "sample" in made:
-        look.append(("samples", storage.uri(f"{made['sample'].name}/grid.png")))
+    artifacts = artifacts_of(nodes)
+    locations = [("report", reports.write_page(config, nodes, storage, preset))]
+    if "sample" in artifacts:
+        locations.append(("samples", storage.uri(f"{artifacts['sample'].name}/grid.png")))
     command = f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
-    look.append(("runs and models", command if uri.startswith("sqlite") else uri))
-    for what, where in look:
+    locations.append(("runs and models", command if uri.startswith("sqlite") else uri))
+    for what, where in locations:
         console.print(f"  [dim]{what:<16}[/] {where}", highlight=False, soft_wrap=True)

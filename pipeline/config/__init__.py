@@ -1,4 +1,4 @@
-"""The configuration: one tree of typed, described fields, and where its values come from. No torch, ray or mlflow."""
+"""The config: a tree of typed, described fields, and how it is loaded. No torch, ray or mlflow."""
 
 from pipeline.config.fields import Shuffle, TrainerConfig, WeightFile
 from pipeline.config.flat import flattened, unflattened, values_as_before

@@ -1,4 +1,4 @@
-"""Which values of different sections go together: ValueErrors in the words of the config. No types of the tree here."""
+"""Consistency checks across config sections; they raise ValueErrors that name the fields. No schema types here."""
 
 import difflib
 
@@ -8,17 +8,17 @@ from pipeline import metrics
 
 
 def check_workers(most: int, fewest: int, batch_sizes: dict[str, int]) -> None:
-    """ValueError where a global batch cannot be divided among every number of workers that there may be."""
+    """ValueError if a global batch is not divisible by every possible number of workers, from `fewest` to `most`."""
     if fewest > most:
         raise ValueError(f"cluster.min_workers {fewest} is more than cluster.workers {most}")
     for name, batch in batch_sizes.items():
         for workers in range(fewest, most + 1):
             if batch % workers:
-                raise ValueError(f"cluster.workers: {name} {batch} cannot be divided among {workers} workers")
+                raise ValueError(f"cluster.workers: {name} {batch} is not divisible by {workers} workers")
 
 
 def check_masks(grid: int, mask: Mask, keep: float) -> None:
-    """ValueError where `models.spectral` would have no mask for a level."""
+    """ValueError if a level's mask in `models.spectral` would be empty."""
     try:
         check_mask(grid, mask, keep)
     except ValueError as error:
@@ -28,7 +28,7 @@ def check_masks(grid: int, mask: Mask, keep: float) -> None:
 
 
 def check_metrics(gate: str, network: FeatureNetwork, network_size: int, class_accuracy: bool) -> None:
-    """ValueError where the gate asks for what nothing measures."""
+    """ValueError if no stage measures the gate's metric with this config."""
     if metrics.find_metric(gate) is None:
         close = difflib.get_close_matches(gate, [metric.key for metric in metrics.METRICS], n=1)
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The tree as fields by dotted name, and back: what fingerprints, manifests and MLflow hold of a config."""
+"""The config tree as flat fields by dotted name, and back: the form in fingerprints, manifests and MLflow."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from pipeline.config.schema import Config
 
 
 def flattened(config: Config, without_added: bool = False) -> dict[str, Any]:
-    """The fields of all sections by dotted name, as JSON has them.
+    """The fields of all sections by dotted name, as JSON values.
 
-    `without_added`: less those that came after a release and have the value that means "as before".
+    `without_added`: omit fields that were added after a release and have their `as_before` value.
     """
     tree = config.model_dump(mode="json")
     if without_added:
@@ -23,7 +23,7 @@ def flattened(config: Config, without_added: bool = False) -> dict[str, Any]:
 
 
 def unflattened(fields: dict[str, Any]) -> dict[str, Any]:
-    """The tree that `flattened` gave these fields of."""
+    """The inverse of `flattened`."""
     tree: dict[str, Any] = {}
     for name, value in fields.items():
         section, _, field = name.partition(".")
@@ -35,7 +35,7 @@ def unflattened(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def values_as_before() -> dict[str, Any]:
-    """The fields that came after a release, by dotted name, with the value that means "as before"."""
+    """The fields that were added after a release, by dotted name, with their `as_before` values."""
     found = {}
     for section, about in Config.model_fields.items():
         fields = getattr(about.annotation, "model_fields", {})

@@ -1,6 +1,6 @@
-"""Where a config comes from: a preset over its parents, the site file, `--set`s and `--root`, each over the one before.
+"""Loads a config from a preset and its parents, the site file, `--set`s and `--root`; later sources take precedence.
 
-What fields there are and what they may be is `schema.py`'s. Every error here is one line that names key, file and hint.
+The fields are defined in `schema.py`. Every error is a ConfigError that names key and file.
 """
 
 import os
@@ -16,7 +16,10 @@ from pipeline.config.schema import Config
 from pipeline.errors import ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
-SENT, SENT_VARIABLE = "sent:", "DVAE_SENT_CONFIG"  # a submitted job's preset, and where its text is
+SENT, SENT_VARIABLE = (
+    "sent:",
+    "DVAE_SENT_CONFIG",
+)  # prefix of a submitted job's preset, and the variable with its config
 
 
 def preset_names() -> list[str]:
@@ -26,9 +29,9 @@ def preset_names() -> list[str]:
 def load_config(preset: str, overrides: list[str] | None = None, root: str | None = None) -> Config:
     """The resolved tree: preset (a name or a YAML file) over its parents, then the site file, `--set`s and `--root`.
 
-    The preset `sent:NAME` is what a submitter has sent along in DVAE_SENT_CONFIG; the name is for people.
+    The preset `sent:NAME` is the config that a submitter sent in DVAE_SENT_CONFIG; the name is for messages only.
 
-    Raises ConfigError, one line that names the key, the file and the hint.
+    Raises ConfigError, which names key and file.
     """
     tree = _load_tree(preset, ())
     site = os.environ.get("DVAE_SITE")
@@ -45,12 +48,12 @@ def load_config(preset: str, overrides: list[str] | None = None, root: str | Non
 
 
 def site_root() -> str:
-    """The root that this place has, whatever is run here. ConfigError as `load_config`."""
+    """The root of this site, independent of the preset. ConfigError as `load_config`."""
     return load_config("quickstart").root
 
 
 def fields_changed_here(config: Config) -> list[str]:
-    """The fields in which `config` differs from what a submitter has sent, but for those of a place."""
+    """The fields in which `config` differs from the one that was sent, except root, cluster and tracking."""
     if SENT_VARIABLE not in os.environ:
         return []
     sent = flattened(Config.model_validate(_parse_yaml(os.environ[SENT_VARIABLE], SENT_VARIABLE)))
@@ -63,33 +66,37 @@ def _load_tree(preset: str, seen: tuple[str, ...]) -> dict[str, Any]:
         return _parse_yaml(os.environ.get(SENT_VARIABLE, ""), SENT_VARIABLE)
     names_file = preset.endswith((".yaml", ".yml"))
     if not names_file and "/" in preset:
-        raise ConfigError(f"preset '{preset}' is not a YAML file", "Name a file that ends in .yaml, or a preset.")
+        raise ConfigError(
+            f"preset '{preset}' is not a YAML file", "Give a file that ends in .yaml, or the name of a preset."
+        )
     path = Path(preset) if names_file else PRESETS / f"{preset}.yaml"
     if not path.is_file():
-        raise ConfigError(f"there is no preset '{preset}'", f"Use one of {', '.join(preset_names())}, or a YAML file.")
+        raise ConfigError(f"unknown preset '{preset}'", f"Use one of {', '.join(preset_names())}, or a YAML file.")
     if preset in seen:
-        raise ConfigError(f"preset '{preset}' extends itself by way of {' -> '.join(seen)}", "Break the circle.")
+        raise ConfigError(f"preset '{preset}' extends itself: {' -> '.join(seen)}", "Remove the cycle of extends.")
     tree = _read_yaml(path)
     parent = tree.pop("extends", None)
     if parent is None:
         return tree
     if not isinstance(parent, str):
-        raise ConfigError(f"{path}: extends: {parent!r} is no preset", "Name one preset, or one YAML file.")
+        raise ConfigError(
+            f"{path}: extends: {parent!r} is not a preset", "Give the name of one preset, or one YAML file."
+        )
     if parent.endswith((".yaml", ".yml")):
-        parent = str(path.parent / parent)  # beside the file that names it
+        parent = str(path.parent / parent)  # relative to the file that names it
     return _merge(_load_tree(parent, (*seen, preset)), tree)
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that is there twice is an error, not the last one's win."""
+    """A SafeLoader that rejects duplicate keys instead of taking the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if not key.tag.endswith(":merge")]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(problem=f"the key '{key}' is there twice", problem_mark=node.start_mark)
-        made: dict[Any, Any] = super().construct_mapping(node, deep)
-        return made
+                raise yaml.MarkedYAMLError(problem=f"duplicate key '{key}'", problem_mark=node.start_mark)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -102,7 +109,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
         tree = yaml.load(text, _UniqueKeys) or {}  # noqa: S506  # a SafeLoader
-    except (yaml.YAMLError, ValueError) as error:  # the latter for a date that there is not
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date
         raise ConfigError(f"{source}: not valid YAML ({' '.join(str(error).split())})", "Correct the file.") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: not a mapping of sections", "See `python -m pipeline config show quickstart`.")
@@ -113,10 +120,10 @@ def _parse_override(text: str) -> dict[str, Any]:
     """`a.b=c` as {"a": {"b": c}}, c read as YAML (with 1e-4 as a number)."""
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[a-z_0-9]+(\.[A-Za-z_0-9-]+)*", key):
-        raise ConfigError(f"--set {text}: not of the form a.b=c", "Write for example --set sit.steps=1000.")
+        raise ConfigError(f"--set {text}: not of the form a.b=c", "Write it as in --set sit.steps=1000.")
     try:
         leaf = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):  # the latter for a date that there is not
+    except (yaml.YAMLError, ValueError):  # ValueError: an invalid date
         leaf = value
     for part in reversed(key.split(".")):
         leaf = {part: leaf}
@@ -133,17 +140,17 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError, preset: str) -> tuple[str, str]:
-    """The first thing wrong, and where."""
+    """Problem and hint for the first validation error."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        return f"{key}: there is no such key ({preset})", _nearest(first["loc"])
+        return f"{key}: unknown key ({preset})", _nearest(first["loc"])
     given = "" if isinstance(first["input"], (dict, BaseModel)) else f" (given: {first['input']!r})"
     where = f"{key}: " if key else ""
     return (
         f"{where}{message[0].lower()}{message[1:]}{given}",
-        "`python -m pipeline config schema` says what each key may be.",
+        "See `python -m pipeline config schema` for the values of each key.",
     )
 
 
@@ -155,4 +162,4 @@ def _nearest(location: tuple[int | str, ...]) -> str:
         kinds = get_args(section.model_fields[part].annotation) or (section.model_fields[part].annotation,)
         section = next(kind for kind in kinds if hasattr(kind, "model_fields"))
     close = difflib.get_close_matches(str(location[-1]), list(section.model_fields), n=1)
-    return f"Did you mean '{close[0]}'?" if close else f"It has: {', '.join(section.model_fields)}."
+    return f"Did you mean '{close[0]}'?" if close else f"Use one of {', '.join(section.model_fields)}."

@@ -1,8 +1,7 @@
-"""The configuration: one tree of typed, described fields, and which values of them go together.
+"""The schema of the config: a tree of typed, described fields, with checks of their consistency.
 
-Where the values come from (presets, files, overrides) is `loading.py`'s. A field's description gives meaning and unit.
-Unknown keys are refused. What a field changes (which stage must be made anew when it moves) is said in
-`workflow/graph.py`, nowhere else. No torch, no ray, no mlflow here.
+Loading (presets, files, overrides) is in `loading.py`; the stages that depend on each field are listed in
+`workflow/graph.py`. A field's description gives meaning and unit. Unknown keys are errors. No torch, ray or mlflow.
 """
 
 import warnings
@@ -14,7 +13,7 @@ from pydantic import (
 )
 
 from models.choices import (
-    FEWEST_STEPS,
+    MINIMUM_STEPS,
     TOP_LEVEL,
     AlignmentHead,
     AlignmentKind,
@@ -27,7 +26,7 @@ from models.choices import (
     RegularizerKind,
     SamplerMethod,
 )
-from models.sizes import SIT_SIZES, smallest_discriminated
+from models.sizes import SIT_SIZES, smallest_discriminator_image
 from pipeline.config.checks import check_masks, check_metrics, check_workers
 from pipeline.config.fields import (
     BatchSize,
@@ -45,57 +44,57 @@ from pipeline.config.fields import (
 )
 from pipeline.errors import ConfigError
 
-# `register` is a section here and a method of ABCMeta there; the section never meets it.
+# The section `register` shadows a method of ABCMeta that is not used here.
 warnings.filterwarnings("ignore", message='Field name "register"')
 
 
 class DataConfig(Section):
     format: Literal["digits", "folder", "parquet", "webdataset"] = Field(
         "folder",
-        description="How the source is laid out: scikit-learn's built-in digits, a folder a class (ImageNet's layout), "
-        "Parquet files with image and label columns (Hugging Face's layout), or WebDataset tars.",
+        description="Format of the source: scikit-learn's built-in digits, one folder per class (as ImageNet), "
+        "Parquet files with image and label columns (as Hugging Face), or WebDataset tars.",
     )
-    uri: str | None = Field(None, description="file:// or s3:// URI of the training images. None: not given yet.")
+    uri: str | None = Field(None, description="file:// or s3:// URI of the training images. None: not set yet.")
     revision: str | None = Field(
         None,
-        description="Digest of the source's listing. None: listed (`data index`); given: the source must match it.",
+        description="Digest of the source's listing. None: from `data index`; else the source must match.",
     )
     validation_uri: str | None = Field(None, description="URI of the validation images. None: a share of `uri`.")
-    validation_share: Share = Field(0.1, description="Share of the images held out when there is no validation_uri.")
-    image_size: int = Field(256, ge=6, le=8192, description="Side of the images that the models see, in pixels.")
+    validation_share: Share = Field(0.1, description="Share of the images held out if there is no validation_uri.")
+    image_size: int = Field(256, ge=6, le=8192, description="Side of the models' images, in pixels.")
     classes: int | None = Field(
         None,
         ge=1,
-        description="Number of classes; labels are 0 to classes - 1. None: a folder's sub-folders, digits' 10.",
+        description="Number of classes; labels are 0 to classes - 1. None: the number of class folders; 10 for digits.",
     )
-    center_crop: bool = Field(True, description="ADM's centre crop. False: both sides are resized to image_size.")
-    horizontal_flip: bool = Field(True, description="Flip half of the tokenizer's training images left to right.")
+    center_crop: bool = Field(True, description="Centre crop as in ADM. False: both sides are resized to image_size.")
+    horizontal_flip: bool = Field(True, description="Flip half of the tokenizer's training images horizontally.")
     shuffle: Shuffle = Field(
-        "full", description="full: a permutation of the whole set each epoch. window: for sets larger than a disk."
+        "full", description="full: permute all rows per epoch. window: for data larger than a disk."
     )
-    window_rows: int = Field(65536, ge=1, description="Rows shuffled together under shuffle: window.")
-    shard_rows: int = Field(2048, ge=1, description="Images a shard of the prepared set.")
-    max_pixels: int = Field(178_956_970, ge=1, description="Images with more pixels are quarantined unread.")
+    window_rows: int = Field(65536, ge=1, description="Rows per window for shuffle: window.")
+    shard_rows: int = Field(2048, ge=1, description="Images per shard of the prepared data.")
+    max_pixels: int = Field(178_956_970, ge=1, description="Images with more pixels are quarantined without decoding.")
     quarantine_budget: Share = Field(0.01, description="Share of unreadable images above which the stage fails.")
 
     @property
     def class_count(self) -> int:
-        """The number of classes. ConfigError where neither the config nor the source's index says it."""
+        """The number of classes. ConfigError if neither the config nor the source's index has it."""
         if self.classes is None:
-            raise ConfigError(f"data.classes is not given for a source of format {self.format}", "Set data.classes.")
+            raise ConfigError(f"data.classes is not set for a source of format {self.format}", "Set data.classes.")
         return self.classes
 
     @model_validator(mode="after")
     def _fits(self) -> "DataConfig":
         if self.validation_uri is None and not 0.0 < self.validation_share < 1.0:
             raise ValueError(
-                f"validation_share {self.validation_share:g} leaves a split without images; validation_uri is not given"
+                f"validation_share {self.validation_share:g} leaves a split empty, and validation_uri is not set"
             )
         return self
 
 
 class TokenizerConfig(TrainerConfig):
-    """The ViT autoencoder, its regularizer and its training. The learning rate ends by a cosine to 0."""
+    """The ViT autoencoder, its regularizer and its training. The learning rate decays to 0 by a cosine."""
 
     steps: Steps = 500_000
     batch_size: BatchSize = 512
@@ -107,54 +106,58 @@ class TokenizerConfig(TrainerConfig):
     patch_size: int = Field(16, ge=1, description="Side of a patch in pixels: the spatial downsampling factor f.")
     latent_dim: int = Field(16, ge=1, description="Latent channels d.")
     width: int = Field(768, ge=8, description="Channels of a transformer block.")
-    depth: int = Field(12, ge=1, description="Blocks in the encoder, and again in the decoder.")
+    depth: int = Field(12, ge=1, description="Blocks in the encoder, and in the decoder.")
     heads: int = Field(12, ge=1, description="Attention heads.")
     hidden: int = Field(2048, ge=1, description="Hidden width of the SwiGLU feed-forward.")
-    regularizer: RegularizerKind = Field("spectral", description="MLSR, EQ-VAE or nothing.")
-    mask: Mask = Field("gain", description="Reading of M_l in Eq. 3.")
+    regularizer: RegularizerKind = Field("spectral", description="Regularizer: MLSR, EQ-VAE or none.")
+    mask: Mask = Field("gain", description="Interpretation of M_l in Eq. 3.")
     keep: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
-        0.5, description="Share of frequencies that M_l never touches."
+        0.5, description="Share of frequencies that M_l leaves unchanged at every level."
     )
     level_per_sample: bool = Field(False, description="Draw the level per sample instead of per step (Eq. 1).")
     kl_weight: float = Field(1e-6, ge=0, description="Weight of KL (summed over a latent, mean over images).")
     perceptual_weight: float = Field(1.0, ge=0, description="Weight of (LPIPS + 0.1 ConvNeXt-S) / 1.1.")
-    lpips: WeightFile | None = Field(None, description="LPIPS-VGG weights, in one safetensors file. None: term off.")
-    convnext: WeightFile | None = Field(None, description="timm convnext_small weights. None: term off.")
+    lpips: WeightFile | None = Field(
+        None, description="LPIPS-VGG weights, in one safetensors file. None: without this term."
+    )
+    convnext: WeightFile | None = Field(None, description="timm convnext_small weights. None: without this term.")
     adversarial_weight: float = Field(0.1, ge=0, description="Weight of the PatchGAN term.")
     discriminator_width: int = Field(64, ge=1, description="Channels of D's first layer.")
     discriminator_layers: int = Field(3, ge=1, description="Strided layers of D.")
     discriminator_learning_rate: float = Field(1e-4, gt=0, description="Learning rate of D.")
     discriminator_start: Share = Field(0.5, description="Share of the steps after which D trains.")
-    adversarial_start: Share = Field(0.51, description="Share of the steps after which the tokenizer sees D.")
+    adversarial_start: Share = Field(0.51, description="Share of the steps after which the adversarial term is used.")
 
     @model_validator(mode="after")
     def _fits(self) -> "TokenizerConfig":
         if self.width % (4 * self.heads):
             raise ValueError(f"width {self.width} must be a multiple of 4 x heads ({4 * self.heads}) for 2-D RoPE")
         if self.adversarial_start < self.discriminator_start:
-            raise ValueError("adversarial_start must not come before discriminator_start")
+            raise ValueError("adversarial_start must not be less than discriminator_start")
         return self
 
 
 class EvaluateConfig(Section):
-    images: int = Field(50_000, ge=1, description="Validation images that are reconstructed, at most.")
-    batch_size: int = Field(64, ge=1, description="Images a forward pass.")
+    images: int = Field(50_000, ge=1, description="Maximum number of validation images to reconstruct.")
+    batch_size: int = Field(64, ge=1, description="Images per forward pass.")
     network: FeatureNetwork = Field(
-        "inception", description="Network whose features the Frechet distances take; their keys carry its name."
+        "inception", description="Feature network of the Frechet distances; their keys contain its name."
     )
-    network_weights: WeightFile | None = Field(None, description="Its weights. None: those a Python package ships.")
+    network_weights: WeightFile | None = Field(
+        None, description="Its weights. None: those included in a Python package."
+    )
     network_size: int = Field(299, ge=32, description="Side to which images are resized for the network, in pixels.")
     reference_images: int = Field(50_000, ge=2, description="Training images in the reference of a Frechet distance.")
     class_accuracy: bool = Field(
-        False, description="Read samples with an SVC trained on the real images (small sets such as digits)."
+        False, description="Classify samples with an SVC trained on real images (for small sets such as digits)."
     )
 
 
 class EncodeConfig(Section):
-    batch_size: int = Field(128, ge=1, description="Images a forward pass of the encoder.")
-    shard_rows: int = Field(2048, ge=1, le=4096, description="Latents a shard.")
+    batch_size: int = Field(128, ge=1, description="Images per forward pass of the encoder.")
+    shard_rows: int = Field(2048, ge=1, le=4096, description="Latents per shard.")
     precision: Precision = Field("bf16", description="Autocast of the encoder; moments are stored in fp16.")
-    canary_psnr: float = Field(15.0, description="Least PSNR in dB of decoded latents against their images.")
+    canary_psnr: float = Field(15.0, description="Minimum PSNR in dB of decoded latents against their images.")
 
 
 class SitConfig(TrainerConfig):
@@ -167,22 +170,26 @@ class SitConfig(TrainerConfig):
     warmup: Warmup = 0.0
     clip: Clip = 1.0
     ema_decay: EmaDecay = 0.9999
-    size: Literal["S", "B", "L", "XL", "custom"] = Field("XL", description="SiT size; custom takes the next three.")
+    size: Literal["S", "B", "L", "XL", "custom"] = Field(
+        "XL", description="SiT size; custom uses width, depth and heads."
+    )
     width: int | None = Field(None, ge=8, description="Channels of a block, for size custom.")
     depth: int | None = Field(None, ge=1, description="Blocks, for size custom.")
     heads: int | None = Field(None, ge=1, description="Attention heads, for size custom.")
-    level: int = Field(2, ge=0, le=TOP_LEVEL, description="Denoising level l of the latents that are modelled.")
+    level: int = Field(2, ge=0, le=TOP_LEVEL, description="Denoising level l of the generator's latents.")
     prediction: Prediction = Field("velocity", description="What the network predicts.")
     alignment: AlignmentKind = Field("fda", description="Alignment of features (Eq. 7).")
     alignment_levels: Literal["fixed", "random"] = Field(
-        "fixed", description="FDA's pair: (level, 3), or hi > lo drawn."
+        "fixed", description="FDA's pair of levels: (level, 3), or random with hi > lo."
     )
     alignment_weight: float = Field(0.25, ge=0, description="Mean of lambda(t) in Eq. 8.")
     alignment_schedule: AlignmentSchedule = Field(
-        "linear", description="Shape of lambda(t): linear is 2 t lambda0, heaviest at noise."
+        "linear", description="Shape of lambda(t): linear is 2 t lambda0, largest at noise."
     )
-    alignment_loss: FeatureLoss = Field("cosine", description="Distance of features.")
-    alignment_head: AlignmentHead = Field("mlp", description="Student's projection; none is Eq. 7 literally.")
+    alignment_loss: FeatureLoss = Field("cosine", description="Distance between features.")
+    alignment_head: AlignmentHead = Field(
+        "mlp", description="Projection of the student's features; none: exactly Eq. 7."
+    )
     student_block: int | None = Field(None, ge=1, description="Aligned student block. None: 8 of 28, in proportion.")
     teacher_block: int | None = Field(None, ge=1, description="Aligned teacher block. None: 20 of 28, in proportion.")
     decay: Literal["constant", "cosine"] = Field("constant", description="Learning rate after the warm-up.")
@@ -192,14 +199,14 @@ class SitConfig(TrainerConfig):
     def _fits(self) -> "SitConfig":
         given = (self.width, self.depth, self.heads)
         if (self.size == "custom") != all(value is not None for value in given):
-            raise ValueError("width, depth and heads belong to size custom, all three")
+            raise ValueError("width, depth and heads must be set for size custom, and only then")
         if self.width is not None and self.heads is not None and self.width % (4 * self.heads):
             raise ValueError(f"width {self.width} must be a multiple of 4 x heads ({4 * self.heads})")
         if self.alignment == "fda" and self.level >= TOP_LEVEL:
             raise ValueError(f"alignment fda needs a level above sit.level; level {TOP_LEVEL} has none")
         for name, block in (("student_block", self.student_block), ("teacher_block", self.teacher_block)):
             if block is not None and block > self.shape[1]:
-                raise ValueError(f"{name} {block} lies beyond the last block, {self.shape[1]}")
+                raise ValueError(f"{name} {block} exceeds the number of blocks, {self.shape[1]}")
         return self
 
     @property
@@ -222,27 +229,27 @@ class SitConfig(TrainerConfig):
 
 
 class SampleConfig(Section):
-    count: int = Field(50_000, ge=1, description="Images; classes in turn, so that each has its share.")
-    batch_size: int = Field(125, ge=1, description="Images a forward pass and a unit of work.")
-    method: SamplerMethod = Field("sde", description="ODE by Euler or Heun, SDE by Euler-Maruyama.")
+    count: int = Field(50_000, ge=1, description="Number of images, with class labels in turn.")
+    batch_size: int = Field(125, ge=1, description="Images per forward pass and per task.")
+    method: SamplerMethod = Field("sde", description="euler and heun: ODE; sde: Euler-Maruyama.")
     steps: int = Field(250, ge=1, description="Steps from noise to data.")
-    guidance: float = Field(1.8, ge=1.0, description="Scale of classifier-free guidance; 1 is none.")
-    guidance_interval: tuple[Share, Share] = Field((0.0, 0.7), description="Times t in which guidance acts.")
+    guidance: float = Field(1.8, ge=1.0, description="Scale of classifier-free guidance; 1: no guidance.")
+    guidance_interval: tuple[Share, Share] = Field((0.0, 0.7), description="Interval of times t with guidance.")
     seed: int = Field(0, ge=0, description="Image i starts from the noise of (seed, i).")
     precision: Precision = Field("bf16", description="Autocast of the generator.")
 
     @model_validator(mode="after")
     def _fits(self) -> "SampleConfig":
-        if self.steps < FEWEST_STEPS[self.method]:
+        if self.steps < MINIMUM_STEPS[self.method]:
             raise ValueError(
-                f"method {self.method} needs steps of at least {FEWEST_STEPS[self.method]}: the last is the mean alone"
+                f"method {self.method} needs steps of at least {MINIMUM_STEPS[self.method]}: the last is the mean alone"
             )
         if self.guidance_interval[0] > self.guidance_interval[1]:
-            raise ValueError("guidance_interval begins after its end, so guidance would never act")
+            raise ValueError("guidance_interval must not begin after its end")
         return self
 
     def sampling(self, **changed: Any) -> dict[str, Any]:
-        """The arguments of `models.generator.Sampling`: what decides a picture, but for its label and index."""
+        """The arguments of `models.generator.Sampling`: everything that determines an image except label and index."""
         own = {
             "method": self.method,
             "steps": self.steps,
@@ -255,38 +262,40 @@ class SampleConfig(Section):
 
 
 class GateConfig(Section):
-    """What a candidate needs to become champion."""
+    """The conditions for a candidate to become champion."""
 
     metric: str = Field(
         "samples/frechet_distance/inception",
         pattern="^(reconstruction|samples|latent)/.",
-        description="Metric that decides.",
+        description="The metric to compare.",
     )
-    direction: Literal["lower", "higher"] = Field("lower", description="Which way is better.")
-    minimum: float | None = Field(None, description="Worst value that any champion, the first included, may have.")
-    margin: float = Field(0.0, ge=0, description="By how much a candidate must beat the champion.")
+    direction: Literal["lower", "higher"] = Field("lower", description="Whether lower or higher is better.")
+    minimum: float | None = Field(None, description="Worst value for any champion, including the first.")
+    margin: float = Field(0.0, ge=0, description="Minimum improvement of a candidate over the champion.")
 
 
 class RegisterConfig(Section):
     name: str = Field("denoising-vae", pattern="^[A-Za-z0-9_. -]+$", description="Name in MLflow's model registry.")
-    gate: GateConfig = Field(GateConfig(), description="What makes a candidate champion.")
+    gate: GateConfig = Field(GateConfig(), description="Conditions for a candidate to become champion.")
 
 
 class ClusterConfig(Section):
-    """Where and how fast, never what: nothing here is part of a fingerprint."""
+    """Where and how fast stages run. No field here changes a result or a fingerprint."""
 
     workers: int = Field(1, ge=1, description="Training workers (ranks).")
-    min_workers: int | None = Field(None, ge=1, description="Go on with as few as these when nodes are lost.")
+    min_workers: int | None = Field(None, ge=1, description="Continue with as few workers as this if nodes are lost.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where Ray has GPUs.")
-    cpus_per_worker: int | None = Field(None, ge=1, description="CPUs and torch threads a worker. None: a fair share.")
+    cpus_per_worker: int | None = Field(
+        None, ge=1, description="CPUs and torch threads per worker. None: an equal share."
+    )
     pools: dict[str, dict[str, float]] = Field(
-        {}, description="Stage name to the Ray resources that mark its pool, e.g. {train-sit: {gpu-sit: 0.001}}."
+        {}, description="Stage name -> the Ray resources of its pool, e.g. {train-sit: {gpu-sit: 0.001}}."
     )
     encode_actors: int = Field(1, ge=1, description="Actors that encode or sample, one device each.")
-    loader_threads: int = Field(4, ge=1, description="Threads that decode images for a worker.")
-    mirror: str | None = Field(None, description="Local folder of the mirror. None: below the system's cache folder.")
-    max_failures: int = Field(20, ge=0, description="Worker failures a stage survives.")
-    keep_checkpoints: int = Field(2, ge=1, description="Checkpoints kept while training.")
+    loader_threads: int = Field(4, ge=1, description="Threads per worker that decode images.")
+    mirror: str | None = Field(None, description="Local folder of the mirror. None: in the user's cache folder.")
+    max_failures: int = Field(20, ge=0, description="Worker failures that a stage tolerates.")
+    keep_checkpoints: int = Field(2, ge=1, description="Checkpoints to keep during training.")
     compile: bool = Field(False, description="torch.compile each transformer block.")
     deterministic: bool = Field(True, description="Deterministic kernels on GPUs (CPUs always are).")
     device_peak_tflops: float = Field(989.0, gt=0, description="Peak of a device in TFLOP/s, for plan.")
@@ -304,15 +313,15 @@ class TrackingConfig(Section):
     @model_validator(mode="after")
     def _no_login(self) -> "TrackingConfig":
         if self.uri and "@" in self.uri.partition("://")[2].partition("/")[0]:
-            raise ValueError(  # the config is shown, sent and kept
-                "uri holds a user or password; MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are for them"
+            raise ValueError(  # the config is printed, sent to jobs and stored
+                "uri contains a user or password; use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
             )
         return self
 
 
 class Config(Section):
-    root: str = Field("./runs", description="Where artifacts lie: a local path, file:// or s3://.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything random in training.")
+    root: str = Field("./runs", description="Location of the artifacts: a local path, file:// or s3://.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of all random draws in training.")
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -329,11 +338,11 @@ class Config(Section):
         if size % patch:
             raise ValueError(f"tokenizer.patch_size {patch} does not divide data.image_size {size}")
         check_masks(self.grid, self.tokenizer.mask, self.tokenizer.keep)
-        needed = smallest_discriminated(self.tokenizer.discriminator_layers)
+        needed = smallest_discriminator_image(self.tokenizer.discriminator_layers)
         if size < needed:
             raise ValueError(
-                f"tokenizer.discriminator_layers {self.tokenizer.discriminator_layers} need images of {needed} pixels, "
-                f"more than data.image_size {size}"
+                f"tokenizer.discriminator_layers {self.tokenizer.discriminator_layers} requires images of "
+                f"{needed} pixels, more than data.image_size {size}"
             )
         batch_sizes = {"tokenizer.batch_size": self.tokenizer.batch_size, "sit.batch_size": self.sit.batch_size}
         workers = self.cluster.workers
@@ -344,12 +353,12 @@ class Config(Section):
 
     @property
     def grid(self) -> int:
-        """Side of a latent."""
+        """Side of a latent, h = w."""
         return self.data.image_size // self.tokenizer.patch_size
 
     @property
     def tokenizer_network(self) -> dict[str, int]:
-        """The arguments of `models.tokenizers.Tokenizer`, as they go into the manifest."""
+        """The arguments of `models.tokenizers.Tokenizer`, as stored in the manifest."""
         own = self.tokenizer
         return {
             "image_size": self.data.image_size,
@@ -363,7 +372,7 @@ class Config(Section):
 
     @property
     def sit_network(self) -> dict[str, int]:
-        """The arguments of `models.sit.SiT`, as they go into the manifest. ConfigError as `DataConfig.class_count`."""
+        """The arguments of `models.sit.SiT`, as stored in the manifest. ConfigError as `DataConfig.class_count`."""
         width, depth, heads = self.sit.shape
         return {
             "grid": self.grid,

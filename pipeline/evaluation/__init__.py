@@ -1,7 +1,6 @@
-"""How good images are: features of a frozen network, distances between sets of them, and a classifier's reading.
+"""Evaluation of images: features of a frozen network, distances between feature sets, and a classifier's accuracy.
 
-The measures themselves are those of `models.metrics`. Everything here needs torch or scikit-learn, and loads when it is
-used.
+The metrics are implemented in `models.metrics`. The modules need torch or scikit-learn and are imported on use.
 """
 
 from typing import TYPE_CHECKING
@@ -9,13 +8,13 @@ from typing import TYPE_CHECKING
 from pipeline.lazy import lazy
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.classifier import CLASSIFIER_IMAGES, read_as_asked
+    from pipeline.evaluation.classifier import CLASSIFIER_IMAGES, classify_samples
     from pipeline.evaluation.comparison import frechet_between, sample_metrics
-    from pipeline.evaluation.features import extract, settle_device, write_features
+    from pipeline.evaluation.features import evaluation_device, extract, write_features
 else:
     __getattr__ = lazy(
         __name__,
-        classifier="CLASSIFIER_IMAGES read_as_asked",
+        classifier="CLASSIFIER_IMAGES classify_samples",
         comparison="frechet_between sample_metrics",
-        features="extract settle_device write_features",
+        features="extract evaluation_device write_features",
     )

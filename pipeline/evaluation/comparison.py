@@ -1,4 +1,4 @@
-"""Distances between two sets of images, from features that were taken of each: the metrics of `evaluate-samples`."""
+"""Distances between two sets of images from their stored features: the metrics of `evaluate-samples`."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 from models.metrics import frechet_distance, inception_score, precision_recall
 from pipeline.config import EvaluateConfig
-from pipeline.evaluation.features import kinds_of, moments, read_features, settle_device
+from pipeline.evaluation.features import evaluation_device, kinds_of, moments, read_features
 from pipeline.storage import Storage
 
 NEIGHBOURS = 3  # k of precision and recall
-_MANIFOLD = 10_000  # images a side of precision and recall, as in the ADM evaluator
+_MANIFOLD = 10_000  # images per side for precision and recall, as in the ADM evaluator
 
 
 def frechet_between(storage: Storage, one: Sequence[str], other: Sequence[str], kind: str = "pool") -> float:
@@ -22,11 +22,11 @@ def frechet_between(storage: Storage, one: Sequence[str], other: Sequence[str], 
 def sample_metrics(
     storage: Storage, real: Sequence[str], fake: Sequence[str], config: EvaluateConfig
 ) -> dict[str, float]:
-    """All metrics that are taken from features, each under the name of the network whose they are."""
+    """All metrics that are computed from features, by key; the keys contain the network's name."""
     kinds, network = kinds_of(storage, fake[0]), config.network
     names = {"pool": f"samples/frechet_distance/{network}", "spatial": "samples/sfid"}
     metrics = {name: frechet_between(storage, real, fake, kind) for kind, name in names.items() if kind in kinds}
-    sides = [_thinned(torch.cat(list(read_features(storage, paths, "pool")))) for paths in (real, fake)]
+    sides = [_subsampled(torch.cat(list(read_features(storage, paths, "pool")))) for paths in (real, fake)]
     precision, recall = precision_recall(sides[0], sides[1], k=NEIGHBOURS)
     metrics |= {f"samples/precision/{network}": precision, f"samples/recall/{network}": recall}
     if "logits" in kinds:
@@ -34,7 +34,7 @@ def sample_metrics(
     return metrics
 
 
-def _thinned(features_NF: Tensor) -> Tensor:
-    """At most `_MANIFOLD` rows, spread evenly, on the task's device."""
+def _subsampled(features_NF: Tensor) -> Tensor:
+    """At most `_MANIFOLD` rows, evenly spaced, on the task's device."""
     count = min(_MANIFOLD, len(features_NF))
-    return features_NF[torch.arange(count) * len(features_NF) // count].to(settle_device())
+    return features_NF[torch.arange(count) * len(features_NF) // count].to(evaluation_device())

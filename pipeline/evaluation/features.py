@@ -1,6 +1,6 @@
-"""What a frozen network sees in images, and the statistics of it: for Ray tasks of the evaluation stages.
+"""Features of images from a frozen network, and their statistics, for Ray tasks of the evaluation stages.
 
-Features go through the work folder as .npz files; the measures themselves are those of `models.metrics`.
+Features are stored in the work folder as .npz files; the metrics are implemented in `models.metrics`.
 Legend: N images, F features, K classes.
 """
 
@@ -22,13 +22,13 @@ from pipeline.inference import fetch_weights, task_device
 from pipeline.storage import Storage
 
 Features = dict[str, Tensor]
-"""`pool` (N, F), which Frechet distances take; for inception also `spatial` (N, F) and `logits` (N, K). fp32."""
+"""`pool` (N, F), for Frechet distances; for inception also `spatial` (N, F) and `logits` (N, K). fp32."""
 FeatureFunction = Callable[[Tensor], Features]
-"""Of uint8 images (N, 3, H, W)."""
+"""Maps uint8 images (N, 3, H, W) to their features."""
 
 
-def settle_device() -> torch.device:
-    """The device of this task. On CPUs a task is one thread: it was given one core."""
+def evaluation_device() -> torch.device:
+    """The device of this Ray task. On a CPU, limits torch to one thread, since the task has one core."""
     device = task_device()
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -37,17 +37,17 @@ def settle_device() -> torch.device:
 
 @lru_cache(maxsize=1)
 def feature_network(config: EvaluateConfig, device: torch.device) -> FeatureFunction:
-    """The evaluation's network as a function of uint8 images (N, 3, H, W). A process loads it once."""
+    """The feature network as a function of uint8 images (N, 3, H, W). A process loads it once."""
     return FEATURE_NETWORKS[config.network](config, device)
 
 
 def _inception(config: EvaluateConfig, device: torch.device) -> FeatureFunction:
-    assert config.network_weights is not None  # the runner has refused a config without
+    assert config.network_weights is not None  # the runner checks this
     inception = Inception(str(fetch_weights(config.network_weights))).to(device)
 
     def read(x_NCHW: Tensor) -> Features:
-        seen = inception(x_NCHW)
-        return {"pool": seen.pool_BF, "spatial": seen.spatial_BF, "logits": seen.logits_BK}
+        features = inception(x_NCHW)
+        return {"pool": features.pool_BF, "spatial": features.spatial_BF, "logits": features.logits_BK}
 
     return read
 
@@ -55,7 +55,7 @@ def _inception(config: EvaluateConfig, device: torch.device) -> FeatureFunction:
 def _imagenet(config: EvaluateConfig, device: torch.device) -> FeatureFunction:
     path = str(fetch_weights(config.network_weights)) if config.network_weights else None
     network = ImageNetFeatures(config.network, path, config.network_size).to(device)
-    layout = torch.channels_last  # in which depthwise convolutions on CPUs are half as fast again
+    layout = torch.channels_last  # makes depthwise convolutions on CPUs 1.5 times as fast
     network = network.to(memory_format=layout)
     return lambda x_NCHW: {"pool": network(x_NCHW.contiguous(memory_format=layout))}
 
@@ -69,7 +69,7 @@ FEATURE_NETWORKS: dict[FeatureNetwork, Callable[[EvaluateConfig, torch.device], 
 @torch.inference_mode()
 def extract(images_NCHW: Tensor, config: EvaluateConfig) -> Features:
     """Features of uint8 images, in batches of `evaluate.batch_size`, on the CPU."""
-    device = settle_device()
+    device = evaluation_device()
     network = feature_network(config, device)
     parts = [network(batch.to(device)) for batch in torch.split(images_NCHW, config.batch_size)]
     return {kind: torch.cat([part[kind].cpu() for part in parts]) for kind in parts[0]}
@@ -83,7 +83,7 @@ def write_features(storage: Storage, path: str, features: Features) -> None:
 
 
 def read_features(storage: Storage, paths: Sequence[str], kind: str) -> Iterator[Tensor]:
-    """One kind of the features that were written, file by file."""
+    """One kind of stored features, file by file."""
     for path in paths:
         with np.load(io.BytesIO(storage.read(path))) as arrays:
             yield torch.from_numpy(arrays[kind])
@@ -97,7 +97,7 @@ def kinds_of(storage: Storage, path: str) -> tuple[str, ...]:
 
 def moments(storage: Storage, paths: Sequence[str], kind: str) -> tuple[Tensor, Tensor]:
     """(mean_F, covariance_FF) over all files, fp64, on the task's device; one file is in memory at a time."""
-    device, total = settle_device(), None
+    device, total = evaluation_device(), None
     for features_NF in read_features(storage, paths, kind):
         total = total or FeatureMoments(features_NF.shape[1], device)
         total.update(features_NF.to(device))

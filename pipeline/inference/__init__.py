@@ -1,6 +1,6 @@
-"""Trained networks at work: loaded from artifacts, drawing pictures, and the model that MLflow registers.
+"""Inference: networks loaded from artifacts, images from them, and the model that MLflow registers.
 
-Modules with torch load when they are used.
+Modules that need torch are imported on use.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""`sample`: pictures of one class from the trained artifacts, in this process, as PNG files."""
+"""The command `sample`: generates images of one class from trained artifacts, in this process, as PNG files."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,34 +16,34 @@ from pipeline.storage import open_storage
 
 
 def draw(
-    config: Config, made: dict[str, Manifest], label: int, count: int, guidance: float | None, out: Path
+    config: Config, artifacts: dict[str, Manifest], label: int, count: int, guidance: float | None, out: Path
 ) -> list[Path]:
-    """`count` pictures of class `label`; picture i starts from the noise of (sample.seed, i).
+    """Generate `count` images of class `label`, image i from the noise of (sample.seed, i); returns their paths.
 
-    `made` are the artifacts that are there, by stage. ContractError when the generator has not been trained yet.
+    `artifacts`: the existing ones, by stage. ContractError if the generator has not been trained yet.
     """
     for name in ("train-tokenizer", "train-sit"):
-        if name not in made:
-            raise ContractError(f"there is no {name} artifact for this preset", "Run `python -m pipeline run` first.")
-    with _refused_here(out):
+        if name not in artifacts:
+            raise ContractError(f"the {name} artifact of this preset is missing", "Run `python -m pipeline run` first.")
+    with _output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     own = config.sample
     sampling = Sampling(**own.sampling(guidance=own.guidance if guidance is None else guidance))
-    generator = load_generator(open_storage(config.root), made, task_device())
+    generator = load_generator(open_storage(config.root), artifacts, task_device())
     paths = []
     for first in range(0, count, own.batch_size):
         indices = list(range(first, min(first + own.batch_size, count)))
         images = generator.draw(torch.full((len(indices),), label), indices, sampling)
         for index, image in zip(indices, images.cpu(), strict=True):
             path = out / f"class{label:04d}-{index:04d}.png"
-            with _refused_here(out):
+            with _output_errors(out):
                 Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
             paths.append(path)
     return paths
 
 
 @contextmanager
-def _refused_here(out: Path) -> Iterator[None]:
+def _output_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

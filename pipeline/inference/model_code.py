@@ -1,4 +1,4 @@
-"""The code that a registered model carries: a copy of the package `models`, under a name that no other version has."""
+"""The code in a registered model: a copy of the package `models`, under a name that is unique to its content."""
 
 import hashlib
 import shutil
@@ -11,7 +11,7 @@ _PACKAGE = Path(models.__file__).parent
 
 
 def model_package() -> str:
-    """The name of the copy: `denoising_vae_models_` and the digest of its files."""
+    """The name of the copy: `denoising_vae_models_` and a digest of its files."""
     digest = hashlib.sha256()
     for path in _files():
         digest.update(f"{path.relative_to(_PACKAGE).as_posix()}\0".encode() + path.read_bytes() + b"\0")
@@ -19,7 +19,7 @@ def model_package() -> str:
 
 
 def copy_model_package(folder: Path) -> Path:
-    """The copy, made below `folder`."""
+    """Copy the package below `folder`; returns the copy's path."""
     target = folder / model_package()
     for path in _files():
         copy = target / path.relative_to(_PACKAGE)

@@ -1,6 +1,6 @@
-"""Networks from artifacts: read a trainer's manifest and weights, give modules in eval mode on a device.
+"""Loads networks from artifacts: builds modules in eval mode from a trainer's manifest and weights.
 
-For tasks and actors: a process that has loaded a network once keeps it, since Ray uses idle workers again.
+For Ray tasks and actors: a process caches the networks it has loaded, since Ray reuses idle workers.
 """
 
 from functools import lru_cache
@@ -23,7 +23,7 @@ def task_device() -> torch.device:
 
 
 def load_tokenizer(storage: Storage, manifest: Manifest, device: torch.device) -> tuple[Tokenizer, LatentFilter]:
-    """The tokenizer (EMA weights) of a train-tokenizer artifact, in eval mode, and S_l under its own mask."""
+    """The tokenizer (EMA weights) of a train-tokenizer artifact, in eval mode, and S_l with its mask."""
     return _tokenizer(storage.root, manifest.model_dump_json(), str(device))
 
 
@@ -50,7 +50,7 @@ def _sit(root: str, manifest_json: str, device: str) -> SiT:
 
 
 def load_generator(storage: Storage, inputs: dict[str, Manifest], device: torch.device) -> ImageGenerator:
-    """Pictures from labels: SiT, the statistics its latents were normalised with, and the tokenizer's decoder."""
+    """An image generator from labels: SiT, the statistics that normalise its latents, the tokenizer's decoder."""
     tokenizer, _ = load_tokenizer(storage, inputs["train-tokenizer"], device)
     sit = load_sit(storage, inputs["train-sit"], device)
     details = inputs["train-sit"].details

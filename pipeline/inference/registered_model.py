@@ -1,8 +1,8 @@
-"""The registered model: pictures for labels, wherever MLflow and torch are. It carries the code of its networks.
+"""The registered model: images for labels, in any environment with MLflow and torch. It includes its networks' code.
 
-MLflow ships this file as it stands (models from code) and runs it to load a model, so it imports nothing of `pipeline`;
-and it runs it once when a model is registered, so torch waits until a model is loaded. The networks' code is a package
-whose name, in `model.json`, no other version has: MLflow only puts it on the path, where the first of a name wins.
+MLflow stores this file unchanged (models from code) and runs it to load a model, so it must not import `pipeline`. It
+also runs it once at registration, so torch is imported only on loading. The networks' code is a package whose name, in
+`model.json`, is unique to the version, since MLflow adds it to sys.path, where the first package of a name wins.
 """
 
 import importlib
@@ -14,17 +14,17 @@ from typing import Any
 import mlflow
 import pandas as pd
 
-_CHOSEN = ("method", "steps", "guidance", "guidance_interval")  # by `params`; the rest is as it was registered
+_PARAMS = ("method", "steps", "guidance", "guidance_interval")  # may be set by `params`; the rest is fixed
 
 
-class PictureModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow is untyped here
-    """Columns `label` and `seed` in, column `image` (PNG bytes) out, row by row.
+class ImageModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow is untyped here
+    """Maps rows with columns `label` and `seed` to rows with the column `image` (PNG bytes).
 
-    The picture of a seed is the one that the pipeline's `sample` stage draws for that index and label.
+    The image of a seed equals that of the pipeline's `sample` stage for the same index and label.
     """
 
     def load_context(self, context: Any) -> None:
-        """Builds the networks from `model.json` and the weights, on the GPU if there is one."""
+        """Build the networks from `model.json` and the weights, on the GPU if there is one."""
         import torch
         from safetensors.torch import load_file
 
@@ -42,9 +42,9 @@ class PictureModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow i
         self.sampling_of, self.sampling, self.batch_size = code.Sampling, facts["sampling"], facts["batch_size"]
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002
-        """A PNG a row. ValueError for a label out of range, a negative seed or an unknown method."""
+        """One PNG per row. ValueError for a label out of range, a negative seed or an unknown method."""
         labels, seeds = model_input["label"].tolist(), model_input["seed"].tolist()
-        chosen = {**self.sampling, **{name: value for name, value in (params or {}).items() if name in _CHOSEN}}
+        chosen = {**self.sampling, **{name: value for name, value in (params or {}).items() if name in _PARAMS}}
         low, high = chosen["guidance_interval"]
         sampling = self.sampling_of(**{**chosen, "guidance_interval": (float(low), float(high))})
         images: list[bytes] = []
@@ -68,4 +68,4 @@ def _png(pixels: Any) -> bytes:
     return buffer.getvalue()
 
 
-mlflow.models.set_model(PictureModel())
+mlflow.models.set_model(ImageModel())

@@ -1,4 +1,4 @@
-"""Pretrained weights that are not ours: fetched once to this machine, their hashes checked. No torch here."""
+"""Downloads third-party pretrained weights once per machine and verifies their hashes. No torch here."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ from pipeline.storage import cache_folder, split_uri
 
 
 def fetch_weights(file: WeightFile) -> Path:
-    """A local copy of pretrained weights, their sha256 checked. ConfigError when absent or another file."""
+    """A local copy of pretrained weights. ConfigError if they are missing or their sha256 differs."""
     storage, name = split_uri(file.uri)
     target = cache_folder() / "weights" / file.sha256
     try:
@@ -21,7 +21,7 @@ def fetch_weights(file: WeightFile) -> Path:
         with open(target, "rb") as handle:
             digest = hashlib.file_digest(handle, "sha256").hexdigest()
     except FileNotFoundError:
-        raise ConfigError(f"there are no weights at {file.uri}", "Correct the uri, or put the file there.") from None
+        raise ConfigError(f"the weights {file.uri} are missing", "Correct the uri, or upload the file.") from None
     if digest != file.sha256:
         target.unlink()
         raise ConfigError(f"{file.uri} has sha256 {digest}, not {file.sha256}", "Correct the sha256 or the file.")

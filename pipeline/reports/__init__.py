@@ -1,6 +1,6 @@
-"""What people read of a run: the report's table and page, the figures, the model card.
+"""Reports of a run: a table and an HTML page, figures, the model card.
 
-Figures need matplotlib and load when they are used; the rest is light.
+Figures need matplotlib and are imported on use; the rest is light.
 """
 
 from typing import TYPE_CHECKING

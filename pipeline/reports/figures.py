@@ -1,7 +1,7 @@
-"""The figures: arrays in, PNG bytes out. What they show is measured elsewhere.
+"""Draws the figures: from arrays to PNG bytes. No metrics are computed here.
 
-Pictures are laid out pixel by pixel and enlarged by whole factors, so that a pixel of an image or a cell of a latent
-stays one crisp square. Legend: B N images, H W pixels, L levels, D latent channels, h w latent grid, R radius bins.
+Images are placed pixel by pixel and enlarged by integer factors, so that a pixel of an image or a cell of a latent is a
+sharp square. Legend: B N images, H W pixels, L levels, D latent channels, h w latent grid, R radius bins.
 """
 
 import io
@@ -21,28 +21,28 @@ from matplotlib.ticker import MaxNLocator
 Array = npt.NDArray[Any]
 
 _DPI = 144
-_INK, _QUIET, _GRID = "#1f2933", "#66727f", "#e3e7eb"
+_INK, _MUTED, _GRID = "#1f2933", "#66727f", "#e3e7eb"
 _FRAME = 222  # grey level around each image
 _LEVEL_COLOURS = ("#1b2a49", "#2a6f97", "#3fa796", "#e0a030")
 _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": _INK,
-    "axes.edgecolor": _QUIET,
-    "axes.labelcolor": _QUIET,
+    "axes.edgecolor": _MUTED,
+    "axes.labelcolor": _MUTED,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": _GRID,
     "grid.linewidth": 0.8,
-    "xtick.color": _QUIET,
-    "ytick.color": _QUIET,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
     "legend.frameon": False,
 }
 _MARGIN, _GAP, _LABEL_WIDTH, _LINE = 36, 6, 120, 26  # pixels
-_CHARACTER = 9.7  # mean width of a character of the note, in pixels
-_LEAST_WIDTH = 1000
+_CHARACTER = 9.7  # mean width of a character in the note, in pixels
+_MINIMUM_WIDTH = 1000
 
 
 class PrincipalColours:
@@ -50,7 +50,7 @@ class PrincipalColours:
 
     Args:
         reference_BDhw: the latents whose positions the components are fitted on; their 1st and 99th percentiles are
-            the ends of the colour scale, for whatever is coloured later.
+            the ends of the colour scale, also for other latents.
     """
 
     def __init__(self, reference_BDhw: Array) -> None:
@@ -59,11 +59,11 @@ class PrincipalColours:
         _, components = np.linalg.eigh(np.cov(vectors_ND - self._mean_D, rowvar=False).reshape(len(self._mean_D), -1))
         components = components[:, ::-1][:, :3]
         largest = np.take_along_axis(components, np.abs(components).argmax(0)[None], axis=0)
-        self._components_D3 = components * np.where(largest < 0, -1.0, 1.0)  # an eigenvector's sign means nothing
+        self._components_D3 = components * np.where(largest < 0, -1.0, 1.0)  # fix the arbitrary sign of eigenvectors
         self._low, self._high = np.percentile((vectors_ND - self._mean_D) @ self._components_D3, (1, 99), axis=0)
 
     def __call__(self, z_XDhw: Array) -> Array:
-        """Latents (..., D, h, w) to RGB (..., h, w, 3) in [0, 1]. With fewer than 3 channels the rest is 0.5."""
+        """Latents (..., D, h, w) as RGB (..., h, w, 3) in [0, 1]. With fewer than 3 channels the others are 0.5."""
         projected = (np.moveaxis(z_XDhw, -3, -1).astype(np.float64) - self._mean_D) @ self._components_D3
         scaled = np.clip((projected - self._low) / np.maximum(self._high - self._low, 1e-12), 0.0, 1.0)
         rgb = np.full((*scaled.shape[:-1], 3), 0.5)
@@ -84,17 +84,17 @@ def reconstructions(original_BCHW: Array, levels_LBCHW: Array, psnr_L: Sequence[
         rows,
         names,
         "Reconstructions of validation images",
-        "A column an image; its latent passes through S_l, then the decoder. PSNR: mean of these.",
+        "One column per image; its latent passes through S_l, then the decoder. PSNR: mean over these images.",
     )
 
 
 def sample_grid(images_NCHW: Array, labels_N: Array, names: Sequence[str] | None = None) -> bytes:
-    """Generated uint8 images, a row for each class that occurs in `labels_N`; `names[label]` beside it."""
+    """Generated uint8 images, one row per class in `labels_N`, labelled with `names[label]`."""
     tiles = _tiles(images_NCHW, most=128)
     labels = np.unique(labels_N).tolist()
-    rows = [[tile for tile, label in zip(tiles, labels_N, strict=True) if label == wanted] for wanted in labels]
-    said = [names[label] if names else f"class {label}" for label in labels]
-    return _page(rows, said, "Generated images", "A row for each class that was asked for.")
+    rows = [[tile for tile, label in zip(tiles, labels_N, strict=True) if label == row_label] for row_label in labels]
+    row_names = [names[label] if names else f"class {label}" for label in labels]
+    return _page(rows, row_names, "Generated images", "One row per requested class.")
 
 
 def latent_levels(images_BCHW: Array, rgb_LBhwC: Array) -> bytes:
@@ -104,7 +104,7 @@ def latent_levels(images_BCHW: Array, rgb_LBhwC: Array) -> bytes:
         rows,
         ["image", *(f"level {level}" for level in range(len(rgb_LBhwC)))],
         "Latents at levels 0 to 3 (Figure 2 of the paper)",
-        "First three principal components as red, green, blue; fitted on level 0, one scale for all.",
+        "First three principal components as red, green, blue; fitted on level 0, with one scale for all levels.",
     )
 
 
@@ -115,12 +115,12 @@ def uniform_latents(images_BCHW: Array, rgb_LBhwC: Array) -> bytes:
         rows,
         ["image", *(f"level {level}" for level in range(len(rgb_LBhwC)))],
         "Latents of images of one colour (Figure 1a of the paper)",
-        "Structure within a square comes from the encoder, not the image. Colours as in Figure 2.",
+        "Structure within a square comes from the encoder, not from the image. Colours as in Figure 2.",
     )
 
 
 def spectrum(radius_R: Array, power_LR: Array) -> bytes:
-    """Radial power spectra of the latents, one line a level. `radius_R` in cycles a side; 0, the mean, is left out."""
+    """Radial power spectra of the latents, one line per level. `radius_R` in cycles per side; radius 0 is omitted."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 4.4), dpi=_DPI)
         axes = figure.add_axes((0.11, 0.13, 0.84, 0.68))
@@ -129,16 +129,16 @@ def spectrum(radius_R: Array, power_LR: Array) -> bytes:
             axes.plot(radius_R[1:], power_R[1:], "o-", color=colour, lw=1.8, ms=3.5, label=f"level {level}")
         axes.set_yscale("log")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("spatial frequency |k|, cycles a side")
+        axes.set_xlabel("spatial frequency |k|, cycles per side")
         axes.set_ylabel("mean power")
         axes.legend(loc="lower left")
-        note = "Mean over validation images and channels; white noise would be a flat line."
+        note = "Mean over validation images and channels; white noise is a flat line."
         _headline(figure, 0.11, "Radial spectrum of the latents", note)
         return _png(figure)
 
 
 def loss_curves(history: Sequence[Mapping[str, float]], title: str) -> bytes:
-    """A panel for each loss in the lines of a history.jsonl, over steps: as logged, and smoothed."""
+    """One panel per loss in the lines of a history.jsonl, over steps: as logged, and smoothed."""
     names = ["loss", *sorted({name for line in history for name in line} - {"step", "loss"})]
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
@@ -159,7 +159,7 @@ def loss_curves(history: Sequence[Mapping[str, float]], title: str) -> bytes:
             axes = figure.add_subplot(grid[index // columns, index % columns])
             lines = [line for line in history if math.isfinite(line.get(name, math.nan))]
             _curve(axes, name, [line["step"] for line in lines], [line[name] for line in lines])
-        _headline(figure, left / width, title, "Over optimizer steps: faint as logged, dark smoothed.")
+        _headline(figure, left / width, title, "Over optimizer steps; light: as logged, dark: smoothed.")
         return _png(figure)
 
 
@@ -175,7 +175,7 @@ def _curve(axes: Axes, name: str, steps: list[float], values: list[float]) -> No
 
 
 def _smoothed(values: list[float]) -> Array:
-    """Gaussian mean over about a twentieth of the curve, centred, so that it does not lag."""
+    """Centred Gaussian mean over about a twentieth of the curve."""
     sigma = max(0.5, len(values) / 40)
     reach = min(math.ceil(3 * sigma), max(0, (len(values) - 1) // 2))
     taps = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
@@ -185,7 +185,7 @@ def _smoothed(values: list[float]) -> Array:
 
 
 def _tiles(images_NCHW: Array, most: int | None = None) -> list[Array]:
-    """Images as (H, W, 3), reduced by a whole factor where the side is above `most` pixels."""
+    """Images as (H, W, 3), reduced by an integer factor if the side exceeds `most` pixels."""
     tiles = np.moveaxis(images_NCHW, 1, -1)
     factor = -(-tiles.shape[1] // most) if most else 1
     if factor > 1:
@@ -200,7 +200,7 @@ def _page(rows: Sequence[Sequence[Array]], names: Sequence[str], title: str, not
     side = max(len(tile) for row in rows for tile in row)
     side *= max(1, round(96 / side))
     columns = max(len(row) for row in rows)
-    width = max(_LEAST_WIDTH, 2 * _MARGIN + _LABEL_WIDTH + columns * (side + _GAP) - _GAP)
+    width = max(_MINIMUM_WIDTH, 2 * _MARGIN + _LABEL_WIDTH + columns * (side + _GAP) - _GAP)
     lines = textwrap.wrap(note, int((width - 2 * _MARGIN) / _CHARACTER))
     top = _MARGIN + 2 * _LINE + _LINE * len(lines)
     height = top + len(rows) * (side + _GAP) - _GAP + _MARGIN
@@ -208,20 +208,20 @@ def _page(rows: Sequence[Sequence[Array]], names: Sequence[str], title: str, not
     for r, row in enumerate(rows):
         for c, tile in enumerate(row):
             y, x = top + r * (side + _GAP), _MARGIN + _LABEL_WIDTH + c * (side + _GAP)
-            canvas[y - 1 : y + side + 1, x - 1 : x + side + 1] = _FRAME  # or a white image would not be seen
+            canvas[y - 1 : y + side + 1, x - 1 : x + side + 1] = _FRAME  # so that white images are visible
             canvas[y : y + side, x : x + side] = _enlarged(tile, side)
     with rc_context(_STYLE):
         figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
         figure.figimage(canvas, 0, 0, origin="upper")
         for r, name in enumerate(names):
             middle = top + r * (side + _GAP) + side / 2
-            figure.text(_MARGIN / width, 1 - middle / height, name, va="center", fontsize=9, color=_QUIET)
+            figure.text(_MARGIN / width, 1 - middle / height, name, va="center", fontsize=9, color=_MUTED)
         _headline(figure, _MARGIN / width, title, "\n".join(lines))
         return _png(figure)
 
 
 def _enlarged(tile: Array, side: int) -> Array:
-    """uint8 (side, side, 3), every pixel repeated."""
+    """uint8 (side, side, 3), by pixel repetition."""
     index = np.arange(side) * len(tile) // side
     pixels = np.clip(np.rint(tile), 0, 255).astype(np.uint8)
     enlarged: Array = pixels[index][:, index]
@@ -231,11 +231,11 @@ def _enlarged(tile: Array, side: int) -> Array:
 def _headline(figure: Figure, left: float, title: str, note: str) -> None:
     height = figure.get_figheight() * _DPI
     figure.text(left, 1 - _MARGIN / height, title, va="top", fontsize=12.5, fontweight="bold")
-    figure.text(left, 1 - (_MARGIN + 1.35 * _LINE) / height, note, va="top", fontsize=9, color=_QUIET, linespacing=1.3)
+    figure.text(left, 1 - (_MARGIN + 1.35 * _LINE) / height, note, va="top", fontsize=9, color=_MUTED, linespacing=1.3)
 
 
 def _png(figure: Figure) -> bytes:
-    """Without dates or versions inside: the same figure gives the same bytes."""
+    """PNG bytes without dates or versions, so that equal figures give equal bytes."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()

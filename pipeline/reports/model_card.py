@@ -1,6 +1,6 @@
-"""The model card: what a registered model is, how good, made from what, how to load it, and what not to use it for.
+"""The model card of a registered model: description, metrics, lineage, how to load it, licence, limitations.
 
-Plain text from manifests. No clock times and no decisions of the moment: the same artifacts give the same card.
+It is created from manifests only, without times, so that the same artifacts give the same card.
 """
 
 from models.sizes import sit_parameters, tokenizer_parameters
@@ -15,7 +15,7 @@ pipeline_tag: unconditional-image-generation
 ---
 # {name}
 
-Pictures of {classes} classes at {size} x {size} pixels: a SiT generator ({sit_millions:.2f}M parameters) on latents of
+Images of {classes} classes at {size} x {size} pixels: a SiT generator ({sit_millions:.2f}M parameters) on latents of
 {channels} x {grid} x {grid} from a Denoising-VAE tokenizer ({tokenizer_millions:.2f}M parameters), at level {level}.
 
 ## Metrics
@@ -25,7 +25,7 @@ Pictures of {classes} classes at {size} x {size} pixels: a SiT generator ({sit_m
 {metrics}
 
 Reconstruction is measured on the validation split. The reference of a Frechet distance is the training split; its key
-names the network whose features it takes, and numbers of different networks cannot be compared.
+contains the name of the feature network, and values of different networks are not comparable.
 
 ## Lineage
 
@@ -43,23 +43,22 @@ import mlflow, pandas
 mlflow.set_tracking_uri("...")  # where this model is registered
 model = mlflow.pyfunc.load_model("models:/{name}@champion")
 rows = pandas.DataFrame({{"label": [0, 0, {last_label}], "seed": [0, 1, 2]}})
-pictures = model.predict(rows, params={{"guidance": {guidance}, "steps": {steps}}})["image"]  # PNG bytes
+images = model.predict(rows, params={{"guidance": {guidance}, "steps": {steps}}})["image"]  # PNG bytes
 ```
 
-`label` runs from 0 to {last_label}; the same label and seed give the same picture, whatever else is asked with them.
-Params: `guidance`, `guidance_interval`, `steps`, `method` (euler, heun, sde). The model brings its own code
-(a package below `code/`); besides it needs the packages of `requirements.txt`. Weights are safetensors; nothing is
-unpickled.
+`label` is from 0 to {last_label}. The same label and seed give the same image, independent of the other rows.
+Params: `guidance`, `guidance_interval`, `steps`, `method` (euler, heun, sde). The model includes its own code
+(a package in `code/`) and needs the packages in `requirements.txt`. Weights are safetensors; nothing is unpickled.
 
 ## Licence
 
-The code is under Apache-2.0. The weights were made from the images named above and come under whatever terms those
-images allow.
+The code is under Apache-2.0. The weights were trained on the images named above and are subject to the terms of
+those images.
 
 ## Limitations
 
-It draws only the classes that it was trained on, at the size that it was trained on, with the gaps and the bias of its
-training images. It may reproduce single training images. It was not tested for any use beyond the metrics above.
+It generates only the classes and the image size that it was trained on, with the gaps and biases of its training
+images. It may reproduce training images. It was not tested for any use beyond the metrics above.
 """
 
 
@@ -89,7 +88,7 @@ def model_card(config: Config, manifests: dict[str, Manifest], fingerprint: str,
 
 
 def all_metrics(manifests: dict[str, Manifest]) -> dict[str, float]:
-    """The metrics of all stages together, by name."""
+    """The metrics of all stages, by key."""
     found = {name: value for manifest in manifests.values() for name, value in manifest.metrics.items()}
     return dict(sorted(found.items()))
 

@@ -1,6 +1,6 @@
-"""The report's markup: pieces of one self-contained HTML page, and its style. Every text is escaped here.
+"""HTML markup of the report: elements of one self-contained page, and its style. All text is escaped here.
 
-What is said, and in which order, is `report.py`'s affair.
+`report.py` decides on the content.
 """
 
 from collections.abc import Sequence
@@ -70,25 +70,25 @@ def header(title: str, facts: Sequence[str]) -> str:
 
 
 def cards(numbers: Sequence[tuple[str, str, str]]) -> str:
-    """(words, number, how to read it), side by side."""
-    made = [
-        f'<div class="card"><p>{escape(words)}</p><strong>{escape(number)}</strong><p>{escape(reading)}</p></div>'
-        for words, number, reading in numbers
+    """(title, number, explanation), side by side."""
+    elements = [
+        f'<div class="card"><p>{escape(title)}</p><strong>{escape(number)}</strong><p>{escape(note)}</p></div>'
+        for title, number, note in numbers
     ]
-    return f'<div class="cards">{"".join(made)}</div>\n' if made else ""
+    return f'<div class="cards">{"".join(elements)}</div>\n' if elements else ""
 
 
 def section(title: str, content: str, notes: Sequence[str] = ()) -> str:
-    """A heading, markup, and notes below it. Nothing when there is no content."""
+    """A heading, markup, and notes below it; empty without content."""
     if not content:
         return ""
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    said = f'<ul class="notes">{items}</ul>' if items else ""
-    return f"<section><h2>{escape(title)}</h2>\n{content}{said}</section>\n"
+    notes_list = f'<ul class="notes">{items}</ul>' if items else ""
+    return f"<section><h2>{escape(title)}</h2>\n{content}{notes_list}</section>\n"
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells are markup; headings are text, at the right above numbers. Nothing without rows."""
+    """A table; cells are markup, headings are text, right-aligned above numbers. Empty without rows."""
     if not rows:
         return ""
     columns = zip(*rows, strict=True)
@@ -99,7 +99,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def figures(pictures: Sequence[tuple[str, str]]) -> str:
-    """(URI, caption), one below the other."""
+    """Figures from (URI, caption), one below the other."""
     return "".join(
         f'<figure><img src="{escape(uri)}" alt="{escape(caption)}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>\n"
@@ -108,28 +108,28 @@ def figures(pictures: Sequence[tuple[str, str]]) -> str:
 
 
 def folded(title: str, content: str) -> str:
-    """Markup that opens on a click."""
+    """A collapsible element."""
     return f"<details><summary>{escape(title)}</summary>{content}</details>\n"
 
 
-def text(said: str) -> str:
-    return escape(said)
+def text(value: str) -> str:
+    return escape(value)
 
 
-def quiet(said: str) -> str:
-    return f'<span class="quiet">{escape(said)}</span>'
+def quiet(value: str) -> str:
+    return f'<span class="quiet">{escape(value)}</span>'
 
 
-def code(said: str) -> str:
-    return f"<code>{escape(said)}</code>" if said else ""
+def code(value: str) -> str:
+    return f"<code>{escape(value)}</code>" if value else ""
 
 
-def lines(said: Sequence[str]) -> str:
-    return "<br>".join(code(line) for line in said)
+def lines(values: Sequence[str]) -> str:
+    return "<br>".join(code(value) for value in values)
 
 
-def number(said: str) -> str:
-    return f"{_NUMBER}{escape(said)}</span>"
+def number(value: str) -> str:
+    return f"{_NUMBER}{escape(value)}</span>"
 
 
 def chip(word: str, kind: str) -> str:

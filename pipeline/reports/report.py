@@ -1,6 +1,6 @@
-"""`report`: what came out of a run, from the manifests. As JSON, as a table, as one HTML page.
+"""`report`: the results of a run, from its manifests, as JSON, as a table or as one HTML page.
 
-Light: no torch, ray, mlflow or matplotlib; pictures are the artifacts' own. The page's markup is `report_page.py`.
+It imports no torch, ray, mlflow or matplotlib; the figures come from the artifacts. The markup is in `page.py`.
 """
 
 import base64
@@ -19,22 +19,22 @@ from pipeline.reports import page
 from pipeline.storage import Storage
 from pipeline.workflow import Node
 
-STATUS_WORDS = {"cached": "made", "resumable": "in part", "new": "not made", "unresolved": "no source"}
+STATUS_WORDS = {"cached": "done", "resumable": "incomplete", "new": "not run", "unresolved": "no source"}
 
 
 _CAPTIONS = {  # in the order of the page
-    "sample/grid.png": "The generator was given a class and the noise of a seed, nothing else.",
-    "evaluate-tokenizer/reconstructions.png": "Little should be lost down to the level that the generator learns.",
-    "analyze/latents.png": "A denoised latent keeps the shapes of its image and loses the speckle.",
-    "analyze/uniform.png": "A square of one colour is right; speckle is what the encoder adds to whatever image.",
-    "analyze/spectrum.png": "S_l takes from the high frequencies; level 0 shows what the regularizer has left there.",
-    "train-tokenizer/losses.png": "The terms of the tokenizer's objective, and its discriminator's.",
+    "sample/grid.png": "Images generated from a class label and the noise of a seed.",
+    "evaluate-tokenizer/reconstructions.png": "Little detail should be lost up to the generator's level.",
+    "analyze/latents.png": "Denoised latents keep the shapes of the image and lose high-frequency noise.",
+    "analyze/uniform.png": "Ideally each latent has one colour; any structure is added by the encoder.",
+    "analyze/spectrum.png": "S_l attenuates high frequencies; level 0 shows those that remain after regularization.",
+    "train-tokenizer/losses.png": "The terms of the tokenizer's objective, and the discriminator's loss.",
     "train-sit/losses.png": "The generator's loss and its terms, also by quarters of the time t.",
 }
 
 
 def collect(config: Config, nodes: list[Node], storage: Storage) -> dict[str, Any]:
-    """Each stage's status and the seconds of the run that made it (0: not made), and the metrics of all stages."""
+    """Each stage's status and duration in seconds (0 if not done), and the metrics of all stages."""
     stages = {
         node.stage.name: {"status": node.status, "seconds": node.manifest.seconds if node.manifest else 0.0}
         for node in nodes
@@ -49,26 +49,26 @@ def _meaning(key: str) -> str:
     return metric.meaning if metric else ""
 
 
-_WIDE = 130  # columns of a terminal that has room for a metric's meaning
+_WIDE = 130  # terminal columns from which a metric's meaning is shown
 
 
 def render_table(console: Console, report: dict[str, Any]) -> None:
-    """Stages and metrics on the terminal."""
+    """Print stages and metrics to the terminal."""
     stages = Table(box=None, pad_edge=False, header_style="bold")
     stages.add_column("stage")
     stages.add_column("status")
     stages.add_column("time", justify="right")
     for name, stage in report["stages"].items():
-        made = stage["status"] == "cached"
+        done = stage["status"] == "cached"
         word = STATUS_WORDS[stage["status"]]
-        stages.add_row(name, f"[green]{word}[/]" if made else word, duration(stage["seconds"]) if made else "")
+        stages.add_row(name, f"[green]{word}[/]" if done else word, duration(stage["seconds"]) if done else "")
     total = sum(stage["seconds"] for stage in report["stages"].values())
-    stages.add_row("[bold]together[/]", "", f"[bold]{duration(total)}[/]")
+    stages.add_row("[bold]total[/]", "", f"[bold]{duration(total)}[/]")
     console.print(stages)
     metrics = Table(box=None, pad_edge=False, header_style="bold")
     metrics.add_column("metric", no_wrap=True)
     metrics.add_column("value", justify="right", no_wrap=True)
-    explained = console.width >= _WIDE  # else the meanings would fold into columns of single words
+    explained = console.width >= _WIDE  # on a narrow terminal the meanings would wrap into single words
     if explained:
         metrics.add_column("meaning", style="dim")
     for name, value in report["metrics"].items():
@@ -78,7 +78,7 @@ def render_table(console: Console, report: dict[str, Any]) -> None:
 
 
 def write_page(config: Config, nodes: list[Node], storage: Storage, preset: str) -> str:
-    """Write the page under the root; its URI. Errors as `render_html`, StorageError when it cannot be written."""
+    """Write the page at the root; returns its URI. Errors as `render_html`, StorageError if it cannot be written."""
     name = Path(preset.removeprefix(SENT)).stem
     path = f"reports/{name}.html"
     storage.write(path, render_html(config, nodes, storage, name).encode())
@@ -86,44 +86,44 @@ def write_page(config: Config, nodes: list[Node], storage: Storage, preset: str)
 
 
 def render_html(config: Config, nodes: list[Node], storage: Storage, name: str) -> str:
-    """The whole page, with its style and pictures inside. ContractError when an artifact's picture is gone."""
+    """The page, including style and figures. ContractError if a figure of an artifact is missing."""
     report = collect(config, nodes, storage)
     body = [
         page.header(name, _facts(config, nodes)),
         page.cards(_headline(report["metrics"])),
         page.section("Stages", page.table(("stage", "status", "time", "", "rows", "fingerprint"), _stage_rows(nodes))),
-        page.section("Pictures", page.figures(_figures(nodes, storage))),
+        page.section("Figures", page.figures(_figures(nodes, storage))),
         page.section("Metrics", _metric_tables(report["metrics"]), _notes(nodes)),
-        page.section("Config that counts", "".join(page.folded(*part) for part in _configs(nodes))),
-        page.section("Lineage", page.table(("stage", "made from", "code", "made at", "where"), _lineage_rows(nodes))),
+        page.section("Config of each stage", "".join(page.folded(*part) for part in _configs(nodes))),
+        page.section("Lineage", page.table(("stage", "inputs", "code", "created", "location"), _lineage_rows(nodes))),
     ]
     return page.document(f"{name} · Denoising-VAE", "".join(body))
 
 
 def _facts(config: Config, nodes: list[Node]) -> list[str]:
     """The line below the title."""
-    made = [node.manifest for node in nodes if node.manifest]
-    source = config.data.uri or {"digits": "scikit-learn's handwritten digits"}.get(
-        config.data.format, "no source given"
-    )
+    manifests = [node.manifest for node in nodes if node.manifest]
+    source = config.data.uri or {"digits": "scikit-learn's handwritten digits"}.get(config.data.format, "no source")
     facts = [
         source,
         f"{config.data.image_size} × {config.data.image_size} pixels",
         f"{config.data.classes or 'unknown'} classes",
     ]
-    if made:
-        facts.append(f"{len(made)} of {len(nodes)} stages in {duration(sum(manifest.seconds for manifest in made))}")
-        facts.append(f"last made {max(manifest.created for manifest in made)[:16].replace('T', ' ')} UTC")
+    if manifests:
+        facts.append(
+            f"{len(manifests)} of {len(nodes)} stages in {duration(sum(manifest.seconds for manifest in manifests))}"
+        )
+        facts.append(f"last created {max(manifest.created for manifest in manifests)[:16].replace('T', ' ')} UTC")
     return facts
 
 
 def _headline(metrics: dict[str, float]) -> list[tuple[str, str, str]]:
-    """(words, number, how to read it) for the numbers that matter, of those that were measured."""
+    """(title, value, explanation) of the headline metrics that were measured."""
     cards = []
-    for words, key, metric in headlines(metrics):
+    for title, key, metric in headlines(metrics):
         network = key.removeprefix(metric.key).strip("/")
-        reading = f"{metric.better} is better"
-        cards.append((words, value_text(key, metrics[key]), f"{network}, {reading}" if network else reading))
+        note = f"{metric.better} is better"
+        cards.append((title, value_text(key, metrics[key]), f"{network}, {note}" if network else note))
     return cards
 
 
@@ -146,7 +146,7 @@ def _stage_rows(nodes: list[Node]) -> list[list[str]]:
 
 
 def _figures(nodes: list[Node], storage: Storage) -> list[tuple[str, str]]:
-    """(data URI, caption) of every PNG in the artifacts; those with a caption first, in its order."""
+    """(data URI, caption) of every PNG in the artifacts; those with a caption first, in the order of `_CAPTIONS`."""
     found = {
         f"{node.stage.name}/{name}": node.manifest
         for node in nodes
@@ -164,30 +164,30 @@ def _data_uri(storage: Storage, manifest: Manifest, name: str) -> str:
         return f"data:image/png;base64,{base64.b64encode(storage.read(path)).decode()}"
     except FileNotFoundError:
         raise ContractError(
-            f"{storage.uri(path)} is gone",
+            f"{storage.uri(path)} is missing",
             f"Run `python -m pipeline artifact repair {manifest.name}`.",
         ) from None
 
 
 def _metric_tables(metrics: dict[str, float]) -> str:
-    """One table for what is measured at every level, one for the rest."""
+    """One table of metrics that are measured at every level, one of all others."""
     levelled = {level_of(name)[0] for name in metrics if level_of(name)[1]}
     by_level, rest = list[list[str]](), list[list[str]]()
     for name, value in metrics.items():
         metric = find_metric(name)
-        said = [page.text(metric.better if metric else ""), page.quiet(_meaning(name))]
+        explanation = [page.text(metric.better if metric else ""), page.quiet(_meaning(name))]
         if name in levelled:
             names = [name, *(f"{name}_level{level}" for level in (1, 2, 3))]
             cells = [page.number(value_text(key, metrics[key]) if key in metrics else "") for key in names]
-            by_level.append([page.code(name), *cells, *said])
+            by_level.append([page.code(name), *cells, *explanation])
         elif level_of(name)[0] not in levelled:
-            rest.append([page.code(name), page.number(value_text(name, value)), *said])
+            rest.append([page.code(name), page.number(value_text(name, value)), *explanation])
     levels = page.table(("metric", "level 0", "level 1", "level 2", "level 3", "better", "meaning"), by_level)
     return (levels if by_level else "") + page.table(("metric", "value", "better", "meaning"), rest)
 
 
 def _notes(nodes: list[Node]) -> list[str]:
-    """What the stages say about how their numbers came about."""
+    """Notes on how metrics were measured, from the stages' manifests."""
     notes = []
     for node in nodes:
         details = node.manifest.details if node.manifest else {}

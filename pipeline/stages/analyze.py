@@ -89,10 +89,10 @@ def _latents(spec: Spec, images: np.ndarray) -> "Tensor":
     import torch
 
     from models.metrics import from_uint8
-    from pipeline.evaluation import settle_device
+    from pipeline.evaluation import evaluation_device
     from pipeline.inference import load_tokenizer
 
-    device = settle_device()
+    device = evaluation_device()
     tokenizer, latent_filter = load_tokenizer(open_storage(spec.root), spec.tokenizer, device)
     parts = []
     with torch.inference_mode():

@@ -134,14 +134,14 @@ def compare(spec: Comparison) -> dict[str, float]:
 
 def classify(work: Work) -> dict[str, Any]:
     """Accuracy of an SVC, trained on real training images, on held-out real images and on the samples."""
-    from pipeline.evaluation import CLASSIFIER_IMAGES, read_as_asked
+    from pipeline.evaluation import CLASSIFIER_IMAGES, classify_samples
 
     storage = open_storage(work.root)
     train, held_out = (_real(storage, work, split, CLASSIFIER_IMAGES) for split in ("train", "validation"))
     shards = Shards(tuple(shard["path"] for shard in work.sample.details["shards"]))
-    read = read_as_asked(train, held_out, read_samples(storage, work.sample, shards))
-    metrics = {"samples/class_accuracy": read.samples, "samples/classifier_accuracy": read.held_out}
-    return {"metrics": metrics, "words": read.words}
+    result = classify_samples(train, held_out, read_samples(storage, work.sample, shards))
+    metrics = {"samples/class_accuracy": result.samples, "samples/classifier_accuracy": result.held_out}
+    return {"metrics": metrics, "words": result.description}
 
 
 def _real(storage: Storage, work: Work, split: Split, most: int) -> tuple[Pixels, Labels]:

@@ -92,9 +92,9 @@ def measure(spec: Spec) -> dict[str, Any]:
     """Reconstruct one task's images; returns sums of the measures per level, writes features to the work folder."""
     import torch
 
-    from pipeline.evaluation import extract, settle_device, write_features
+    from pipeline.evaluation import evaluation_device, extract, write_features
 
-    config, storage, device = spec.work.config, open_storage(spec.work.root), settle_device()
+    config, storage, device = spec.work.config, open_storage(spec.work.root), evaluation_device()
     images = torch.from_numpy(read_images(storage, spec.work.prepare, spec.images, config.data)[0])
     sums: dict[str, list[float]] = {}
     first_level = []
@@ -173,10 +173,10 @@ def draw(work: Work) -> dict[str, Any]:
     import torch
 
     from models.metrics import psnr_B
-    from pipeline.evaluation import settle_device
+    from pipeline.evaluation import evaluation_device
     from pipeline.reports import reconstructions
 
-    storage, device = open_storage(work.root), settle_device()
+    storage, device = open_storage(work.root), evaluation_device()
     units = choose_rows(work.prepare, "validation", min(_SHOWN, work.config.evaluate.images))
     x_BCHW = np.concatenate([read_images(storage, work.prepare, unit, work.config.data)[0] for unit in units])
     x = torch.from_numpy(x_BCHW).to(device)

@@ -120,7 +120,7 @@ def _deliver(storage: Storage, writer: "MlflowWriter", pending: Iterable[str], c
             writer.send(key, events, storage)
         except RefusedError as error:
             place = storage.uri(f"{OUTBOX}/{key}")
-            refused[key] = RefusedError(f"{key}: {error.what}", f"Its events are kept; delete {place} to discard them.")
+            refused[key] = RefusedError(f"{key}: {error.what}", f"Delete {place} to discard its events.")
             continue
         for path in paths:
             storage.delete(path)

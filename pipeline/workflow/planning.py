@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models import sizes
-from models.choices import EVALUATIONS_A_STEP
+from models.choices import EVALUATIONS_PER_STEP
 from pipeline.artifacts import SHORT, Manifest
 from pipeline.config import Config
 from pipeline.console import duration
@@ -70,7 +70,7 @@ def device_hours(config: Config, images: int, validation_images: int) -> dict[st
     The teacher of an aligned SiT adds its blocks of one more pass.
     """
     tokenizer, sit = tokenizer_gflops(config), sit_gflops(config)
-    evaluations = config.sample.steps * EVALUATIONS_A_STEP[config.sample.method]
+    evaluations = config.sample.steps * EVALUATIONS_PER_STEP[config.sample.method]
     teacher = config.sit.aligned_blocks[1] / config.sit.shape[1] if config.sit.alignment != "none" else 0.0
     guided = evaluations * (2 if config.sample.guidance > 1.0 else 1)
     gflops = {

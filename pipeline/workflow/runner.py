@@ -80,7 +80,7 @@ class Runner:
                 if node.status == "cached":
                     self._say_cached(name, node.manifest)
                 else:
-                    self.make(name)
+                    self.produce(name)
                     # The new artifact may differ from an earlier one: then its consumers are outdated.
                     nodes = {node.stage.name: node for node in survey(self.config)}
 
@@ -98,12 +98,12 @@ class Runner:
             self._say_cached(name, nodes[name].manifest)
             return
         with self._services([name], {needed: self.fingerprint(needed) for needed in stage.inputs}):
-            self.make(name)
+            self.produce(name)
 
-    def remake(self, name: str) -> Manifest:
+    def rerun(self, name: str) -> Manifest:
         """Run a stage again and replace its artifact, which is deleted only when the stage is ready to run."""
         with self._services([name], {}):
-            return self.make(name, anew=True)
+            return self.produce(name, replace=True)
 
     def _nodes(self) -> list[Node]:
         check_source(self.config, self.name)
@@ -158,15 +158,15 @@ class Runner:
         tags.update({f"dvae.input.{name}": manifest.fingerprint for name, manifest in inputs.items()})
         return tags
 
-    def make(self, name: str, anew: bool = False) -> Manifest:
-        """Run one stage and commit its artifact; `anew` deletes a committed one first."""
+    def produce(self, name: str, replace: bool = False) -> Manifest:
+        """Run one stage and commit its artifact; `replace` deletes a committed one first."""
         stage, fingerprint = find_stage(name), self.fingerprint(name)
         self.display.begin(name)
         await_free(self.storage, name, fingerprint, self.display.say)
         lease = Lease(self.storage, name, fingerprint)
         finished = False
         try:
-            if anew:
+            if replace:
                 remove_artifact(self.storage, name, fingerprint)
             manifest = self._committed(stage, fingerprint)
             if manifest is None:
@@ -313,7 +313,7 @@ def _warm_up(stages: list[str]) -> None:
 
 def repair(runner: Runner, manifest: Manifest, say: Callable[[str], None]) -> None:
     """Produce an artifact again with its own config, and report whether the result is identical."""
-    result = runner.remake(manifest.stage)
+    result = runner.rerun(manifest.stage)
     if result.content == manifest.content:
         say("restored: every file matches its recorded hash")
         return

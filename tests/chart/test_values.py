@@ -69,7 +69,7 @@ def test_values_out_of_schema_are_refused_with_their_path(path, value):
         (with_value("groups.gpu-sit.enabled", False), "stagePools.train-sit"),
         (with_value("groups.cpu.min", 9), "groups.cpu"),
         (with_value("stagePools.analyze", "cpu"), "stagePools.analyze"),
-        (with_value("groups.gpu-batch.gpus", 0), 'stagePools.*: the group "gpu-batch" has 0 GPUs a pod.*is cuda'),
+        (with_value("groups.gpu-batch.gpus", 0), 'stagePools.*: group "gpu-batch" has 0 GPUs per pod.*is cuda'),
         (with_value("site.extra", {"cluster": {"device": "cpu"}}), "stagePools.*is cpu"),
         (with_value("groups.cpu.shm", "64Gi"), "groups.cpu.shm: 64Gi is not less than the memory"),
         (with_value("head.shm", "8Gi"), "head.shm"),
@@ -82,10 +82,10 @@ def test_values_out_of_schema_are_refused_with_their_path(path, value):
         (with_value("groups.cpu.spot.enabled", True), "groups.cpu.spot"),
         (with_value("mlflow.enabled", False), "mlflow.externalUri"),
         (with_value("networkPolicy.s3.cidrs", ["0.0.0.0/1", "128.0.0.0/1"]), "0.0.0.0/1 is too wide"),
-        (with_value("networkPolicy.s3.cidrs", []), "networkPolicy.s3: say where it is"),
+        (with_value("networkPolicy.s3.cidrs", []), "networkPolicy.s3: set its location"),
         (
             {**GOOD, "autoscaler": {"enabled": False}, "retrain": {"enabled": True, "preset": "cifar10"}},
-            "nothing scales",
+            "no autoscaler",
         ),
         (
             {

@@ -53,7 +53,7 @@ class Bad(Installation):
         """Helm only hands the objects over; its notes say who looks at what becomes of them."""
         told = self.install(**changes)
         assert told.returncode == 0, told.stderr
-        assert f"If it does not come up, this says why, and what to do about it:\n\n   {DOCTOR}" in told.stdout
+        assert f"If it does not become ready, find out why and what to do:\n\n   {DOCTOR}" in told.stdout
 
     def uninstall(self) -> None:
         self.run(f"helm uninstall {RELEASE} --namespace {SPACE} --ignore-not-found")

@@ -23,7 +23,7 @@ def test_artifacts_lie_at_the_root(place: Installation, quickstart: dict[str, st
         assert f"{stage}/" in listed
     checked = place.bash('python -m pipeline artifact verify --root "$ROOT"').splitlines()
     assert len(checked) >= len(NAMES)
-    assert all(line.endswith("  whole") for line in checked), checked
+    assert all(line.endswith("  ok") for line in checked), checked
 
 
 def test_the_report_reads_it_back(place: Installation, quickstart: dict[str, str]):

@@ -209,7 +209,7 @@ def test_a_claim_that_is_bound_needs_no_class(world, s3_root):
     world.core.patch_namespaced_persistent_volume_claim_status("mlflow", world.name, {"status": {"phase": "Bound"}})
     found = world.look(s3_root)
     assert red(found) == {}
-    assert found["volumes"].text.startswith("1 bound; class fast")
+    assert found["volumes"].text.startswith("1 bound; storage class fast")
     world.core.delete_namespaced_persistent_volume_claim("mlflow", world.name)
 
 

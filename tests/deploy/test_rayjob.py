@@ -154,7 +154,7 @@ def test_an_api_server_that_goes_away_in_mid_watch(place):
     line_with(process, "running")
     place.server.stop()
     try:
-        assert place.server.url in line_with(process, "waiting up to 600 s")
+        assert place.server.url in line_with(process, "retrying for up to 600 s")
     finally:
         place.server.start()
     place.tell(job, "Complete", "SUCCEEDED")

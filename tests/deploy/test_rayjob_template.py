@@ -48,7 +48,7 @@ def test_kueues_elastic_jobs_keep_the_autoscaler(tmp_path):
 
 def test_more_pods_than_the_group_may_have_are_refused(tmp_path):
     work = stage_work("train-sit", "quickstart", None, str(tmp_path))
-    with pytest.raises(ConfigError, match="train-sit wants 9 pods of the group gpu-sit, which has at most 8"):
+    with pytest.raises(ConfigError, match="train-sit needs 9 pods of the group gpu-sit, which has at most 8"):
         rayjob.render(template("gpu-production"), work, job_options("train-sit", workers=9), 1)
 
 

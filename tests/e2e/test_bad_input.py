@@ -60,7 +60,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         captured = capsys.readouterr()
         assert stop.value.code == code, captured.err
         assert "Traceback" not in captured.out + captured.err
-        assert "This is a bug" not in captured.err
+        assert "Report this bug" not in captured.err
         return one_line(captured.err, *said)
 
     yield call
@@ -81,16 +81,16 @@ OVERRIDES = {
     "keep too little": ("tokenizer.keep=0.001", ("tokenizer.keep", "raise keep")),
     "nothing above level 3": ("sit.level=3", ("level 3 has none",)),
     "malformed override": ("tokenizer.steps", ("tokenizer.steps", "a.b=c")),
-    "yes for a number": ("tokenizer.steps=yes", ("tokenizer.steps", "yes and no")),
+    "yes for a number": ("tokenizer.steps=yes", ("tokenizer.steps", "yes, no")),
     "not finite": ("sit.learning_rate=.inf", ("sit.learning_rate", "finite")),
     "an average that never moves": ("sit.ema_decay=1", ("sit.ema_decay", "less than 1")),
     "betas": ("sit.betas=[0.9, 2]", ("sit.betas.1", "less than 1")),
     "images too small for D": (
         "tokenizer.discriminator_layers=4",
-        ("discriminator_layers 4 need images of 48 pixels",),
+        ("discriminator_layers 4 requires images of 48 pixels",),
     ),
     "fewer than at least": ("cluster.min_workers=4", ("min_workers 4 is more than cluster.workers 1",)),
-    "nothing held out": ("data.validation_share=0", ("validation_share 0", "validation_uri is not given")),
+    "nothing held out": ("data.validation_share=0", ("validation_share 0", "validation_uri is not set")),
     "guidance that never acts": ("sample.guidance_interval=[0.7, 0.1]", ("guidance_interval",)),
     "negative seed": ("sample.seed=-1", ("sample.seed",)),
     "a metric that nobody measures": ("evaluate.class_accuracy=false", ("register.gate.metric", "class_accuracy off")),
@@ -199,9 +199,9 @@ def test_site_file(refused: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("- 1", "not a mapping"),
         ("sit: 3", "sit"),
         ("extends: nothing", "'nothing'"),
-        ("extends: [quickstart]", "extends: ['quickstart'] is no preset"),
+        ("extends: [quickstart]", "extends: ['quickstart'] is not a preset"),
         ("tracking: {experiment: 2024-02-30}", "not valid YAML (day is out of range"),
-        ("sit: {steps: 1}\nsit: {steps: 2}", "the key 'sit' is there twice"),
+        ("sit: {steps: 1}\nsit: {steps: 2}", "duplicate key 'sit'"),
         ("tokenizer: {lpips: {uri: a, foo: 1}}", "tokenizer.lpips"),
     ],
 )

@@ -17,8 +17,8 @@ KINDS: dict[str, tuple[Any, Mapping[Any, Any]]] = {
     "schedules of the alignment": (choices.AlignmentSchedule, SCHEDULES),
     "losses of features": (choices.FeatureLoss, FEATURE_LOSSES),
     "samplers": (choices.SamplerMethod, SAMPLERS),
-    "fewest steps of a sampler": (choices.SamplerMethod, choices.FEWEST_STEPS),
-    "evaluations a step of a sampler": (choices.SamplerMethod, choices.EVALUATIONS_A_STEP),
+    "minimum steps of a sampler": (choices.SamplerMethod, choices.MINIMUM_STEPS),
+    "evaluations per step of a sampler": (choices.SamplerMethod, choices.EVALUATIONS_PER_STEP),
     "feature networks": (choices.FeatureNetwork, FEATURE_NETWORKS),
 }
 

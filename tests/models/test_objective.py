@@ -155,7 +155,7 @@ class TestTokenizer:
         assert torch.equal(found.target_BCHW, objective.regularizer.image(x_BCHW, draws.regularizer))
         posterior = objective.tokenizer.encode(x_BCHW)  # type: ignore[operator]
         z_BDhw = objective.regularizer.latent(posterior.sample(draws.noise_BDhw), draws.regularizer)
-        torch.testing.assert_close(found.made_BCHW, objective.tokenizer.decode(z_BDhw))  # type: ignore[operator]
+        torch.testing.assert_close(found.output_BCHW, objective.tokenizer.decode(z_BDhw))  # type: ignore[operator]
 
     def test_the_discriminator_gets_no_gradient_and_stays_trainable(self) -> None:
         objective = tokenizer_objective()

@@ -59,7 +59,7 @@ def test_wrong_weights_are_refused(vgg_file, convnext_file):
         LPIPS(convnext_file)
     with pytest.raises(ValueError, match="convnext_atto"):
         ConvNeXtLogits(vgg_file, "convnext_atto")
-    with pytest.raises(ValueError, match="needs a file"):
+    with pytest.raises(ValueError, match="requires a weight file"):
         ImageNetFeatures("resnet18", None)
 
 

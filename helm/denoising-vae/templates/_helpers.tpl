@@ -1,4 +1,4 @@
-{{/* Names, labels and the parts that several objects share. Nothing is rendered here by itself. */}}
+{{/* Names, labels and parts shared by several objects. Nothing here is rendered by itself. */}}
 
 {{- define "dvae.fullname" -}}
 {{- if .Values.fullnameOverride -}}
@@ -10,7 +10,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What a pod is chosen by: (list $ "component"). */}}
+{{/* Selector labels: (list $ "component"). */}}
 {{- define "dvae.selector" -}}
 app.kubernetes.io/name: denoising-vae
 app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
@@ -33,7 +33,7 @@ helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version }}
 {{- else -}}{{ .Values.image.repository }}:{{ default .Chart.AppVersion .Values.image.tag }}{{- end -}}
 {{- end -}}
 
-{{/* The head's service, as KubeRay names it. */}}
+{{/* The head's service, named by KubeRay. */}}
 {{- define "dvae.dashboard" -}}
 http://{{ include "dvae.fullname" . }}-head-svc:8265
 {{- end -}}
@@ -59,13 +59,13 @@ runAsNonRoot: true
 capabilities: {drop: [ALL]}
 {{- end -}}
 
-{{/* Requests equal to limits: KubeRay tells Ray what the limits say, and memory is not lent. */}}
+{{/* Requests equal to limits: KubeRay passes the limits to Ray, and memory cannot be overcommitted. */}}
 {{- define "dvae.resources" -}}
 requests: {{ toJson . }}
 limits: {{ toJson . }}
 {{- end -}}
 
-{{/* A value as text. YAML's whole numbers reach a template as floats, which would print as 8.388608e+06. */}}
+{{/* A value as text. Integers in YAML reach a template as floats, which would print as 8.388608e+06. */}}
 {{- define "dvae.text" -}}
 {{- if and (kindIs "float64" .) (eq . (floor .)) }}{{ printf "%.0f" . }}{{ else }}{{ . }}{{ end -}}
 {{- end -}}
@@ -94,7 +94,7 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{/* S3's clients, as AWS's SDKs read it. */}}
+{{/* Environment variables of S3 clients, as AWS SDKs read them. */}}
 {{- define "dvae.s3Env" -}}
 - {name: AWS_REGION, value: {{ .Values.s3.region | quote }}}
 - {name: AWS_DEFAULT_REGION, value: {{ .Values.s3.region | quote }}}
@@ -118,7 +118,7 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{/* What the pipeline reads wherever it runs. */}}
+{{/* Environment variables of every pod that runs the pipeline. */}}
 {{- define "dvae.pipelineEnv" -}}
 - {name: DVAE_SITE, value: /etc/dvae/site.yaml}
 - {name: HOME, value: /tmp}
@@ -141,7 +141,7 @@ imagePullSecrets:
   configMap: {name: {{ include "dvae.fullname" . }}-site}
 {{- end -}}
 
-{{/* A group's values over the defaults; spot's selectors joined in. */}}
+{{/* A group's values merged over the defaults, with the selectors and tolerations of spot nodes. */}}
 {{- define "dvae.group" -}}
 {{- $top := index . 0 -}}
 {{- $group := mergeOverwrite (deepCopy $top.Values.groupDefaults) (deepCopy (index . 1)) -}}

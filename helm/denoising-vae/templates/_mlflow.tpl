@@ -1,4 +1,4 @@
-{{/* What the containers of MLflow's pod share. */}}
+{{/* Parts shared by the containers of MLflow's pod. */}}
 {{- define "dvae.mlflowEnv" -}}
 - {name: HOME, value: /tmp}
 - {name: MLFLOW_SERVER_ENABLE_JOB_EXECUTION, value: "false"}
@@ -33,7 +33,7 @@
 {{- end }}
 {{- end -}}
 
-{{/* Hosts that requests may name: the service in its short and long forms, this pod for its probes, and what is given. */}}
+{{/* Allowed Host headers: the service's short and long names, localhost for probes, and those in the values. */}}
 {{- define "dvae.allowedHosts" -}}
 {{- $name := printf "%s-mlflow" (include "dvae.fullname" .) -}}
 {{- $space := .Release.Namespace -}}

@@ -1,6 +1,6 @@
-{{/* The parts that policies are made of. */}}
+{{/* Parts of network policies. */}}
 
-{{/* Head of a policy: (list $ "its-door" "selector of the pods as JSON"). */}}
+{{/* Head of a policy: (list $ "name-suffix" "selector of the pods as JSON"). */}}
 {{- define "dvae.policy" -}}
 {{- $top := index . 0 -}}
 ---
@@ -13,7 +13,7 @@ spec:
   podSelector: {matchLabels: {{ index . 2 }}}
 {{- end -}}
 
-{{/* Labels of the release's pods of one component, as JSON; of all of them when it is empty. */}}
+{{/* Labels of the release's pods of one component, as JSON; of all components if it is empty. */}}
 {{- define "dvae.pods" -}}
 {{- include "dvae.selector" . | fromYaml | toJson -}}
 {{- end -}}
@@ -22,13 +22,13 @@ spec:
 {{- merge (dict "denoising-vae/ray-node" "head") (include "dvae.selector" (list . "ray") | fromYaml) | toJson -}}
 {{- end -}}
 
-{{/* Peers by address: (list cidrs excepted). An exception has to lie inside of the range: all of them do in the whole of
-their family, and a range nearly as large may not be named, since some would. */}}
+{{/* Peers by address: (list cidrs excepted). An exception must lie inside of the range. All do in the full range of their
+address family; ranges nearly as large are rejected, since some exceptions would lie outside of them. */}}
 {{- define "dvae.blocks" -}}
 {{- $excepted := index . 1 -}}
 {{- range $cidr := index . 0 }}
 {{- $bits := int (regexFind "[0-9]+$" $cidr) -}}
-{{- if and (gt $bits 0) (lt $bits 8) }}{{ fail (printf "networkPolicy: %s is too wide; name smaller ranges, or 0.0.0.0/0 or ::/0, of which networkPolicy.exceptCidrs are left out" $cidr) }}{{ end }}
+{{- if and (gt $bits 0) (lt $bits 8) }}{{ fail (printf "networkPolicy: %s is too wide; give smaller ranges, or 0.0.0.0/0 or ::/0, from which networkPolicy.exceptCidrs are excluded" $cidr) }}{{ end }}
 - ipBlock:
     cidr: {{ $cidr | quote }}
     {{- if eq $bits 0 }}
@@ -45,11 +45,11 @@ their family, and a range nearly as large may not be named, since some would. */
 {{- toJson $ports -}}
 {{- end -}}
 
-{{/* Peers of a service that lies elsewhere: (list "path.of.the.value" value excepted). */}}
+{{/* Peers of an external service: (list "path.of.the.value" value excepted). */}}
 {{- define "dvae.elsewhere" -}}
 {{- $value := index . 1 -}}
 {{- if not (or $value.cidrs $value.podSelector $value.namespaceSelector) -}}
-{{- fail (printf "%s: say where it is, by cidrs, podSelector or namespaceSelector" (index . 0)) -}}
+{{- fail (printf "%s: set its location by cidrs, podSelector or namespaceSelector" (index . 0)) -}}
 {{- end -}}
 {{- include "dvae.blocks" (list $value.cidrs (index . 2)) -}}
 {{- if or $value.podSelector $value.namespaceSelector }}
@@ -60,7 +60,7 @@ their family, and a range nearly as large may not be named, since some would. */
 {{- end }}
 {{- end -}}
 
-{{/* The way out to MLflow, wherever it is. */}}
+{{/* Egress to MLflow, in this release or external. */}}
 {{- define "dvae.mlflowDoor" -}}
 {{- if .Values.mlflow.enabled }}
 - to: [{podSelector: {matchLabels: {{ include "dvae.pods" (list . "mlflow") }}}}]

@@ -3,7 +3,7 @@
 {{- include "dvae.checkShm" (list "head" .Values.head) -}}
 {{- $autoscaled := include "dvae.autoscaled" . -}}
 rayVersion: {{ .Values.image.rayVersion | quote }}
-upgradeStrategy: {type: Recreate} # else a new image would wait for pods that never go
+upgradeStrategy: {type: Recreate} # otherwise a new image would wait for pods that are never deleted
 authOptions:
   mode: token
   secretName: {{ .Values.auth.existingSecret }}
@@ -22,10 +22,10 @@ autoscalerOptions:
 {{- end }}
 {{- if .Values.head.gcsFaultTolerance.enabled }}
 gcsFaultToleranceOptions:
-  redisAddress: {{ required "head.gcsFaultTolerance.redisAddress: say where Redis is" .Values.head.gcsFaultTolerance.redisAddress | quote }}
+  redisAddress: {{ required "head.gcsFaultTolerance.redisAddress: set the address of Redis" .Values.head.gcsFaultTolerance.redisAddress | quote }}
   {{- if .Values.head.gcsFaultTolerance.usernameKey }}
   redisUsername:
-    valueFrom: {secretKeyRef: {name: {{ required "head.gcsFaultTolerance.existingSecret: name the Secret with the user" .Values.head.gcsFaultTolerance.existingSecret }}, key: {{ .Values.head.gcsFaultTolerance.usernameKey }}}}
+    valueFrom: {secretKeyRef: {name: {{ required "head.gcsFaultTolerance.existingSecret: set the name of the Secret with the user" .Values.head.gcsFaultTolerance.existingSecret }}, key: {{ .Values.head.gcsFaultTolerance.usernameKey }}}}
   {{- end }}
   {{- with .Values.head.gcsFaultTolerance.existingSecret }}
   redisPassword:
@@ -53,7 +53,7 @@ headGroupSpec:
       {{- with include "dvae.scheduling" .Values.head }}{{ . | nindent 6 }}{{- end }}
       {{- if $autoscaled }}
       restartPolicy: Never
-      # As process 1 of a container Ray's autoscaler does not heed SIGTERM: each head would take the whole grace to go.
+      # As process 1 of a container, Ray's autoscaler ignores SIGTERM: each head would end only after its grace period.
       shareProcessNamespace: true
       {{- end }}
       containers:
@@ -69,7 +69,7 @@ headGroupSpec:
             - {name: metrics, containerPort: 8080}
           env: {{- include "dvae.pipelineEnv" . | nindent 12 }}
           lifecycle:
-            preStop: {exec: {command: [python, -m, deploy, keep-logs]}} # the last chance to have them
+            preStop: {exec: {command: [python, -m, deploy, keep-logs]}} # before the logs are lost
           volumeMounts:
             - {name: tmp, mountPath: /tmp}
             - {name: shm, mountPath: /dev/shm}
@@ -86,13 +86,13 @@ workerGroupSpecs:
 {{- range $name, $given := .Values.groups }}
 {{- $group := include "dvae.group" (list $ $given) | fromJson }}
 {{- if $group.enabled }}
-{{- if gt (int $group.min) (int $group.max) }}{{ fail (printf "groups.%s: min %v is more than max %v" $name $group.min $group.max) }}{{ end }}
+{{- if gt (int $group.min) (int $group.max) }}{{ fail (printf "groups.%s: min %v exceeds max %v" $name $group.min $group.max) }}{{ end }}
 {{- include "dvae.checkShm" (list (printf "groups.%s" $name) $group) }}
 {{- if and (hasKey $group.resources "ephemeral-storage") (not $group.mirror.storageClassName) }}
-{{- fail (printf "groups.%s.resources.ephemeral-storage: the mirror would count against it, and the pod be evicted; leave it out, or give the mirror a storageClassName" $name) }}
+{{- fail (printf "groups.%s.resources.ephemeral-storage: the mirror would count against it and the pod would be evicted; remove it, or set the mirror's storageClassName" $name) }}
 {{- end }}
 {{- if and $group.spot.enabled (not $group.spot.nodeSelector) (not $group.spot.tolerations) }}
-{{- fail (printf "groups.%s.spot: say by nodeSelector or tolerations which nodes those are" $name) }}
+{{- fail (printf "groups.%s.spot: select the spot nodes by nodeSelector or tolerations" $name) }}
 {{- end }}
 {{- $resources := deepCopy $group.resources }}
 {{- if $group.gpus }}{{ $_ := set $resources $group.gpuResource (int $group.gpus) }}{{ end }}
@@ -148,7 +148,7 @@ workerGroupSpecs:
             lifecycle:
               preStop:
                 exec:
-                  # Ray learns that this node goes and moves what runs here, then its logs are kept; ten seconds are left.
+                  # Drain this Ray node, then upload its logs; ten seconds of the grace period are left for the upload.
                   command: [python, -m, deploy, drain, --seconds, {{ sub $seconds 10 | max 5 | quote }}]
             volumeMounts:
               - {name: tmp, mountPath: /tmp}
@@ -177,16 +177,16 @@ workerGroupSpecs:
 {{- end }}
 {{- end -}}
 
-{{/* The same for a RayJob's: it takes no strategy of upgrading, and its state need not outlive its head. */}}
+{{/* The spec for a RayJob's cluster: without an upgrade strategy and GCS fault tolerance, which it does not need. */}}
 {{- define "dvae.shortLivedSpec" -}}
 {{- omit (include "dvae.rayClusterSpec" . | fromYaml) "upgradeStrategy" "gcsFaultToleranceOptions" | toYaml -}}
 {{- end -}}
 
-{{/* What lies in /dev/shm counts as the pod's memory: (list "path.of.the.value" value). */}}
+{{/* /dev/shm counts as memory of the pod, so it must be smaller: (list "path.of.the.value" value). */}}
 {{- define "dvae.checkShm" -}}
 {{- $shm := int64 (include "dvae.bytes" (index . 1).shm) -}}
 {{- $memory := int64 (include "dvae.bytes" (index . 1).resources.memory) -}}
-{{- if ge $shm $memory }}{{ fail (printf "%s.shm: %s is not less than the memory (%v), of which it is a part" (index . 0) (index . 1).shm (index . 1).resources.memory) }}{{ end -}}
+{{- if ge $shm $memory }}{{ fail (printf "%s.shm: %s is not less than the memory (%v), which includes it" (index . 0) (index . 1).shm (index . 1).resources.memory) }}{{ end -}}
 {{- end -}}
 
 {{- define "dvae.bytes" -}}
@@ -195,8 +195,8 @@ workerGroupSpecs:
 {{- mulf (float64 (regexFind "^[0-9.]+" $text)) (index $units (regexFind "[kKMGT]?i?$" $text)) | int64 -}}
 {{- end -}}
 
-{{/* Bytes of Ray's object store in a /dev/shm of so many Mi or Gi: nearly all. By itself Ray would take 30% of the memory,
-and the disk where /dev/shm is smaller than that. */}}
+{{/* Bytes of Ray's object store: 95% of /dev/shm, given in Mi or Gi. Ray's default is 30% of the memory, on disk if
+/dev/shm is smaller. */}}
 {{- define "dvae.objectStore" -}}
 {{- $unit := ternary 1073741824 1048576 (hasSuffix "Gi" .) -}}
 {{- div (mul (int64 (regexFind "^[0-9]+" .)) $unit 95) 100 -}}

@@ -145,7 +145,7 @@ def test_who_was_taken_over_cannot_commit(any_root: str) -> None:
     text = storage.read(lease.path)
     assert Holder.model_validate_json(text) == theirs, "another's lease was touched"
     storage.delete(lease.path)
-    with pytest.raises(LeaseError, match="is gone"):
+    with pytest.raises(LeaseError, match="was deleted"):
         lease.check()
 
 

@@ -133,7 +133,7 @@ def test_order_of_the_layers(tmp_path, monkeypatch):
 
 
 REFUSED = [
-    ("sit.depht=3", "sit.depht: there is no such key (quickstart). Did you mean 'depth'?"),
+    ("sit.depht=3", "sit.depht: unknown key (quickstart). Did you mean 'depth'?"),
     ("tokenizer.steps=many", "tokenizer.steps: "),
     ("tokenizer.steps=-1", "tokenizer.steps: "),
     ("tokenizer.steps=1.5", "tokenizer.steps: "),
@@ -145,10 +145,10 @@ REFUSED = [
     ("sit.level=3", "level 3 has none"),
     ("sit.level=4", "sit.level: "),
     ("sit.alignment=repa", "sit.alignment: "),
-    ("sit.size=XL", "sit: width, depth and heads belong to size custom"),
+    ("sit.size=XL", "sit: width, depth and heads must be set for size custom"),
     ("data.format=zip", "data.format: "),
     ("data=nothing", "data: "),
-    ("cluster.workers=5", "cannot be divided among 5 workers"),
+    ("cluster.workers=5", "is not divisible by 5 workers"),
     ("sample.guidance=0.5", "sample.guidance: "),
     ("register.name=a/b", "register.name: "),
     ("evaluate.network=inception", "network_size must be 299"),
@@ -184,7 +184,7 @@ def test_a_file_that_is_no_preset(tmp_path, text):
 
 
 def test_presets_that_do_not_exist_or_go_round(tmp_path):
-    with pytest.raises(ConfigError, match="there is no preset 'nothing'"):
+    with pytest.raises(ConfigError, match="unknown preset 'nothing'"):
         load_config("nothing")
     one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
     one.write_text(f"extends: {two}\n")

@@ -93,7 +93,7 @@ def test_the_page_is_whole_and_refers_to_nothing_outside(config):
     markup = page(config)
     assert [source[:22] for source in markup.sources] == ["data:image/png;base64,"]
     words = " ".join(markup.words)
-    for expected in ("my <preset>", "30.71 dB", "1 min 15 s", "not made", "<b>themselves</b>", "tokenizer.width"):
+    for expected in ("my <preset>", "30.71 dB", "1 min 15 s", "not run", "<b>themselves</b>", "tokenizer.width"):
         assert expected in words
     assert re.search(r"3 of 9 stages", words)
 
@@ -125,9 +125,9 @@ def test_the_table_names_stages_and_numbers(config):
     page = io.StringIO()
     report.render_table(Console(file=page, width=120), report.collect(config, nodes(config), open_storage(config.root)))
     text = page.getvalue()
-    assert re.search(r"evaluate-tokenizer +made +1 min 15 s", text)
+    assert re.search(r"evaluate-tokenizer +done +1 min 15 s", text)
     assert re.search(r"reconstruction/psnr_level3 +19.25 dB", text)
-    assert re.search(r"together +1 min 15 s", text)
+    assert re.search(r"total +1 min 15 s", text)
 
 
 @pytest.mark.parametrize(

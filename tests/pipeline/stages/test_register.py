@@ -348,9 +348,9 @@ def test_the_champion_draws_what_the_sample_stage_draws(world, networks):
 
 def test_wrong_questions_are_refused(world):
     world.register(0.95)
-    with pytest.raises(ValueError, match="labels run from 0 to 9"):
+    with pytest.raises(ValueError, match="labels must be from 0 to 9"):
         predict(world, {"label": [10], "seed": [0]})
-    with pytest.raises(ValueError, match="there is no method 'rk'"):
+    with pytest.raises(ValueError, match="unknown method 'rk'"):
         predict(world, {"label": [1], "seed": [0]}, method="rk")
 
 

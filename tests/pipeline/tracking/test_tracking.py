@@ -224,7 +224,7 @@ def test_figures_are_shown(world: World) -> None:
 
 def test_events_of_an_unknown_run_stay(world: World) -> None:
     world.outbox().metrics({"sit/loss": 1.0}, 1)
-    with pytest.raises(RefusedError, match=f"has no run '{KEY}'. Its events are kept; delete file://"):
+    with pytest.raises(RefusedError, match=f"has no run '{KEY}'. Delete file://"):
         world.deliver()
     assert undelivered(world.storage) == [KEY]
 
@@ -252,7 +252,7 @@ def test_an_experiment_that_was_deleted(world: World) -> None:
     world.outbox().open("run", {})
     made = world.client.create_experiment("denoising-vae")
     world.client.delete_experiment(made)
-    with pytest.raises(TrackingError, match=r"'denoising-vae' is deleted\. Restore it .*--experiment-id"):
+    with pytest.raises(TrackingError, match=r"'denoising-vae' was deleted\. Restore it .*--experiment-id"):
         world.deliver()
 
 

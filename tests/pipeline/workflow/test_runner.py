@@ -160,7 +160,7 @@ def test_what_was_made_from_another_input_is_made_again(world: World) -> None:
     remove_artifact(open_storage(str(world.root)), "train-tokenizer", old.fingerprint)
     assert world.statuses()["encode"] == "cached", "an input that is gone makes nothing stale"
     world.content["train-tokenizer"] = "other weights"
-    assert world.driver().remake("train-tokenizer").content != old.content
+    assert world.driver().rerun("train-tokenizer").content != old.content
     assert world.statuses()["encode"] == "new"
     for name in AFTER_TOKENIZER:
         world.content[name] += ", from other weights"
