@@ -108,7 +108,7 @@ def test_an_empty_root_has_a_page(tmp_path):
     config = small_config(tmp_path)
     words = " ".join(page(config).words)
     assert "Stages" in words
-    assert "Pictures" not in words
+    assert "Figures" not in words
     unresolved = config.model_copy(update={"data": config.data.model_copy(update={"revision": None})})
     assert "no source" in " ".join(page(unresolved).words)
 
@@ -127,7 +127,7 @@ def test_the_table_names_stages_and_numbers(config):
     text = console.file.getvalue()
     assert re.search(r"evaluate-tokenizer +done +1 min 15 s", text)
     assert re.search(r"reconstruction/psnr_level3 +19.25 dB", text)
-    assert re.search(r"together +1 min 15 s", text)
+    assert re.search(r"total +1 min 15 s", text)
 
 
 @pytest.mark.parametrize(
