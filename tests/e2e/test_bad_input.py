@@ -96,7 +96,7 @@ OVERRIDES = {
     "a metric that nobody measures": ("evaluate.class_accuracy=false", ("register.gate.metric", "class_accuracy off")),
     "no metric": ("register.gate.metric=nonsense", ("register.gate.metric", "'nonsense'")),
     "no tracking server": ("tracking.uri=foo", ("tracking.uri", "'foo'")),
-    "batch that cannot be shared": ("cluster.workers=5", ("cluster.workers", "divided")),
+    "batch that cannot be shared": ("cluster.workers=5", ("cluster.workers", "divisible")),
 }
 
 

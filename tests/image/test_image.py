@@ -185,5 +185,5 @@ def test_ray_runs_in_it_and_takes_jobs(head: str) -> None:
     assert (folder, user) == ("/work", "10001")
     assert all(module.startswith("/opt/venv/") for module in modules)
     drained = at_head("python", "-m", "deploy", "drain", "--seconds", "5")
-    assert "drains" in drained.stderr
+    assert "draining" in drained.stderr
     assert "raylet.out" in at_head("find", "/tmp/runs/.logs", "-type", "f").stdout

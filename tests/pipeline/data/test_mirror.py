@@ -230,6 +230,6 @@ def test_room_is_reckoned_with_the_first_shards_growth(tmp_path: Path, monkeypat
     shards.append(stored(storage, tmp_path / "shard", "b", 50))
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(9, 9, 100_000))
-    with pytest.raises(StorageError, match=r"needs about 8\d{5} bytes more"):
+    with pytest.raises(StorageError, match=r"needs about 8\d{5} more bytes"):
         open_mirror(storage, shards, tmp_path / "mirror", LATENT_COLUMNS, FULL, 8)
     assert len(list((tmp_path / "mirror").glob("*.arrow"))) == 1

@@ -68,7 +68,7 @@ def test_batches_are_long_enough_for_tiny_sets() -> None:
 def test_impossible_calls() -> None:
     with pytest.raises(ValueError, match="no rows"):
         batch_indices(0, 0, 4, 0, "full", 1, 1)
-    with pytest.raises(ValueError, match="divided among 3"):
+    with pytest.raises(ValueError, match="not divisible by 3"):
         rank_slice(np.arange(4), 0, 3)
 
 

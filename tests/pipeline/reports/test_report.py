@@ -108,7 +108,7 @@ def test_an_empty_root_has_a_page(tmp_path):
     config = small_config(tmp_path)
     words = " ".join(page(config).words)
     assert "Stages" in words
-    assert "Pictures" not in words
+    assert "Figures" not in words
     unresolved = config.model_copy(update={"data": config.data.model_copy(update={"revision": None})})
     assert "no source" in " ".join(page(unresolved).words)
 

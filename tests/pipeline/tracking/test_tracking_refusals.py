@@ -30,7 +30,7 @@ def test_where_mlflow_is(world: World, tmp_path: Path, monkeypatch: pytest.Monke
 def test_where_mlflow_is_has_no_login_in_it(login: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would be in every message, in the config that is sent, and in MLflow's own tags."""
     uri = f"https://{login}@mlflow.example/x@y"
-    with pytest.raises(ConfigError, match=r"^tracking: uri contains a user or password; MLFLOW_TR") as refused:
+    with pytest.raises(ConfigError, match=r"^tracking: uri contains a user or password; use MLFLOW_TR") as refused:
         load_config("quickstart", [f"tracking.uri={uri}"], str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(ConfigError, match=r"^MLFLOW_TRACKING_URI contains a user or password") as known:
