@@ -89,7 +89,7 @@ class PlainTokenizer:
             with autocast(config.precision, own.world.device):
                 real, fake = own.discriminator(torch.cat([target, made.detach()])).float().chunk(2)
             optimize(discriminator_hinge(real, fake), own.discriminator_optimizer, config.clip)
-        return float(loss)
+        return float(loss.detach())
 
 
 class PlainSit:
@@ -130,7 +130,7 @@ class PlainSit:
         loss = loss_B.mean()
         optimize(loss, own.optimizer, config.clip)
         average(own.ema.model, own.model.sit, config.ema_decay)
-        return float(loss)
+        return float(loss.detach())
 
 
 @dataclass

@@ -39,16 +39,21 @@ def test_no_outputs_are_committed(path: Path) -> None:
 
 @pytest.mark.slow
 def test_pictures_from_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.support.registered import registered_model
+    from tests.support.registration import Registration, random_networks
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    uri = registered_model(tmp_path)
+    registration = Registration(tmp_path, random_networks())
+    registration.register(0.95)
     after = (
         "same = draw([1, 2], [7, 8], steps=2)[1].tobytes() == draw([2], [8], steps=2)[0].tobytes()\n"
         "print('figures', len(plt.get_fignums()), 'size', draw([0], [0])[0].size, 'same', same)"
     )
     path = PROJECT / "examples" / "draw_from_the_registry.ipynb"
-    said = run(path, {"MLFLOW_TRACKING_URI": uri, "MPLBACKEND": "Agg", "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}, after)
+    said = run(
+        path,
+        {"MLFLOW_TRACKING_URI": registration.tracking, "MPLBACKEND": "Agg", "PYTHONPATH": "", "OMP_NUM_THREADS": "1"},
+        after,
+    )
     assert "version 1 was promoted" in said
     assert "10 classes" in said
-    assert said.endswith("figures 2 size (32, 32) same True\n")
+    assert said.endswith("figures 2 size (16, 16) same True\n")

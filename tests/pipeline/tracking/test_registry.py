@@ -1,15 +1,18 @@
 """MLflow's registry asked without MLflow: what else may answer there, and what is said of it."""
 
 import http.server
+import sqlite3
 import ssl
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.tracking.errors import TrackingError
 from pipeline.tracking.registry import champion, has_version
+from tests.support.registration import Registration, digest
 from tests.support.tls import certificate
 
 
@@ -77,3 +80,26 @@ def test_a_registry_by_tls(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(pem))
     assert not has_version(uri, "m", "0" * 64)
     server.shutdown()
+
+
+def test_the_registry_is_asked_without_mlflow(registration: Registration) -> None:
+    name, fingerprint = "denoising-vae", registration.fingerprint(0.95)
+    empty = registration.folder / "never.db"
+    assert not has_version(f"sqlite:///{empty}", name, fingerprint)
+    assert not empty.exists()
+    assert not has_version(registration.tracking, name, fingerprint)
+    registration.register(0.95)
+    assert has_version(registration.tracking, name, fingerprint)
+    assert not has_version(registration.tracking, "another", fingerprint)
+    assert not has_version(registration.tracking, name, digest("another"))
+    registration.client.delete_model_version(name, "1")
+    assert not has_version(registration.tracking, name, fingerprint)
+
+
+def test_a_registry_that_mlflow_is_just_setting_up_has_no_version(tmp_path: Path) -> None:
+    """Its tables get their columns one migration after the other."""
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("CREATE TABLE model_versions (name TEXT, version INT, current_stage TEXT)")
+        database.execute("CREATE TABLE model_version_tags (name TEXT, version INT, key TEXT, value TEXT)")
+    assert not has_version(f"sqlite:///{tmp_path}/mlflow.db", "denoising-vae", digest("any"))
+    assert champion(f"sqlite:///{tmp_path}/mlflow.db", "denoising-vae") is None
