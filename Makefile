@@ -17,11 +17,11 @@ quickstart: $(INSTALLED) ## Train, sample, evaluate and register on handwritten 
 
 test: $(INSTALLED) lint types ## Lint, types and the fast tests: what every change has to pass.
 	@echo "tests"
-	@$(PYTEST) -n $(WORKERS) --dist loadgroup -m "not slow and not study and not image and not cluster" --cov --cov-report=term:skip-covered
+	@$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not study and not image and not cluster" --cov --cov-report=term:skip-covered
 
 test-all: $(INSTALLED) lint types ## The same, and the slow tests: full-size models, kills, whole runs.
 	@echo "tests, the slow ones too"
-	@$(PYTEST) -n $(WORKERS) --dist loadgroup -m "not slow and not study and not image and not cluster"
+	@$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not study and not image and not cluster"
 	@$(PYTEST) -m "slow and not study and not image and not cluster" --durations=15
 
 test-image: $(INSTALLED) ## Build the container image with podman and test it.

@@ -1,6 +1,6 @@
 """What tests of every floor share: servers, each started once for all that use it, and roots to store under.
 
-Where several processes share the tests (pytest-xdist), those that use one server run in one of them.
+Where several processes share the tests (pytest-xdist, a file at a time), each starts those that its files use.
 """
 
 import os
@@ -12,22 +12,6 @@ import pytest
 
 from tests.support.ceph import Ceph, make_bucket, running_ceph
 from tests.support.postgres import another_database, running_postgres
-
-_SHARED = ("ceph", "database", "api_server", "head", "undisturbed")  # what is started once, by its fixture's name
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        used = {*getattr(item, "fixturenames", ()), *_parameters(item)}
-        shared = next((name for name in _SHARED if name in used), None)
-        if shared is not None or item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group(shared or "ray"))
-
-
-def _parameters(item: pytest.Item) -> set[str]:
-    """What a test was parametrized with, as far as it may name a fixture."""
-    callspec = getattr(item, "callspec", None)
-    return {value for value in callspec.params.values() if isinstance(value, str)} if callspec else set()
 
 
 @pytest.fixture(scope="session")

@@ -123,7 +123,7 @@ class TokenizerConfig(TrainerConfig):
     convnext: WeightFile | None = Field(None, description="timm convnext_small weights. None: without this term.")
     adversarial_weight: float = Field(0.1, ge=0, description="Weight of the PatchGAN term.")
     discriminator_width: int = Field(64, ge=1, description="Channels of D's first layer.")
-    discriminator_layers: int = Field(3, ge=1, description="Strided layers of D.")
+    discriminator_layers: int = Field(3, ge=1, le=10, description="Strided layers of D.")
     discriminator_learning_rate: float = Field(1e-4, gt=0, description="Learning rate of D.")
     discriminator_start: Share = Field(0.5, description="Share of the steps after which D trains.")
     adversarial_start: Share = Field(0.51, description="Share of the steps after which the adversarial term is used.")

@@ -84,7 +84,7 @@ def reconstructions(original_BCHW: Array, levels_LBCHW: Array, psnr_L: Sequence[
         rows,
         names,
         "Reconstructions of validation images",
-        "One column per image; its latent passes through S_l, then the decoder. PSNR: mean over these images.",
+        "A column an image; its latent passes through S_l, then the decoder. PSNR: mean of these.",
     )
 
 
@@ -94,7 +94,7 @@ def sample_grid(images_NCHW: Array, labels_N: Array, names: Sequence[str] | None
     labels = np.unique(labels_N).tolist()
     rows = [[tile for tile, label in zip(tiles, labels_N, strict=True) if label == row_label] for row_label in labels]
     row_names = [names[label] if names else f"class {label}" for label in labels]
-    return _page(rows, row_names, "Generated images", "One row per requested class.")
+    return _page(rows, row_names, "Generated images", "A row for each class that was asked for.")
 
 
 def latent_levels(images_BCHW: Array, rgb_LBhwC: Array) -> bytes:
@@ -104,7 +104,7 @@ def latent_levels(images_BCHW: Array, rgb_LBhwC: Array) -> bytes:
         rows,
         ["image", *(f"level {level}" for level in range(len(rgb_LBhwC)))],
         "Latents at levels 0 to 3 (Figure 2 of the paper)",
-        "First three principal components as red, green, blue; fitted on level 0, with one scale for all levels.",
+        "First three principal components as red, green, blue; fitted on level 0, one scale for all.",
     )
 
 
@@ -115,7 +115,7 @@ def uniform_latents(images_BCHW: Array, rgb_LBhwC: Array) -> bytes:
         rows,
         ["image", *(f"level {level}" for level in range(len(rgb_LBhwC)))],
         "Latents of images of one colour (Figure 1a of the paper)",
-        "Structure within a square comes from the encoder, not from the image. Colours as in Figure 2.",
+        "Structure within a square comes from the encoder, not the image. Colours as in Figure 2.",
     )
 
 
@@ -129,10 +129,10 @@ def spectrum(radius_R: Array, power_LR: Array) -> bytes:
             axes.plot(radius_R[1:], power_R[1:], "o-", color=colour, lw=1.8, ms=3.5, label=f"level {level}")
         axes.set_yscale("log")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("spatial frequency |k|, cycles per side")
+        axes.set_xlabel("spatial frequency |k|, cycles a side")
         axes.set_ylabel("mean power")
         axes.legend(loc="lower left")
-        note = "Mean over validation images and channels; white noise is a flat line."
+        note = "Mean over validation images and channels; white noise would be a flat line."
         _headline(figure, 0.11, "Radial spectrum of the latents", note)
         return _png(figure)
 
@@ -159,7 +159,7 @@ def loss_curves(history: Sequence[Mapping[str, float]], title: str) -> bytes:
             axes = figure.add_subplot(grid[index // columns, index % columns])
             lines = [line for line in history if math.isfinite(line.get(name, math.nan))]
             _curve(axes, name, [line["step"] for line in lines], [line[name] for line in lines])
-        _headline(figure, left / width, title, "Over optimizer steps; light: as logged, dark: smoothed.")
+        _headline(figure, left / width, title, "Over optimizer steps: faint as logged, dark smoothed.")
         return _png(figure)
 
 

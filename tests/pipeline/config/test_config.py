@@ -145,6 +145,7 @@ REFUSED = [
     ("sit.level=3", "level 3 has none"),
     ("sit.level=4", "sit.level: "),
     ("sit.alignment=repa", "sit.alignment: "),
+    ("tokenizer.discriminator_layers=355154457754", "tokenizer.discriminator_layers: "),
     ("sit.size=XL", "sit: width, depth and heads must be set for size custom"),
     ("data.format=zip", "data.format: "),
     ("data=nothing", "data: "),
