@@ -66,7 +66,7 @@ def tokenizer_parameters(
     heads: int = 1,  # noqa: ARG001
     channels: int = 3,
 ) -> int:
-    """Parameters of `models.tokenizer.Tokenizer` with `depth` blocks in each half; all are trained."""
+    """Parameters of `models.tokenizers.vit.Tokenizer` with `depth` blocks in each half; all are trained."""
     tokens = (image_size // patch_size) ** 2
     patch = channels * patch_size**2
     block = 2 * width + _linear(width, 3 * width) + _linear(width, width)
