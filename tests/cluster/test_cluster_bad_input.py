@@ -208,7 +208,7 @@ def test_the_quota_is_too_small(bad: Bad):
              "spec": {"hard": {"requests.memory": "1Gi"}}}  # fmt: skip
     bad.kubectl("apply", "--filename", "-", given=yaml.safe_dump(quota))
     bad.install_and_see_nothing(mlflow=OF_A_TRIAL)
-    for line in (bad.red("Ray cluster"), bad.red("pods"), bad.rayjob_says("refused")):
+    for line in (bad.red("Ray cluster"), bad.red("pods"), bad.rayjob_says("cannot be created")):
         assert "exceeded quota: small" in line
         assert "Raise the quota or limit, or request less." in line
     bad.submission_finds_nobody()
