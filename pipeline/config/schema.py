@@ -109,7 +109,9 @@ class TokenizerConfig(TrainerConfig):
     depth: int = Field(12, ge=1, description="Blocks in the encoder, and in the decoder.")
     heads: int = Field(12, ge=1, description="Attention heads.")
     hidden: int = Field(2048, ge=1, description="Hidden width of the SwiGLU feed-forward.")
-    regularizer: RegularizerKind = Field("spectral", description="Regularizer: MLSR, EQ-VAE or none.")
+    regularizer: RegularizerKind = Field(
+        "spectral", description="Regularizer of the latent; spectral: MLSR, equivariance: EQ-VAE."
+    )
     mask: Mask = Field("gain", description="Interpretation of M_l in Eq. 3.")
     keep: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.5, description="Share of frequencies that M_l leaves unchanged at every level."

@@ -102,28 +102,26 @@ class Checkpoints:
 
     def newest(self) -> int | None:
         """The step of the newest complete checkpoint; None if there is none."""
-        for step in self.steps():
-            if self._is_complete(step):
-                return step
-        return None
+        return next((step for step in self.steps() if self._verified(step)), None)
 
-    def _is_complete(self, step: int) -> bool:
+    def _verified(self, step: int) -> tuple[Any, bytes] | None:
+        """Tree and serialized tensors of a checkpoint; None if a file is missing, cut off, or not what was saved."""
         try:
             record = json.loads(self.storage.read(f"{self._path(step)}/state.json"))
             data = self.storage.read(f"{self._path(step)}/state.safetensors")
-        except (FileNotFoundError, ValueError):
-            return False
-        return bool(hashlib.sha256(data).hexdigest() == record["sha256"])
+            return (record["state"], data) if hashlib.sha256(data).hexdigest() == record["sha256"] else None
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
 
     def load(self, step: int) -> dict[str, Any]:
         """The state saved at `step`, with tensors on the CPU. ContractError if the checkpoint is incomplete."""
-        record = json.loads(self.storage.read(f"{self._path(step)}/state.json"))
-        data = self.storage.read(f"{self._path(step)}/state.safetensors")
-        if hashlib.sha256(data).hexdigest() != record["sha256"]:
+        verified = self._verified(step)
+        if verified is None:
             raise ContractError(
                 f"{self.storage.uri(self._path(step))} is not a complete checkpoint",
                 "Delete that folder and run again.",
             )
-        state = unflatten_state(record["state"], load(data))
+        tree, data = verified
+        state = unflatten_state(tree, load(data))
         assert isinstance(state, dict)
         return state

@@ -97,7 +97,7 @@ def test_none_changes_nothing():
     assert regularizer.image(z, draw) is z
 
 
-@pytest.mark.parametrize("kind", ["spectral", "equivariance", "none"])
+@pytest.mark.parametrize("kind", REGULARIZERS)
 def test_every_regularizer_trains_a_tokenizer(kind):
     torch.manual_seed(0)
     model = Tokenizer(image_size=16, patch_size=4, latent_dim=3, width=16, depth=1, heads=2, hidden=24)

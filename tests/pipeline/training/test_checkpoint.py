@@ -11,22 +11,37 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.errors import ContractError
 from pipeline.storage.uri import open_storage
 from pipeline.training.checkpoint import Checkpoints, flatten_state, unflatten_state
 from tests.support.trainers import same_state
 
+BROKEN: dict[str, tuple[str, bytes | None]] = {  # file, what is left of it
+    "killed between the files": ("state.json", None),
+    "cut text": ("state.json", b'{"sha256": "0'),
+    "other JSON": ("state.json", b"[1]"),
+    "no digest": ("state.json", b'{"state": {}}'),
+    "no tensors": ("state.safetensors", None),
+    "cut tensors": ("state.safetensors", b"\0" * 20),
+}
 
-def test_broken_checkpoint_is_passed_over(tmp_path: Path) -> None:
-    """A kill between the two files, or a torn file, leaves the one before it."""
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_checkpoint_is_passed_over(tmp_path: Path, how: str) -> None:
+    name, content = BROKEN[how]
     storage = open_storage(tmp_path.as_uri())
     checkpoints = Checkpoints(storage, "c", keep=5)
-    for step in (1, 2, 3):
+    for step in (1, 2):
         checkpoints.save(step, {"step": step, "x": torch.full((3,), float(step))})
     checkpoints.wait()
-    storage.delete("c/000000003/state.json")
-    storage.write("c/000000002/state.safetensors", storage.read("c/000000002/state.safetensors")[:-1])
+    if content is None:
+        storage.delete(f"c/000000002/{name}")
+    else:
+        storage.write(f"c/000000002/{name}", content)
     assert checkpoints.newest() == 1
     assert checkpoints.load(1)["x"].tolist() == [1, 1, 1]
+    with pytest.raises(ContractError, match="not a complete checkpoint"):
+        checkpoints.load(2)
 
 
 def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
