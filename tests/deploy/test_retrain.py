@@ -108,7 +108,7 @@ def test_retraining(platform, tmp_path):
     assert first.returncode == 0, first.stdout + first.stderr
     assert first.stdout.startswith("## A new champion")
     assert page.read_text() == first.stdout
-    assert set(stages(first.stdout).values()) == {("new", "made")}
+    assert set(stages(first.stdout).values()) == {("new", "created")}
     assert champion(uri, model) == "1"
     assert f"champion of `{model}`: version 1" in first.stdout
     jobs = names(head)
@@ -123,7 +123,7 @@ def test_retraining(platform, tmp_path):
     second = retrain(head.address, s3_root, named, *worse)
     assert second.returncode == 3, second.stdout + second.stderr
     assert second.stdout.startswith("## The champion is kept")
-    made = [stage for stage, (_, state) in stages(second.stdout).items() if state == "made"]
+    made = [stage for stage, (_, state) in stages(second.stdout).items() if state == "created"]
     assert made == MADE_OF_SIT
     assert champion(uri, model) == "1"
     jobs = names(head)
