@@ -85,8 +85,8 @@ def test_a_deliverer_that_is_killed(world: World, fatal: str, count: int) -> Non
 
 
 @pytest.mark.slow
-def test_drivers_that_deliver_from_one_bucket(tmp_path: Path, template: bytes, s3_root: str) -> None:
-    (tmp_path / "mlflow.db").write_bytes(template)
+def test_drivers_that_deliver_from_one_bucket(tmp_path: Path, mlflow_template: bytes, s3_root: str) -> None:
+    (tmp_path / "mlflow.db").write_bytes(mlflow_template)
     (tmp_path / "ready").mkdir()
     world = World(tmp_path, root=s3_root)
     for key in ("one", "two"):
