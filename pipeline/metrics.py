@@ -31,7 +31,7 @@ def _of_trainer(name: str) -> tuple[Metric, ...]:
     """The metrics that both trainers report of their steps, with the trainer's name as prefix."""
     return (
         Metric(f"{name}/loss", "training loss, mean since the last line", on_line=True, beside_bar=True, gauge=True),
-        Metric(f"{name}/skipped", "steps with a non-finite gradient, in total", "steps", "lower", gauge=True),
+        Metric(f"{name}/skipped", "steps with a non-finite gradient, in total", "steps", gauge=True),
         Metric(f"{name}/images_per_second", "examples of the global batch per second", better="higher", gauge=True),
         Metric(f"{name}/step_seconds", "time per step", "s", "lower"),
         Metric(f"{name}/data_wait_share", "share of time in which training waited for data", "%", "lower", gauge=True),
