@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
-WORKERS ?= 2# processes that share the fast tests, a file at a time
+WORKERS ?= 3# processes that share the fast tests, a file at a time
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-all test-image test-cluster cluster lint types docs clean

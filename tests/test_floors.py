@@ -6,6 +6,7 @@ import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,10 +49,16 @@ class Import(NamedTuple):
         return f"{self.path.relative_to(PROJECT)}:{self.line} imports {self.name or 'all'} of {self.module}"
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    """A file's syntax tree, as a list."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
 def imports(path: Path) -> Iterator[Import]:
     """What a file imports, wherever in it, by full names."""
     package = path.relative_to(PROJECT).parent.parts
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (Import(path, node.lineno, alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -119,9 +126,9 @@ def test_models_know_nothing_of_the_world():
 
 def test_models_import_each_other_relatively():
     """A registered model ships them under another name (`inference/model_code.py`)."""
-    nodes = [(path, node) for path in files("models") for node in ast.walk(ast.parse(path.read_text()))]
-    named = [node.module for _, node in nodes if isinstance(node, ast.ImportFrom) and not node.level and node.module]
-    named += [alias.name for _, node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    inside = [node for path in files("models") for node in nodes(path)]
+    named = [node.module for node in inside if isinstance(node, ast.ImportFrom) and not node.level and node.module]
+    named += [alias.name for node in inside if isinstance(node, ast.Import) for alias in node.names]
     assert [name for name in named if name.partition(".")[0] == "models"] == []
 
 
@@ -154,7 +161,7 @@ def test_imports_run_down_the_rooms():
     by_name = {
         (room_of_file(path), node.value.split(".")[1])
         for path in files("pipeline")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes(path)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("pipeline.stages.")
     }
     assert by_name == BY_NAME
@@ -226,18 +233,17 @@ def test_a_face_is_no_larger_than_it_is_used(room):
     for path in [path for floor in ("pipeline", "deploy") for path in files(floor)]:
         if path.is_relative_to(PROJECT / "pipeline") and room_of_file(path) == room:
             continue
-        tree = ast.parse(path.read_text())
         taken |= {found.name for found in imports(path) if found.module == f"pipeline.{room}"}
         names = {
             alias.asname or alias.name
-            for node in ast.walk(tree)
+            for node in nodes(path)
             if isinstance(node, ast.ImportFrom) and node.module == "pipeline"
             for alias in node.names
             if alias.name == room
         }
         taken |= {
             node.attr
-            for node in ast.walk(tree)
+            for node in nodes(path)
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names
         }
     assert face(room) - taken == set()

@@ -146,6 +146,7 @@ def test_an_empty_file(any_root: str, tmp_path: Path) -> None:
     assert list(storage.list()) == [("again", 0), ("empty", 0)]
 
 
+@pytest.mark.slow
 def test_more_files_than_a_page_of_a_listing(any_root: str) -> None:
     storage = open_storage(any_root)
     names = [f"many/{i:04d}/x" for i in range(1003)]

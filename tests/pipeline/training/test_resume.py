@@ -40,6 +40,7 @@ def test_resumed_equals_undisturbed(tmp_path: Path, undisturbed: Ranks, die_at: 
     assert [row["step"] for row in history(again)] == list(range(1, 25))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_three_ranks_resume_to_the_same_bits(tmp_path: Path, stage: str) -> None:
     still = ranks_of(tmp_path / "still", stage, 3)
