@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
-WORKERS ?= 3# processes that share the fast tests, a file at a time
+SHARED := --dist loadfile --no-loadscope-reorder # by several processes, a file at a time
+WORKERS ?= 3# of them for the fast tests, which wait half of the time; the slow ones are two at a time
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all test-image test-cluster cluster lint types docs clean
+.PHONY: help quickstart test test-all test-slow test-image test-cluster cluster lint types docs clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,12 +18,13 @@ quickstart: $(INSTALLED) ## Train, sample, evaluate and register on handwritten 
 
 test: $(INSTALLED) lint types ## Lint, types and the fast tests: what every change has to pass.
 	@echo "tests"
-	@$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not study and not image and not cluster" --cov --cov-report=term:skip-covered
+	@$(PYTEST) -n $(WORKERS) $(SHARED) -m "not slow and not study and not image and not cluster" --cov --cov-report=term:skip-covered
 
-test-all: $(INSTALLED) lint types ## The same, and the slow tests: full-size models, kills, whole runs.
-	@echo "tests, the slow ones too"
-	@$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not study and not image and not cluster"
-	@$(PYTEST) -m "slow and not study and not image and not cluster" --durations=15
+test-all: test test-slow ## The same, and the slow tests.
+
+test-slow: $(INSTALLED) ## The slow tests: full-size models, kills, whole runs.
+	@echo "slow tests"
+	@$(PYTEST) -n 2 $(SHARED) -m "slow and not study and not image and not cluster" --durations=15
 
 test-image: $(INSTALLED) ## Build the container image with podman and test it.
 	@echo "the container image"
