@@ -35,3 +35,6 @@ def nothing_is_left(place: Installation) -> None:
     place.wait(lambda: place.kubectl("get", "rayjobs", "--output=name") == "", "a RayJob stays")
     here = f"raycluster.ray.io/{RELEASE}\n"
     place.wait(lambda: place.kubectl("get", "rayclusters", "--output=name") == here, "a RayCluster stays")
+    # Its pods outlive it: their preStop hooks upload Ray's logs first.
+    pods = ("get", "pods", "--selector", f"ray.io/cluster,ray.io/cluster!={RELEASE}", "--output=name")
+    place.wait(lambda: place.kubectl(*pods) == "", "a pod of a RayCluster stays")
