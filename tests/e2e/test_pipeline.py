@@ -34,6 +34,12 @@ def contents(root: Path, stage: str) -> dict[str, str]:
     return hashes
 
 
+def copy_stages(undisturbed: Path, root: Path, before: str) -> None:
+    """The artifacts of all stages before this one."""
+    for stage in NAMES[: NAMES.index(before)]:
+        shutil.copytree(undisturbed / stage, root / stage)
+
+
 def test_whole_run_then_cached(undisturbed: Path) -> None:
     begin = time.monotonic()
     done = call("run", undisturbed)
@@ -87,11 +93,13 @@ def test_sample_writes_pictures(undisturbed: Path, tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.png"))) == 3
 
 
-def test_verify_and_repair(undisturbed: Path) -> None:
-    (weights,) = (undisturbed / "train-sit").glob("*/weights.safetensors")
-    sets = ["--root", str(undisturbed)]
+def test_verify_and_repair(undisturbed: Path, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    copy_stages(undisturbed, root, before="sample")
+    (weights,) = (root / "train-sit").glob("*/weights.safetensors")
+    sets = ["--root", str(root)]
     base = [sys.executable, "-m", "pipeline", "artifact"]
-    before = contents(undisturbed, "train-sit")
+    before = contents(root, "train-sit")
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     found = subprocess.run([*base, "verify", *sets], cwd=PROJECT, text=True, capture_output=True)
     assert found.returncode == 1
@@ -100,15 +108,14 @@ def test_verify_and_repair(undisturbed: Path) -> None:
     repaired = subprocess.run([*base, "repair", name, *sets], cwd=PROJECT, text=True, capture_output=True, timeout=300)
     assert repaired.returncode == 0, repaired.stdout + repaired.stderr
     assert "restored" in repaired.stdout
-    assert contents(undisturbed, "train-sit") == before
+    assert contents(root, "train-sit") == before
     assert subprocess.run([*base, "verify", *sets], cwd=PROJECT).returncode == 0
 
 
 def start(root: Path, undisturbed: Path, moment: str) -> subprocess.Popen[bytes]:
     """A run of one stage; those before it are there already, as another run has made them."""
     stage = MOMENTS[moment][0]
-    for earlier in NAMES[: NAMES.index(stage)]:
-        shutil.copytree(undisturbed / earlier, root / earlier)
+    copy_stages(undisturbed, root, before=stage)
     command = arguments("run", root, "--until", stage)
     return subprocess.Popen(
         command, cwd=PROJECT, env={**os.environ, **ENVIRONMENT}, start_new_session=True, stdout=subprocess.DEVNULL,
