@@ -17,22 +17,26 @@ from pipeline.lazy import lazy
 
 if TYPE_CHECKING:
     from pipeline.data.decode import Pixels, UnreadableImage, decode_image, transform
+    from pipeline.data.folders import FolderUnit
     from pipeline.data.loader import ImageLoader, LatentLoader, Plan
     from pipeline.data.mirror import Mirror, StoredShard, mirror_directory, open_mirror
     from pipeline.data.prepare import PreparedUnit, check_prepared, prepare_unit
     from pipeline.data.prepared import Rows, choose_rows, read_images
     from pipeline.data.shards import write_latent_shard
-    from pipeline.data.sources import FolderUnit, TarUnit, Unit, work_units
+    from pipeline.data.sources import Unit, work_units
     from pipeline.data.store import IMAGE_COLUMNS, LATENT_COLUMNS, ImageStore, Labels, LatentStore
+    from pipeline.data.tars import TarUnit
 else:
     __getattr__ = lazy(
         __name__,
         decode="Pixels UnreadableImage decode_image transform",
+        folders="FolderUnit",
         loader="ImageLoader LatentLoader Plan",
         mirror="Mirror StoredShard mirror_directory open_mirror",
         prepare="PreparedUnit check_prepared prepare_unit",
         prepared="Rows choose_rows read_images",
         shards="write_latent_shard",
-        sources="FolderUnit TarUnit Unit work_units",
+        sources="Unit work_units",
         store="IMAGE_COLUMNS LATENT_COLUMNS ImageStore Labels LatentStore",
+        tars="TarUnit",
     )

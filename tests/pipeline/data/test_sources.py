@@ -7,7 +7,8 @@ from PIL import Image
 from pipeline.config.schema import DataConfig
 from pipeline.data.decode import decode_image
 from pipeline.data.listing import list_source
-from pipeline.data.sources import RawExample, Unit, read_unit, work_units
+from pipeline.data.raw import RawExample
+from pipeline.data.sources import Unit, read_unit, work_units
 from pipeline.errors import DataError
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.uri import open_storage

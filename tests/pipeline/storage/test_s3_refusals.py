@@ -68,7 +68,7 @@ def test_refusals_of_a_real_server(ceph: Ceph, ceph_owner: dict[str, str], monke
 
 
 def test_arrow_is_refused(ceph_owner: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.data.sources import ParquetUnit
+    from pipeline.data.parquet import ParquetUnit
 
     act_as(monkeypatch, ceph_owner)
     owned = s3.S3Storage("tests", "x")

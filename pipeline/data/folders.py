@@ -1,0 +1,48 @@
+"""Images in class folders: units of work, and how they are read. Listing the folders is in `listing.py`."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pipeline.data.listing import Split, class_of
+from pipeline.data.raw import AHEAD, RawExample
+from pipeline.errors import DataError
+from pipeline.storage import Entry, open_storage
+
+
+@dataclass(frozen=True)
+class FolderUnit:
+    """Some image files, each with its label."""
+
+    index: int
+    split: Split | None
+    uri: str
+    files: tuple[tuple[str, int], ...]
+
+    def read(self) -> Iterator[RawExample]:
+        storage = open_storage(self.uri)
+        pending: deque[tuple[str, int, Future[bytes]]] = deque()
+        with ThreadPoolExecutor(AHEAD, "folder") as pool:
+            for path, label in self.files:
+                pending.append((path, label, pool.submit(storage.read, path)))
+                if len(pending) > AHEAD:
+                    yield _fetched(*pending.popleft())
+            while pending:
+                yield _fetched(*pending.popleft())
+
+
+def folder_units(
+    first: int, split: Split | None, root: str, entries: tuple[Entry, ...], classes: tuple[str, ...], size: int
+) -> Iterator[FolderUnit]:
+    labels = {name: label for label, name in enumerate(classes)}
+    for i, start in enumerate(range(0, len(entries), size)):
+        files = tuple((entry.path, labels[class_of(entry.path)]) for entry in entries[start : start + size])
+        yield FolderUnit(first + i, split, root, files)
+
+
+def _fetched(path: str, label: int, content: Future[bytes]) -> RawExample:
+    try:
+        return RawExample(path, label, content.result())
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: the image was removed since the source was listed", "Run again.") from error
