@@ -64,7 +64,7 @@ def artifact_repair(
     root: Root = None,
     debug: Debug = False,
 ) -> None:
-    """Produce a broken artifact again, with its own config and inputs."""
+    """Produce a broken artifact again, with its own config and inputs. A source that has moved: --set data.uri=URI."""
     from pipeline.artifacts import broken_files
     from pipeline.console import Display, own_console
     from pipeline.storage import open_storage
@@ -76,8 +76,9 @@ def artifact_repair(
     if not broken_files(storage, manifest):
         console.print("ok: nothing to repair")
         return
+    given = [".".join(override.partition("=")[0].split(".")[:2]) for override in set_ or []]
     with Display(own_console()) as display:
-        repair(Runner(config_of(storage, manifest, config), display, "repair", debug), manifest, display.say)
+        repair(Runner(config_of(storage, manifest, config, given), display, "repair", debug), manifest, display.say)
 
 
 @app.command("gc")

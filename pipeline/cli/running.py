@@ -32,9 +32,9 @@ def run(
     from pipeline.workflow import Runner, check_expected, resolved, stages_until
 
     last = stages_until(until)[-1]
-    config = resolved(load_config(preset, set_, root), fresh=True)
-    check_expected(config, last.name, expect)
     with Display(own_console()) as display:
+        config = resolved(load_config(preset, set_, root), fresh=True, display=display)
+        check_expected(config, last.name, expect)
         Runner(config, display, preset, debug).run(until)
     _print_locations(config, preset)
 
@@ -53,9 +53,9 @@ def stage(
     from pipeline.workflow import Runner, check_expected, find_stage, resolved
 
     find_stage(name)
-    config = resolved(load_config(preset, set_, root), fresh=True)
-    check_expected(config, name, expect)
     with Display(own_console()) as display:
+        config = resolved(load_config(preset, set_, root), fresh=True, display=display)
+        check_expected(config, name, expect)
         Runner(config, display, preset, debug).run_stage(name)
 
 

@@ -6,13 +6,15 @@ Listing and index are light; modules that need pyarrow or Pillow are imported on
 from typing import TYPE_CHECKING
 
 from pipeline.data.index import (
+    checked_listing,
+    index_source,
     known_classes,
     read_index,
     recorded_revision,
     revision_of,
-    write_index,
 )
-from pipeline.data.listing import DIGITS, Split, list_source
+from pipeline.data.listing import DIGITS, Split
+from pipeline.data.revision import Listener
 from pipeline.lazy import lazy
 
 if TYPE_CHECKING:

@@ -1,22 +1,21 @@
-"""Lists a source: names and sizes of its files, their digest, class folders. No file is opened here.
+"""Lists a source: names and sizes of its files, class folders. No file is opened here.
 
-It imports no pyarrow, Pillow or scikit-learn, so that `plan` and `data index` stay light. `sources.py` reads images.
+It imports no pyarrow, Pillow or scikit-learn, so that `plan` and `data index` stay light. `sources.py` reads images,
+and `revision.py` digests what a listing holds.
 """
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
 from pipeline.config import DataConfig
 from pipeline.errors import DataError, StorageError
-from pipeline.storage import Entry, Storage, open_storage, split_uri
+from pipeline.storage import Entry, Storage, local_entry, open_storage, split_uri
 
 Split = Literal["train", "validation"]
 DIGITS = 1797  # images in scikit-learn's digits
 DIGITS_CLASSES = 10
-DIGITS_REVISION = hashlib.sha256(b"scikit-learn digits: 1797 images of 8 x 8, 16 grey levels").hexdigest()
 SUFFIXES = {
     "folder": frozenset(
         (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
@@ -39,7 +38,6 @@ class Listing:
     validation_root: str | None  # None: a share of the training images is used
     validation: tuple[Entry, ...]
     classes: tuple[str, ...]  # names of the class folders in the order of their labels; empty for other formats
-    digest: str  # sha256 in hex over format, paths and sizes: the value of `data.revision`
 
     @property
     def files(self) -> int:
@@ -53,19 +51,11 @@ class Listing:
 def list_source(data: DataConfig, progress: Callable[[int], None] | None = None) -> Listing:
     """List the training and the validation URI; `progress` receives the number of files found so far.
 
-    DataError if the source is not configured, missing, empty or unreadable, has more classes than `data.classes`, or
-    does not match the configured `data.revision`.
+    DataError if the source is not configured, missing, empty or unreadable, or has more classes than `data.classes`.
     """
     if data.format == "digits":
-        listing = Listing("digits", "", (), None, (), (), DIGITS_REVISION)
-    else:
-        listing = _list_files(data, progress or (lambda _: None))
-    if data.revision is not None and data.revision != listing.digest:
-        raise DataError(
-            f"data.uri {data.uri}: the source has revision {listing.digest[:12]}, not {data.revision[:12]}",
-            "Run `python -m pipeline data index`, then again without data.revision; or restore the source.",
-        )
-    return listing
+        return Listing("digits", "", (), None, (), ())
+    return _list_files(data, progress or (lambda _: None))
 
 
 def class_of(path: str) -> str:
@@ -83,8 +73,7 @@ def _list_files(data: DataConfig, progress: Callable[[int], None]) -> Listing:
             "data.validation_uri", data.validation_uri, data.format, lambda found: progress(len(train) + found)
         )
     classes = _classes(data, train, validation) if data.format == "folder" else ()
-    digest = _digest(data.format, {"train": train, "validation": validation})
-    return Listing(data.format, train_root, train, validation_root, validation, classes, digest)
+    return Listing(data.format, train_root, train, validation_root, validation, classes)
 
 
 def _entries(field: str, uri: str, layout: str, progress: Callable[[int], None]) -> tuple[str, tuple[Entry, ...]]:
@@ -123,7 +112,7 @@ def _open(uri: str, layout: str) -> tuple[Storage, Iterable[Entry]]:
         if file is None:
             return storage, (entry for entry in storage.list() if entry.path == name)
         if file.is_file():
-            return storage, [Entry(name, file.stat().st_size)]
+            return storage, [local_entry(name, file.stat())]
     storage = open_storage(uri)
     folder = storage.local_path()
     if folder is not None and not folder.exists():
@@ -150,19 +139,3 @@ def _classes(data: DataConfig, train: tuple[Entry, ...], validation: tuple[Entry
             "Give the validation folders the names of the training folders.",
         )
     return classes
-
-
-def _digest(layout: str, splits: dict[Split, tuple[Entry, ...]]) -> str:
-    digest = hashlib.sha256(layout.encode())
-    for line in _lines(splits):
-        try:
-            digest.update(line.encode())
-        except UnicodeEncodeError as error:
-            raise DataError(f"the file name {line.split(chr(0))[1]!a} is not UTF-8", "Rename the file.") from error
-    return digest.hexdigest()
-
-
-def _lines(splits: dict[Split, tuple[Entry, ...]]) -> Iterator[str]:
-    for split, entries in splits.items():
-        for entry in entries:
-            yield f"\n{split}\0{entry.path}\0{entry.bytes}"

@@ -199,11 +199,12 @@ def _notes(nodes: list[Node]) -> list[str]:
 
 
 def _configs(nodes: list[Node]) -> list[tuple[str, str]]:
-    """(stage, table of the fields that its result depends on)."""
+    """(stage, table of the fields that it was made with)."""
     parts = []
     for node in nodes:
         if node.manifest:
-            rows = [[page.code(name), page.code(str(value))] for name, value in sorted(node.manifest.config.items())]
+            fields = node.manifest.config | node.manifest.uncounted
+            rows = [[page.code(name), page.code(str(value))] for name, value in sorted(fields.items())]
             parts.append((node.stage.name, page.table(("field", "value"), rows)))
     return parts
 

@@ -9,7 +9,17 @@ from typing import Any
 
 from pipeline.artifacts import FileRecord, Outcome
 from pipeline.config import Config
-from pipeline.data import FolderUnit, PreparedUnit, TarUnit, Unit, check_prepared, list_source, prepare_unit, work_units
+from pipeline.data import (
+    FolderUnit,
+    Listener,
+    PreparedUnit,
+    TarUnit,
+    Unit,
+    check_prepared,
+    checked_listing,
+    prepare_unit,
+    work_units,
+)
 from pipeline.errors import DataError
 from pipeline.storage import open_storage
 from pipeline.workflow import StageContext
@@ -33,7 +43,7 @@ def prepare(spec: Spec) -> dict[str, Any]:
 
 def run(context: StageContext) -> Outcome:
     data = context.config.data
-    listing = list_source(data)
+    listing, _ = checked_listing(data, context.storage, Listener(progress=context.progress))
     specs = [
         Spec(unit, context.config, context.storage.root, context.writer.folder) for unit in work_units(listing, data)
     ]

@@ -13,10 +13,14 @@ from pipeline.errors import StorageError
 
 
 class Entry(NamedTuple):
-    """A file below a root: its path relative to it (with forward slashes) and its size."""
+    """A file below a root: its path relative to it (with forward slashes), its size, and a tag of its content.
+
+    The tag is another one whenever the content may be: S3's ETag without quotes, the times of a local file.
+    """
 
     path: str
     bytes: int
+    tag: str
 
 
 class Storage(Protocol):
@@ -43,6 +47,9 @@ class Storage(Protocol):
     def exists(self, path: str) -> bool: ...
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """Every file below the folder `prefix`, sorted by path."""
+
+    def tag_is_md5(self, path: str) -> bool:
+        """Whether the tag of this existing file is the MD5 of its content, if it looks like one."""
 
     def folders(self, prefix: str = "") -> Sequence[str]:
         """The names of the folders directly below `prefix`, sorted."""

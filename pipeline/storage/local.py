@@ -93,8 +93,11 @@ class LocalStorage:
                     if not name.startswith(_TEMPORARY):
                         file = Path(folder, name)
                         with suppress(FileNotFoundError):  # deleted in the meantime
-                            found.append(Entry(file.relative_to(self.folder).as_posix(), file.stat().st_size))
+                            found.append(local_entry(file.relative_to(self.folder).as_posix(), file.stat()))
         yield from sorted(found)
+
+    def tag_is_md5(self, path: str) -> bool:  # noqa: ARG002  # the same for all
+        return False
 
     def folders(self, prefix: str = "") -> Sequence[str]:
         base = self.local_path(prefix)
@@ -138,6 +141,13 @@ class LocalStorage:
                 yield temporary
             finally:
                 temporary.unlink(missing_ok=True)
+
+
+def local_entry(path: str, status: os.stat_result) -> Entry:
+    """The entry of a local file. Its tag has the time of change of the inode too, which a copy that keeps the time of
+    modification cannot set back.
+    """
+    return Entry(path, status.st_size, f"{status.st_mtime_ns}.{status.st_ctime_ns}")
 
 
 def _write_through(path: Path, data: bytes) -> None:

@@ -177,7 +177,18 @@ class S3Storage:
         start = len(self.prefix) + 1 if self.prefix else 0
         for page in self._pages(prefix):
             for item in page.get("Contents", []):
-                yield Entry(item["Key"][start:], item["Size"])
+                yield Entry(item["Key"][start:], item["Size"], item["ETag"].strip('"'))
+
+    def tag_is_md5(self, path: str) -> bool:
+        """False for an object that is encrypted with a key of KMS or of the user: then S3's ETag is no MD5."""
+
+        def read_headers() -> bool:  # errors of HeadObject have no body
+            answer = self.client.get_object(**self._arguments(path))
+            answer["Body"].close()
+            with_key = answer.get("ServerSideEncryption", "").startswith("aws:kms")
+            return not with_key and "SSECustomerAlgorithm" not in answer
+
+        return self.call(path, read_headers)
 
     def folders(self, prefix: str = "") -> Sequence[str]:
         start = len(self._folder(prefix))
@@ -201,6 +212,8 @@ class S3Storage:
         page: dict[str, Any] = self.client.list_objects_v2(Bucket=self.bucket, **query)
         if "IsTruncated" not in page:
             raise not_s3_error("a listing without IsTruncated")
+        if any("ETag" not in item for item in page.get("Contents", ())):
+            raise not_s3_error("a listing without ETags")
         return page
 
     # --- writing ---

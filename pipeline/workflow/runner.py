@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from pipeline import cluster, metrics, tracking
 from pipeline.artifacts import (
@@ -36,10 +35,11 @@ from pipeline.errors import ConfigError, ContractError, StorageError
 from pipeline.inference import fetch_weights
 from pipeline.storage import Storage, open_storage
 from pipeline.workflow.context import StageContext
-from pipeline.workflow.fingerprints import counted_config, stage_fingerprints
+from pipeline.workflow.fingerprints import counted_config, stage_fingerprints, uncounted_config
 from pipeline.workflow.graph import Stage, find_stage, stages_until
 from pipeline.workflow.resolve import check_source
 from pipeline.workflow.status import Node, survey
+from pipeline.workflow.tolerances import check_tolerances
 
 _DELIVERY_SECONDS = 60.0  # wait for MLflow at the end of a run
 _TRAINERS = ("tokenizer/", "sit/")  # metrics that the trainers log themselves, by step
@@ -69,6 +69,7 @@ class Runner:
         """Run every stage up to `until` that is not cached, in order."""
         names = [stage.name for stage in stages_until(until)]
         nodes = {node.stage.name: node for node in self._nodes()}
+        check_tolerances([nodes[name].manifest for name in names], self.config)
         missing = [name for name in names if nodes[name].status != "cached"]
         if not missing:
             for name in names:
@@ -94,6 +95,7 @@ class Runner:
                     f"{name} needs {needed} ({self.fingerprint(needed)[:SHORT]}), which is missing",
                     f"Run `python -m pipeline stage {needed} {self.name}` first (with the same --set and --root).",
                 )
+        check_tolerances([nodes[needed].manifest for needed in (*stage.inputs, name)], self.config)
         if nodes[name].status == "cached":
             self._say_cached(name, nodes[name].manifest)
             return
@@ -205,7 +207,7 @@ class Runner:
                 progress=self.display.progress,
             )
             outcome: Outcome = stage.body(context)
-            manifest = _manifest(context, counted_config(stage, self.config), outcome, lease.seconds())
+            manifest = _manifest(context, outcome, lease.seconds())
             commit(self.storage, manifest, lease)
             measured = {name: value for name, value in manifest.metrics.items() if not name.startswith(_TRAINERS)}
             outbox.metrics({**measured, "seconds": manifest.seconds})
@@ -224,7 +226,7 @@ class Runner:
         """Open the stage's MLflow run, a child of the pipeline's, with its config and inputs."""
         outbox = tracking.Outbox(self.storage, f"{self.key}/{stage.name}")
         outbox.open(stage.name, self._tags(stage.name, fingerprint, inputs), parent=self.key)
-        outbox.params(counted_config(stage, self.config))
+        outbox.params(counted_config(stage, self.config) | uncounted_config(stage, self.config))
         for needed, manifest in inputs.items():
             outbox.dataset(needed, manifest.content[:36], self.storage.uri(manifest.name), stage.name)
         return outbox
@@ -256,13 +258,15 @@ def _scratch(stage: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _manifest(context: StageContext, config: dict[str, Any], outcome: Outcome, seconds: float) -> Manifest:
+def _manifest(context: StageContext, outcome: Outcome, seconds: float) -> Manifest:
+    stage = find_stage(context.stage)
     return Manifest(
         stage=context.stage,
         fingerprint=context.fingerprint,
         inputs={name: manifest.fingerprint for name, manifest in context.inputs.items()},
         input_contents={name: manifest.content for name, manifest in context.inputs.items()},
-        config=config,
+        config=counted_config(stage, context.config),
+        uncounted=uncounted_config(stage, context.config),
         files=outcome.files,
         rows=outcome.rows,
         metrics={name: value for name, value in outcome.metrics.items() if math.isfinite(value)},  # JSON has no NaN

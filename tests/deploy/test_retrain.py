@@ -68,7 +68,7 @@ def test_the_source_is_listed_every_time(s3_root, tracked):
     assert first is not None
     assert second is not None
     assert (first.files, second.files) == (4, 6)
-    assert first.digest != second.digest
+    assert first.revision != second.revision
 
 
 def test_without_mlflow_nothing_would_seem_registered(s3_root, monkeypatch):

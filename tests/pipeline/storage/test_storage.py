@@ -1,8 +1,10 @@
 """One contract, held on file:// and s3:// alike; s3:// on moto and, where it is installed, on Ceph."""
 
+import hashlib
 import pickle
 import random
 import threading
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,7 +52,7 @@ def test_listing_is_sorted_and_stays_below_its_folder(any_root: str) -> None:
     assert list(storage.folders()) == []
     for path in ("b/2", "b/1/x", "bb/3", "a"):
         storage.write(path, b"12")
-    assert list(storage.list()) == [("a", 2), ("b/1/x", 2), ("b/2", 2), ("bb/3", 2)]
+    assert [entry[:2] for entry in storage.list()] == [("a", 2), ("b/1/x", 2), ("b/2", 2), ("bb/3", 2)]
     assert [entry.path for entry in storage.list("b")] == ["b/1/x", "b/2"]
     assert list(storage.folders()) == ["b", "bb"]
     assert list(storage.folders("b")) == ["1"]
@@ -135,6 +137,20 @@ def test_what_is_larger_than_one_part(any_root: str, tmp_path: Path, monkeypatch
         assert stream.read() == content[7:]
 
 
+def test_a_tag_is_another_with_other_content(any_root: str) -> None:
+    """On S3 it is the MD5 of the content, as far as the server says."""
+    storage, tags = open_storage(any_root), []
+    for content in (b"one", b"two"):
+        storage.write("a", content)
+        (entry,) = storage.list()
+        tags.append(entry.tag)
+        if storage.local_path() is None:
+            assert entry.tag == hashlib.md5(content).hexdigest()
+            assert storage.tag_is_md5("a")
+        time.sleep(0.02)  # more than a tick of the file system's clock
+    assert len(set(tags)) == 2
+
+
 def test_an_empty_file(any_root: str, tmp_path: Path) -> None:
     storage = open_storage(any_root)
     storage.write("empty", b"")
@@ -143,7 +159,7 @@ def test_an_empty_file(any_root: str, tmp_path: Path) -> None:
     with storage.open("again") as stream:
         assert stream.read() == b""
     assert storage.read("empty") == b""
-    assert list(storage.list()) == [("again", 0), ("empty", 0)]
+    assert [entry[:2] for entry in storage.list()] == [("again", 0), ("empty", 0)]
 
 
 @pytest.mark.slow

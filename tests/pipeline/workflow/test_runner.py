@@ -247,6 +247,57 @@ def test_a_new_image_makes_new_data(world: World, tmp_path: Path) -> None:
     assert world.run(*sets, until="prepare") == [], "the old data are still there"
 
 
+def test_a_moved_source_is_the_same_data(world: World, tmp_path: Path) -> None:
+    source = folder_of_images(tmp_path / "images")
+    sets = ["data.format=folder"]
+    world.run(*sets, f"data.uri={source.as_uri()}", until="encode")
+    source.rename(tmp_path / "elsewhere")
+    assert world.run(*sets, f"data.uri={tmp_path / 'elsewhere'}", until="encode") == []
+    assert world.run(*sets, f"data.uri={tmp_path / 'elsewhere'}", "encode.batch_size=3", until="encode") == []
+
+
+def test_a_replaced_image_of_the_same_size_makes_new_data(world: World, tmp_path: Path) -> None:
+    source = folder_of_images(tmp_path / "images")
+    sets = ["data.format=folder", f"data.uri={source.as_uri()}"]
+    world.run(*sets, until="prepare")
+    one, two = source / "cat" / "1.png", source / "cat" / "2.png"
+    assert one.stat().st_size == two.stat().st_size
+    shutil.copy(two, one)
+    assert world.run(*sets, until="prepare") == ["prepare"]
+
+
+def test_a_wider_tolerance_costs_nothing_and_a_narrower_one_refuses(world: World) -> None:
+    """Whatever is cached, a run under a config ends alike."""
+    body = world.body
+
+    def of(stage: Stage) -> Any:
+        def run(context: StageContext) -> Outcome:
+            made = body(stage)(context)
+            found = {"data/quarantined": 3.0, "latents/quarantined": 0.0, "latents/canary_psnr": 12.0}
+            return Outcome(made.files, 197, {**made.metrics, **found}, made.details)
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stage, "body", property(of))
+        world.run("data.quarantine_budget=0.02", until="encode")
+    made = world.manifest("prepare")
+    assert made is not None
+    assert made.uncounted["data.quarantine_budget"] == 0.02
+    assert "data.quarantine_budget" not in made.config
+    assert world.run("data.quarantine_budget=0.5", until="encode") == []
+    refused = r"prepare/\w+ was made with 3 of 200 images unreadable.*data.quarantine_budget 0.01.*nothing is made anew"
+    with pytest.raises(DataError, match=refused):
+        world.run(until="encode")
+    with pytest.raises(DataError, match=refused):
+        world.driver().run_stage("train-tokenizer")
+    canary = ("data.quarantine_budget=0.02", "encode.canary_psnr=20")
+    with pytest.raises(DataError, match=r"decode with a PSNR of 12.0 dB, less than encode.canary_psnr 20.0"):
+        world.run(*canary)
+    assert world.run(*canary, until="analyze") == [], "these do not need the latents"
+    assert world.connected == 1
+
+
 def test_without_a_source_nothing_starts(world: World) -> None:
     with pytest.raises(ConfigError, match=r"has no data source.*data\.uri"):
         world.run("data.format=folder")
