@@ -57,7 +57,7 @@ class DataConfig(Section):
     uri: str | None = Field(None, description="file:// or s3:// URI of the training images. None: not set yet.")
     revision: str | None = Field(
         None,
-        description="Digest of the source's listing. None: from `data index`; else the source must match.",
+        description="Digest of what the source holds. None: from `data index`; else the source must match.",
     )
     validation_uri: str | None = Field(None, description="URI of the validation images. None: a share of `uri`.")
     validation_share: Share = Field(0.1, description="Share of the images held out if there is no validation_uri.")

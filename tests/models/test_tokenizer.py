@@ -40,6 +40,18 @@ def test_an_image_does_not_depend_on_its_batch():
     torch.testing.assert_close(model.decode(model.encode(x).mean_BDhw)[1:2], alone, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_latents_do_not_depend_on_the_batch(batch):
+    """As they are stored, in fp16: but for the last place, which float sums in another order could move."""
+    model, x = tokenizer(), images(8)
+    torch.nn.init.normal_(model.moments_head.weight)
+    with torch.inference_mode():
+        parts = torch.cat([model.encode(part).mean_BDhw for part in torch.split(x, batch)])
+        whole = model.encode(x).mean_BDhw
+    assert whole.std() > 0.1
+    torch.testing.assert_close(parts.half(), whole.half(), rtol=2**-10, atol=2**-14)
+
+
 def test_kl_is_that_of_torch_distributions_summed():
     mean, logvar = torch.randn(2, 5, 3, 4, 4).unbind(0)
     prior = Normal(torch.zeros_like(mean), torch.ones_like(mean))

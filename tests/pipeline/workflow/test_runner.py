@@ -260,9 +260,8 @@ def test_a_replaced_image_of_the_same_size_makes_new_data(world: World, tmp_path
     source = folder_of_images(tmp_path / "images")
     sets = ["data.format=folder", f"data.uri={source.as_uri()}"]
     world.run(*sets, until="prepare")
-    one, two = source / "cat" / "1.png", source / "cat" / "2.png"
-    assert one.stat().st_size == two.stat().st_size
-    shutil.copy(two, one)
+    image = source / "cat" / "1.png"
+    image.write_bytes(image.read_bytes()[::-1])
     assert world.run(*sets, until="prepare") == ["prepare"]
 
 
