@@ -7,13 +7,12 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal
 
 from pipeline.config import DataConfig
+from pipeline.data.split import Split
 from pipeline.errors import DataError, StorageError
 from pipeline.storage import Entry, Storage, open_storage, split_uri
 
-Split = Literal["train", "validation"]
 DIGITS = 1797  # images in scikit-learn's digits
 DIGITS_CLASSES = 10
 DIGITS_REVISION = hashlib.sha256(b"scikit-learn digits: 1797 images of 8 x 8, 16 grey levels").hexdigest()

@@ -3,7 +3,6 @@
 The stage `prepare` runs the units in parallel.
 """
 
-import hashlib
 import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -14,9 +13,9 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.artifacts import hash_file
 from pipeline.config import DataConfig
 from pipeline.data.decode import UnreadableImage, decode_image
-from pipeline.data.listing import Split
 from pipeline.data.shards import ImageShardWriter, ShardRecord, StoredExample
 from pipeline.data.sources import Unit, read_unit
+from pipeline.data.split import Split, split_of
 from pipeline.errors import DataError
 from pipeline.storage import Storage
 
@@ -50,16 +49,6 @@ def prepare_unit(unit: Unit, data: DataConfig, seed: int, storage: Storage, pref
         writers, quarantined = _write_shards(unit, data, seed, Path(folder))
         shards = [_upload(writers[split], split, unit.index, storage, prefix) for split in sorted(writers)]
     return PreparedUnit(index=unit.index, shards=tuple(shards), quarantined=tuple(quarantined))
-
-
-def split_of(key: str, seed: int, validation_share: float) -> Split:
-    """The split of an image of a source without splits: validation if a hash of (seed, key) is below the share.
-
-    It is independent of the other images: adding images does not change the split of existing ones.
-    """
-    digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
-    drawn = int.from_bytes(digest[:8], "big") / 2**64
-    return "validation" if drawn < validation_share else "train"
 
 
 def check_prepared(units: Iterable[PreparedUnit], data: DataConfig) -> None:

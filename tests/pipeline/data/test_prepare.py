@@ -7,8 +7,9 @@ from PIL import Image
 
 from pipeline.config.schema import DataConfig
 from pipeline.data.listing import list_source
-from pipeline.data.prepare import PreparedUnit, check_prepared, prepare_unit, split_of
+from pipeline.data.prepare import PreparedUnit, check_prepared, prepare_unit
 from pipeline.data.sources import work_units
+from pipeline.data.split import split_of
 from pipeline.errors import DataError
 from pipeline.storage.uri import open_storage
 from tests.support import sources
@@ -99,16 +100,6 @@ def test_bad_labels_stop_the_stage_and_leave_no_shard(any_root: str) -> None:
     with pytest.raises(DataError, match="label 99 is out of range"):
         prepared(data, any_root)
     assert list(open_storage(any_root).list("prepare")) == []
-
-
-def test_shares_are_stable_and_seeded() -> None:
-    keys = [f"{i}.png" for i in range(4000)]
-    chosen = {key for key in keys if split_of(key, 0, 0.1) == "validation"}
-    assert 300 < len(chosen) < 500
-    assert chosen < {key for key in keys if split_of(key, 0, 0.2) == "validation"}
-    assert chosen != {key for key in keys if split_of(key, 1, 0.1) == "validation"}
-    assert {split_of(key, 0, 1.0) for key in keys} == {"validation"}
-    assert {split_of(key, 0, 0.0) for key in keys} == {"train"}
 
 
 def test_digits(any_root: str) -> None:
