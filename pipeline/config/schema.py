@@ -54,13 +54,26 @@ class DataConfig(Section):
         description="Format of the source: scikit-learn's built-in digits, one folder per class (as ImageNet), "
         "Parquet files with image and label columns (as Hugging Face), or WebDataset tars.",
     )
-    uri: str | None = Field(None, description="file:// or s3:// URI of the training images. None: not set yet.")
+    uri: str | None = Field(
+        None,
+        description="file:// or s3:// URI of the training images, or a glob (*, ?, [...], **, {a,b}). Folders or files "
+        "named train, val or test are recognised as splits. None: not set yet.",
+    )
     revision: str | None = Field(
         None,
         description="Digest of the source's listing. None: from `data index`; else the source must match.",
     )
-    validation_uri: str | None = Field(None, description="URI of the validation images. None: a share of `uri`.")
-    validation_share: Share = Field(0.1, description="Share of the images held out if there is no validation_uri.")
+    validation_uri: str | None = Field(
+        None,
+        description="URI or glob of the validation images. None: the validation or test split of `uri`, else a share.",
+    )
+    validation_share: Share = Field(0.1, description="Share of the images held out if there is no validation split.")
+    image_column: str | None = Field(
+        None, description="Column of the encoded images in Parquet files. None: found by its name, such as image."
+    )
+    label_column: str | None = Field(
+        None, description="Column of the labels in Parquet files. None: found by its name, such as label."
+    )
     image_size: int = Field(256, ge=6, le=8192, description="Side of the models' images, in pixels.")
     classes: int | None = Field(
         None,

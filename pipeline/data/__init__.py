@@ -12,7 +12,8 @@ from pipeline.data.index import (
     revision_of,
     write_index,
 )
-from pipeline.data.listing import DIGITS, Split, list_source
+from pipeline.data.listing import DIGITS, list_source
+from pipeline.data.split import Split
 from pipeline.lazy import lazy
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
     from pipeline.data.folders import FolderUnit
     from pipeline.data.loader import ImageLoader, LatentLoader, Plan
     from pipeline.data.mirror import Mirror, StoredShard, mirror_directory, open_mirror
-    from pipeline.data.prepare import PreparedUnit, check_prepared, prepare_unit
+    from pipeline.data.prepare import PreparedUnit, broken_links, check_prepared, prepare_unit
     from pipeline.data.prepared import Rows, choose_rows, read_images
     from pipeline.data.shards import write_latent_shard
-    from pipeline.data.sources import Unit, work_units
+    from pipeline.data.sources import Exceptions, Unit, class_names, exceptions_of, work_units
     from pipeline.data.store import IMAGE_COLUMNS, LATENT_COLUMNS, ImageStore, Labels, LatentStore
     from pipeline.data.tars import TarUnit
 else:
@@ -33,10 +34,10 @@ else:
         folders="FolderUnit",
         loader="ImageLoader LatentLoader Plan",
         mirror="Mirror StoredShard mirror_directory open_mirror",
-        prepare="PreparedUnit check_prepared prepare_unit",
+        prepare="PreparedUnit broken_links check_prepared prepare_unit",
         prepared="Rows choose_rows read_images",
         shards="write_latent_shard",
-        sources="Unit work_units",
+        sources="Exceptions Unit class_names exceptions_of work_units",
         store="IMAGE_COLUMNS LATENT_COLUMNS ImageStore Labels LatentStore",
         tars="TarUnit",
     )

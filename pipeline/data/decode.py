@@ -3,6 +3,7 @@
 Legend: B images, H rows, W columns.
 """
 
+import importlib.util
 import io
 import warnings
 from collections.abc import Sequence
@@ -16,7 +17,13 @@ Encoded = bytes | memoryview
 Pixels = npt.NDArray[np.uint8]
 
 # Formats whose decoders are considered safe for untrusted files. JPEG includes MPO, which phones write.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF"]
+HEIF = importlib.util.find_spec("pillow_heif") is not None  # the extra `heif` is installed
+if HEIF:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    FORMATS.append("HEIF")
 _STRIP = 16  # images per task of the thread pool: a single one may take less time than its dispatch
 # Mean bytes per image from which threads are used: Pillow reacquires the GIL several times per image, which for small
 # images costs more than the work (measured: two threads are half as fast as one at 32 x 32, faster at 64 x 64).

@@ -3,16 +3,20 @@
 The layouts are in `folders.py`, `parquet.py` and `tars.py`.
 """
 
+import math
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import DataError
 from pipeline.storage import arrow_error
 
+_SHOWN = 60  # characters of a value in a message
 AHEAD = 16  # files that are read concurrently, to hide the latency of a bucket
 
 
@@ -42,9 +46,31 @@ def read_errors(where: str, what: str) -> Iterator[None]:
 
 
 def as_label(value: Any, where: str) -> int:
-    try:
-        return int(value)
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"{where}: label {value!r} is not an integer", "Use labels from 0 to data.classes - 1."
-        ) from error
+    """A whole number, also as a float such as 3.0 or as text. DataError that says what else it is."""
+    number = value
+    if isinstance(value, str):
+        try:
+            number = float(value)
+            number = int(value) if math.isfinite(number) and number.is_integer() and "." not in value else number
+        except ValueError:
+            pass
+    if isinstance(number, int | np.integer) and not isinstance(number, bool):
+        return int(number)
+    if isinstance(number, float | np.floating | Decimal) and math.isfinite(number) and number == int(number):
+        return int(number)
+    raise DataError(f"{where}: label {_shown(value)} is {_not_whole(number)}", "Use labels from 0 to data.classes - 1.")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if isinstance(value, str | bytes | list | dict) else str(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _not_whole(value: Any) -> str:
+    if value is None:
+        return "missing, not an integer"
+    if isinstance(value, bool):
+        return "a truth value, not an integer"
+    if isinstance(value, float | np.floating | Decimal) and not math.isfinite(value):
+        return "not a number" if math.isnan(value) else "infinite, not an integer"
+    return "not an integer"

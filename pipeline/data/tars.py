@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pipeline.data.listing import Split
 from pipeline.data.raw import RawExample, as_label, read_errors
+from pipeline.data.split import Split
 from pipeline.errors import DataError
 from pipeline.storage import Storage, open_storage
 

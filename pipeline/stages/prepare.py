@@ -4,12 +4,26 @@ The listing is split into units; a unit is a Ray task with its own record, so th
 Reading, decoding and writing are in `pipeline.data`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.artifacts import FileRecord, Outcome
 from pipeline.config import Config
-from pipeline.data import FolderUnit, PreparedUnit, TarUnit, Unit, check_prepared, list_source, prepare_unit, work_units
+from pipeline.data import (
+    Exceptions,
+    FolderUnit,
+    PreparedUnit,
+    TarUnit,
+    Unit,
+    broken_links,
+    check_prepared,
+    class_names,
+    exceptions_of,
+    list_source,
+    prepare_unit,
+    work_units,
+)
 from pipeline.errors import DataError
 from pipeline.storage import open_storage
 from pipeline.workflow import StageContext
@@ -23,24 +37,40 @@ class Spec:
     config: Config
     root: str
     folder: str
+    training: frozenset[str]  # keys that train whatever the hash says
 
 
 def prepare(spec: Spec) -> dict[str, Any]:
     """Read, check and write one unit; returns its `PreparedUnit` as JSON."""
-    storage = open_storage(spec.root)
-    return prepare_unit(spec.unit, spec.config.data, spec.config.seed, storage, spec.folder).model_dump(mode="json")
+    storage, config = open_storage(spec.root), spec.config
+    made = prepare_unit(spec.unit, config.data, config.seed, storage, spec.folder, spec.training)
+    return made.model_dump(mode="json")
 
 
 def run(context: StageContext) -> Outcome:
     data = context.config.data
     listing = list_source(data)
+    work = work_units(listing, data)
+    names = class_names(listing, data)
+    exceptions = exceptions_of(work, data, context.config.seed)
+    remarks = [*listing.remarks, *_about(exceptions)]
+    for remark in remarks:
+        context.say(remark)
     specs = [
-        Spec(unit, context.config, context.storage.root, context.writer.folder) for unit in work_units(listing, data)
+        Spec(
+            unit,
+            context.config,
+            context.storage.root,
+            context.writer.folder,
+            exceptions.training.get(unit.index, frozenset()),
+        )
+        for unit in work
     ]
     weights = [_images(spec.unit, data.shard_rows) for spec in specs]
     records = context.map(prepare, specs, weights, unit="images")
     units = [PreparedUnit.model_validate(record) for record in records]
-    check_prepared(units, data)
+    units.append(broken_links(listing, len(units)))
+    check_prepared(units, data, names)
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     for shard in (shard for unit in units for shard in unit.shards):
         context.writer.add_stored(shard.path, FileRecord(bytes=shard.bytes, sha256=shard.sha256))
@@ -63,9 +93,19 @@ def run(context: StageContext) -> Outcome:
         metrics,
         splits=splits,
         classes=data.class_count,
-        class_names=list(listing.classes),
+        class_names=list(names),
+        remarks=remarks,
+        skipped=listing.skipped,
         quarantined=quarantined,
     )
+
+
+def _about(exceptions: Exceptions) -> Iterator[str]:
+    forced = sum(map(len, exceptions.training.values()))
+    if forced:
+        yield f"{forced} classes train on one image that the share would hold out, as they had no other"
+    if exceptions.untrained:
+        yield f"{exceptions.untrained} classes have a single image, which validates: they are not trained on"
 
 
 def _images(unit: Unit, shard_rows: int) -> int:

@@ -7,13 +7,14 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.storage.base import Entry, storage_errors
 
 _TEMPORARY = ".tmp-"
+_ABSENT = (errno.ENOENT, errno.ELOOP)
 
 
 class LocalStorage:
@@ -88,11 +89,12 @@ class LocalStorage:
             if not base.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "is not a folder", str(base))
             found = []
-            for folder, _, names in os.walk(base, onerror=on_error, followlinks=True):
+            for folder, folders, names in os.walk(base, onerror=on_error, followlinks=True):
+                folders[:] = [name for name in folders if not _leads_up(Path(folder, name))]
                 for name in names:
                     if not name.startswith(_TEMPORARY):
                         file = Path(folder, name)
-                        with suppress(FileNotFoundError):  # deleted in the meantime
+                        with _absent():  # deleted in the meantime, or a link that leads nowhere
                             found.append(Entry(file.relative_to(self.folder).as_posix(), file.stat().st_size))
         yield from sorted(found)
 
@@ -138,6 +140,48 @@ class LocalStorage:
                 yield temporary
             finally:
                 temporary.unlink(missing_ok=True)
+
+
+def broken_links(folder: Path) -> Iterator[tuple[str, str]]:
+    """The paths of symbolic links below a folder that lead nowhere, relative to it, and what is wrong with each.
+
+    `Storage.list` leaves them out.
+    """
+    waiting = [str(folder)]
+    while waiting:
+        path = waiting.pop()
+        with storage_errors(path), os.scandir(path) as scanned:
+            entries = list(scanned)
+        for entry in entries:
+            wrong = _what_is_wrong(entry) if entry.is_symlink() else ""
+            if wrong:
+                yield Path(entry.path).relative_to(folder).as_posix(), wrong
+            elif entry.is_dir() and not _leads_up(Path(entry.path)):
+                waiting.append(entry.path)
+
+
+def _what_is_wrong(link: os.DirEntry[str]) -> str:
+    try:
+        link.stat()
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
+        return "a link to itself" if error.errno == errno.ELOOP else "a link to nothing"
+    return ""
+
+
+def _leads_up(folder: Path) -> bool:
+    """Whether it is a link to a folder that contains it."""
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
+
+
+@contextmanager
+def _absent() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
 
 
 def _write_through(path: Path, data: bytes) -> None:

@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from pipeline import cluster, metrics, tracking
 from pipeline.artifacts import (
     SHORT,
@@ -203,6 +205,7 @@ class Runner:
                 lease=lease,
                 outbox=outbox,
                 progress=self.display.progress,
+                say=lambda text: self.display.say(f"  {escape(text)}"),
             )
             outcome: Outcome = stage.body(context)
             manifest = _manifest(context, counted_config(stage, self.config), outcome, lease.seconds())
