@@ -1,6 +1,7 @@
 """data index: list a source of images and record its index."""
 
 import typer
+from rich.markup import escape
 
 from pipeline.cli.options import Preset, Root, Sets, console
 from pipeline.config import load_config
@@ -20,3 +21,5 @@ def data_index(preset: Preset, set_: Sets = None, root: Root = None) -> None:
         listing = list_source(config.data, lambda files: status.update(f"listing {where}: {files} files"))
         index = write_index(open_storage(config.root), config.data, listing)
     console.print(f"{index.files} files, {index.bytes / 1e6:.1f} MB, revision {index.digest[:12]}", highlight=False)
+    for remark in listing.remarks:
+        console.print(escape(remark), highlight=False, soft_wrap=True)

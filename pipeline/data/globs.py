@@ -96,7 +96,7 @@ def parse_glob(uri: str) -> Glob:
     return Glob(
         root,
         tuple(tuple(pattern[shared:]) for pattern in patterns),
-        tuple("/".join(parts) for parts in written),
+        tuple(start + "/".join(parts) for parts in written),
         uri.endswith("/"),
     )
 
@@ -153,7 +153,7 @@ def _ends(parts: Sequence[str], pattern: Sequence[Part], at: int = 0) -> Iterato
     elif pattern[0] is _DEEP:
         for begin in range(at, len(parts) + 1):
             yield from _ends(parts, pattern[1:], begin)
-    elif at < len(parts):
+    elif at < len(parts) and (len(pattern) == 1 or at + 1 < len(parts)):  # what goes on after a part is a folder
         first = pattern[0]
         if first == parts[at] if isinstance(first, str) else first.match(parts[at]):
             yield from _ends(parts, pattern[1:], at + 1)
