@@ -47,8 +47,8 @@ class Storage(Protocol):
     def folders(self, prefix: str = "") -> Sequence[str]:
         """The names of the folders directly below `prefix`, sorted."""
 
-    def open(self, path: str) -> BinaryIO:
-        """A stream for reading."""
+    def open(self, path: str, start: int = 0) -> BinaryIO:
+        """A stream for reading from byte `start` on. Only the stream of a local file can be sought in."""
 
     def download(self, path: str, target: Path) -> None: ...
     def upload(self, source: Path, path: str) -> None: ...

@@ -103,9 +103,11 @@ class LocalStorage:
         with storage_errors(str(base)):
             return sorted(entry.name for entry in base.iterdir() if entry.is_dir()) if base.exists() else []
 
-    def open(self, path: str) -> BinaryIO:
+    def open(self, path: str, start: int = 0) -> BinaryIO:
         with storage_errors(str(self.local_path(path))):
-            return open(self.local_path(path), "rb")
+            stream = open(self.local_path(path), "rb")  # noqa: SIM115  # the caller closes it
+            stream.seek(start)
+            return stream
 
     def download(self, path: str, target: Path) -> None:
         with storage_errors(str(target)):

@@ -150,8 +150,8 @@ class S3Storage:
                 time.sleep(random.uniform(0, 1 / (1 + left)))
         raise AssertionError  # the last attempt returns or raises
 
-    def open(self, path: str) -> BinaryIO:
-        return cast(BinaryIO, io.BufferedReader(_Body(self, path), _BLOCK))
+    def open(self, path: str, start: int = 0) -> BinaryIO:
+        return cast(BinaryIO, io.BufferedReader(_Body(self, path, start), _BLOCK))
 
     def download(self, path: str, target: Path) -> None:
         with storage_errors(str(target)):
@@ -294,13 +294,13 @@ class _BrokenOffError(StorageError):
 
 
 class _Body(io.RawIOBase):
-    """An object's content as a stream. A broken connection is resumed at its offset, in the same version of the
-    object; _BrokenOffError if the object was replaced or the content is damaged.
+    """An object's content from byte `start` on, as a stream. A broken connection is resumed at its offset, in the same
+    version of the object; _BrokenOffError if the object was replaced or the content is damaged.
     """
 
-    def __init__(self, storage: S3Storage, path: str) -> None:
+    def __init__(self, storage: S3Storage, path: str, start: int = 0) -> None:
         super().__init__()
-        self._storage, self._path, self._at = storage, path, 0
+        self._storage, self._path, self._start, self._at = storage, path, start, start
         self._size, self.tag = 0, ""
         self._stream: Any = None
         self._stream = storage.call(path, self._get)
@@ -308,13 +308,15 @@ class _Body(io.RawIOBase):
     def _get(self) -> Any:
         request = self._storage._arguments(self._path)
         if self._at:
-            request |= {"Range": f"bytes={self._at}-", "IfMatch": self.tag}
+            request["Range"] = f"bytes={self._at}-"
+        if self._at > self._start:
+            request["IfMatch"] = self.tag
         answer = self._storage.client.get_object(**request)
         if "ETag" not in answer:
             raise not_s3_error("an object without an ETag")
-        if not self._at:
+        if self._at == self._start:
             # Without quotes: S3 accepts both forms in a condition, Ceph 16 at a put only the unquoted one.
-            self._size, self.tag = answer["ContentLength"], answer["ETag"].strip('"')
+            self._size, self.tag = self._at + answer["ContentLength"], answer["ETag"].strip('"')
         return answer["Body"]
 
     def readable(self) -> bool:

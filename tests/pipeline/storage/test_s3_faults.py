@@ -172,6 +172,9 @@ def test_a_body_that_breaks_off_goes_on_where_it_was(proxy: FaultProxy, root: st
     proxy.spoil_next("truncated", gets, times=4)
     with storage.open("a") as stream:
         assert b"".join(iter(lambda: stream.read(100_000), b"")) == content
+    proxy.spoil_next("truncated", gets, times=4)
+    with storage.open("a", 2_000_000) as stream:
+        assert stream.read() == content[2_000_000:]
 
 
 def test_two_versions_are_never_mixed(proxy: FaultProxy, root: str, hurried: None) -> None:

@@ -38,6 +38,8 @@ def test_what_is_written_is_read(any_root: str, tmp_path: Path) -> None:
     assert not storage.exists("a")
     with storage.open("a/b.txt") as stream:
         assert stream.read(1) + stream.read() == b"two"
+    with storage.open("a/b.txt", 1) as stream:
+        assert stream.read() == b"wo"
     storage.download("a/b.txt", tmp_path / "new" / "copy")
     storage.upload(tmp_path / "new" / "copy", "c.txt")
     assert storage.read("c.txt") == b"two"
