@@ -2,8 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pipeline.artifacts.manifest import SHORT, FileRecord, Manifest
 from pipeline.errors import ContractError
@@ -48,6 +50,17 @@ def read_checked(storage: Storage, manifest: Manifest, name: str) -> bytes:
     if hashlib.sha256(data).hexdigest() != manifest.files[name].sha256:
         raise _broken(storage, manifest, name)
     return data
+
+
+@contextmanager
+def checked_copy(storage: Storage, manifest: Manifest, name: str) -> Iterator[Path]:
+    """A local path of one file of an artifact, its hash verified; a downloaded file is deleted at the end of the block.
+
+    ContractError if it is missing or does not match the manifest. Memory does not grow with the file.
+    """
+    with TemporaryDirectory(prefix="dvae-") as folder:
+        (path,) = local_copies(storage, manifest, [name], Path(folder)).values()
+        yield path
 
 
 def _broken(storage: Storage, manifest: Manifest, name: str) -> ContractError:

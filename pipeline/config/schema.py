@@ -86,7 +86,10 @@ class DataConfig(Section):
         "full", description="full: permute all rows per epoch. window: for data larger than a disk."
     )
     window_rows: int = Field(65536, ge=1, description="Rows per window for shuffle: window.")
-    shard_rows: int = Field(2048, ge=1, description="Images per shard of the prepared data.")
+    shard_rows: int = Field(2048, ge=1, description="Images per shard of the prepared data, at most.")
+    shard_bytes: int = Field(
+        256 << 20, ge=1 << 20, description="Bytes of images per shard, at most; a larger image has a shard of its own."
+    )
     max_pixels: int = Field(178_956_970, ge=1, description="Images with more pixels are quarantined without decoding.")
     quarantine_budget: Share = Field(0.01, description="Share of unreadable images above which the stage fails.")
 

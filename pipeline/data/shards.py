@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.data.listing import Split
+from pipeline.data.split import Split
 
 Moments = npt.NDArray[np.float16]
 
@@ -23,7 +23,8 @@ IMAGE_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("label", pa.int32(), nullable=False),
-        pa.field("image", pa.binary(), nullable=False),  # the encoded bytes of the source
+        # The encoded bytes of the source. Large: 32-bit offsets would overflow where a reader joins 2 GiB of them.
+        pa.field("image", pa.large_binary(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
     ]
@@ -57,23 +58,28 @@ class ShardRecord(BaseModel):
 
 
 class ImageShardWriter:
-    """Writes rows one by one to a local Parquet file, with one row group in memory. Use it in a `with` block."""
+    """Writes rows one by one to a local Parquet file, with one row group in memory. Use it in a `with` block.
+
+    A row group ends before 1024 rows, or 64 MiB of images; a larger image has one of its own.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows = 0
+        self.rows = self.bytes = 0  # of images, as they were added
         self.labels: Counter[int] = Counter()
         self._pending: list[StoredExample] = []
         self._pending_bytes = 0
         self._writer = pq.ParquetWriter(path, IMAGE_SCHEMA, compression="zstd", use_dictionary=["label"])
 
     def add(self, example: StoredExample) -> None:
+        size = len(example.image)
+        if self._pending and (len(self._pending) >= _GROUP_ROWS or self._pending_bytes + size > _GROUP_BYTES):
+            self._flush()
+        self._pending.append(example)
+        self._pending_bytes += size
         self.rows += 1
         self.labels[example.label] += 1
-        self._pending.append(example)
-        self._pending_bytes += len(example.image)
-        if len(self._pending) >= _GROUP_ROWS or self._pending_bytes >= _GROUP_BYTES:
-            self._flush()
+        self.bytes += size
 
     def _flush(self) -> None:
         columns = zip(*self._pending, strict=True)
@@ -81,15 +87,26 @@ class ImageShardWriter:
         self._writer.write_batch(pa.record_batch(arrays, schema=IMAGE_SCHEMA), row_group_size=_GROUP_ROWS)
         self._pending, self._pending_bytes = [], 0
 
+    def close(self) -> None:
+        """Complete the file."""
+        if self._pending:
+            self._flush()
+        self._writer.close()
+
+    def discard(self) -> None:
+        """Close the file without the rows in memory."""
+        self._writer.close()
+
     def __enter__(self) -> "ImageShardWriter":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None and self._pending:
-            self._flush()
-        self._writer.close()
+        if error is None:
+            self.close()
+        else:
+            self.discard()
 
 
 def write_latent_shard(

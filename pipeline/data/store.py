@@ -29,7 +29,7 @@ class _Images(NamedTuple):
     """Views of a record batch: image r is data[offsets[r] : offsets[r + 1]]."""
 
     labels: npt.NDArray[np.int32]
-    offsets: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int32] | npt.NDArray[np.int64]
     data: memoryview
 
 
@@ -100,10 +100,14 @@ class ImageStore(_Rows[_Images]):
         return images, labels
 
     def _view(self, batch: pa.RecordBatch) -> _Images:
-        _, offsets, data = batch.column("image").buffers()
-        return _Images(
-            _numbers(batch.column("label")), np.frombuffer(offsets, np.int32, batch.num_rows + 1), memoryview(data)
-        )
+        images = batch.column("image")
+        _, offsets, data = images.buffers()
+        starts: npt.NDArray[np.int32] | npt.NDArray[np.int64]
+        if pa.types.is_large_binary(images.type):
+            starts = np.frombuffer(offsets, np.int64, batch.num_rows + 1)
+        else:
+            starts = np.frombuffer(offsets, np.int32, batch.num_rows + 1)
+        return _Images(_numbers(batch.column("label")), starts, memoryview(data))
 
 
 class LatentStore(_Rows[_Latents]):

@@ -17,7 +17,7 @@ import numpy as np
 
 from models.choices import LEVELS
 from pipeline import cluster
-from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome, read_checked
+from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome, checked_copy
 from pipeline.errors import DataError, PipelineError
 from pipeline.storage import open_storage
 from pipeline.workflow import StageContext
@@ -159,14 +159,11 @@ def decode_chunks(row: dict[str, Any], plan: Plan) -> list[dict[str, Any]]:
 
 def _examples(plan: Plan, shard: Shard) -> list[dict[str, Any]]:
     """The rows of the prepared file for this shard: key, label and encoded image."""
-    import io
+    from pipeline.data import read_rows
 
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(io.BytesIO(read_checked(open_storage(plan.root), plan.prepare, shard.source))) as file:
-        table = file.read(columns=["key", "label", "image"]).slice(shard.start, shard.rows)
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return rows
+    rows = range(shard.start, shard.start + shard.rows)
+    with checked_copy(open_storage(plan.root), plan.prepare, shard.source) as path:
+        return [row for table in read_rows(path, rows, ("key", "label", "image")) for row in table.to_pylist()]
 
 
 def _chunk(

@@ -33,7 +33,20 @@ def test_row_groups_end_at_their_bytes(tmp_path: Path, monkeypatch: pytest.Monke
     with ImageShardWriter(tmp_path / "a") as writer:
         for i in range(6):
             writer.add(StoredExample(str(i), 0, b"x" * 60, 1, 1))
-    assert pq.read_metadata(tmp_path / "a").num_row_groups == 3
+    assert pq.read_metadata(tmp_path / "a").num_row_groups == 6
+
+
+def test_an_image_that_would_pass_the_bytes_begins_another_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.data.shards._GROUP_BYTES", 100)
+    sizes = [60, 40, 1, 500, 30, 30]
+    with ImageShardWriter(tmp_path / "a") as writer:
+        for i, size in enumerate(sizes):
+            writer.add(StoredExample(str(i), i % 2, b"x" * size, 1, 1))
+    assert (writer.rows, writer.bytes, dict(writer.labels)) == (6, sum(sizes), {0: 3, 1: 3})
+    metadata = pq.read_metadata(tmp_path / "a")
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [2, 1, 1, 2]
 
 
 def test_latent_shard_round_trip_and_encoding(tmp_path: Path) -> None:
