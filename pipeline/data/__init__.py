@@ -12,7 +12,7 @@ from pipeline.data.index import (
     revision_of,
     write_index,
 )
-from pipeline.data.listing import DIGITS, list_source
+from pipeline.data.listing import DIGITS, Listing, list_source
 from pipeline.data.split import Split
 from pipeline.lazy import lazy
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from pipeline.data.loader import ImageLoader, LatentLoader, Plan
     from pipeline.data.mirror import Mirror, StoredShard, mirror_directory, open_mirror
     from pipeline.data.prepare import PreparedUnit, broken_links, check_prepared, prepare_unit
-    from pipeline.data.prepared import Rows, choose_rows, read_images
+    from pipeline.data.prepared import Rows, choose_rows, read_images, read_rows
     from pipeline.data.shards import write_latent_shard
-    from pipeline.data.sources import Exceptions, Unit, class_names, exceptions_of, work_units
+    from pipeline.data.sources import Exceptions, Unit, class_names, exceptions_of, listed_tars, work_units
     from pipeline.data.store import IMAGE_COLUMNS, LATENT_COLUMNS, ImageStore, Labels, LatentStore
-    from pipeline.data.tars import TarUnit
+    from pipeline.data.tars import TarIndex, TarUnit, index_tar
 else:
     __getattr__ = lazy(
         __name__,
@@ -35,9 +35,9 @@ else:
         loader="ImageLoader LatentLoader Plan",
         mirror="Mirror StoredShard mirror_directory open_mirror",
         prepare="PreparedUnit broken_links check_prepared prepare_unit",
-        prepared="Rows choose_rows read_images",
+        prepared="Rows choose_rows read_images read_rows",
         shards="write_latent_shard",
-        sources="Exceptions Unit class_names exceptions_of work_units",
+        sources="Exceptions Unit class_names exceptions_of listed_tars work_units",
         store="IMAGE_COLUMNS LATENT_COLUMNS ImageStore Labels LatentStore",
-        tars="TarUnit",
+        tars="TarIndex TarUnit index_tar",
     )

@@ -15,14 +15,12 @@ from PIL import Image
 
 from pipeline.config import DataConfig
 from pipeline.data import parquet
-from pipeline.data.decode import HEIF
 from pipeline.data.folders import FolderUnit, folder_units
 from pipeline.data.listing import DIGITS, Listing
 from pipeline.data.parquet import ParquetUnit, parquet_units
-from pipeline.data.raw import AHEAD, RawExample
+from pipeline.data.raw import AHEAD, RawExample, check_heif, check_label
 from pipeline.data.split import Split, forced_training, split_of, without_training
-from pipeline.data.tars import TarUnit
-from pipeline.errors import DataError
+from pipeline.data.tars import TarIndex, TarUnit, index_tar, tar_units
 from pipeline.storage import Entry
 
 
@@ -49,19 +47,23 @@ class DigitsUnit:
 Unit = DigitsUnit | FolderUnit | ParquetUnit | TarUnit
 
 
-def work_units(listing: Listing, data: DataConfig) -> list[Unit]:
-    """The units of both splits, of `data.shard_rows` images each (a tar is one unit), numbered in order.
+def work_units(listing: Listing, data: DataConfig, tars: Sequence[TarIndex] | None = None) -> list[Unit]:
+    """The units of both splits, of `data.shard_rows` images each (a compressed tar is one), numbered in order.
 
     A pure function of the source's content. In units without a split, each row is assigned to one later. Reads the
     footers of Parquet files; DataError if one is damaged or lacks image or label columns, and for HEIF images without
-    the package that reads them.
+    the package that reads them. `tars`: the indices of the tars of `listed_tars`; None: they are made here, with errors
+    as `index_tar`.
     """
-    _check_heif(listing)
+    check_heif(listing.train_root, listing.heif)
     size = data.shard_rows
     if listing.format == "digits":
         starts = enumerate(range(0, DIGITS, size))
         return [DigitsUnit(index, None, start, min(start + size, DIGITS)) for index, start in starts]
     units: list[Unit] = []
+    if tars is None:
+        tars = [index_tar(root, entry.path, data.class_count) for root, entry in listed_tars(listing)]
+    indices = iter(tars)
     for split, root, entries in _splits(listing):
         if listing.format == "folder":
             level = listing.validation_level if split == "validation" else listing.train_level
@@ -69,8 +71,16 @@ def work_units(listing: Listing, data: DataConfig) -> list[Unit]:
         elif listing.format == "parquet":
             units += parquet_units(len(units), split, root, entries, data)
         else:
-            units += [TarUnit(len(units) + i, split, root, entry.path) for i, entry in enumerate(entries)]
+            for _ in entries:
+                units += tar_units(len(units), split, root, next(indices), size)
     return units
+
+
+def listed_tars(listing: Listing) -> list[tuple[str, Entry]]:
+    """Each tar of both splits with its root, in order; none for other formats."""
+    if listing.format != "webdataset":
+        return []
+    return [(root, entry) for _, root, entries in _splits(listing) for entry in entries]
 
 
 def class_names(listing: Listing, data: DataConfig) -> tuple[str, ...]:
@@ -92,18 +102,16 @@ class Exceptions(NamedTuple):
 
 def exceptions_of(units: Sequence[Unit], data: DataConfig, seed: int) -> Exceptions:
     """See `forced_training`. Reads the labels of Parquet files. DataError for a label that is no whole number."""
-    drawn = [unit for unit in units if unit.split is None and isinstance(unit, FolderUnit | ParquetUnit)]
+    drawn = [unit for unit in units if unit.split is None and not isinstance(unit, DigitsUnit)]
     trained: set[int] = set()
     held: dict[int, dict[str, int]] = {}  # label -> key -> unit, of labels of which no image trains so far
-    with ThreadPoolExecutor(AHEAD, "labels") as pool:
-        for unit, labels in zip(drawn, pool.map(lambda unit: list(unit.labels()), drawn), strict=True):
-            for key, label in labels:
-                if label in trained:
-                    continue
-                held.setdefault(label, {})[key] = unit.index
-                if split_of(key, seed, data.validation_share) == "train":
-                    trained.add(label)
-                    del held[label]
+    for unit, key, label in _labelled(drawn):
+        if label in trained:
+            continue
+        held.setdefault(label, {})[key] = unit.index
+        if split_of(key, seed, data.validation_share) == "train":
+            trained.add(label)
+            del held[label]
     forced = forced_training(held, seed, data.validation_share)
     training: dict[int, frozenset[str]] = {}
     for keys in held.values():
@@ -112,13 +120,14 @@ def exceptions_of(units: Sequence[Unit], data: DataConfig, seed: int) -> Excepti
     return Exceptions(training, without_training(held, seed, data.validation_share))
 
 
-def _check_heif(listing: Listing) -> None:
-    """DataError if HEIF images cannot be read here: quarantined, they would stay so after the package is installed."""
-    if listing.heif and not HEIF:
-        raise DataError(
-            f"{listing.train_root}: {len(listing.heif)} HEIF images, such as {listing.heif[0]}, need pillow-heif",
-            "Install it on every node: pip install 'denoising-vae[heif]'. Or convert the images.",
-        )
+def _labelled(units: Sequence[FolderUnit | ParquetUnit | TarUnit]) -> Iterator[tuple[Unit, str, int]]:
+    """Each unit with the key and label of each of its images; the labels of a few units are in memory."""
+    with ThreadPoolExecutor(AHEAD, "labels") as pool:
+        for start in range(0, len(units), AHEAD):
+            part = units[start : start + AHEAD]
+            for unit, labels in zip(part, pool.map(lambda unit: list(unit.labels()), part), strict=True):
+                for key, label in labels:
+                    yield unit, key, label
 
 
 def _splits(listing: Listing) -> Iterator[tuple[Split | None, str, tuple[Entry, ...]]]:
@@ -136,9 +145,5 @@ def read_unit(unit: Unit, data: DataConfig) -> Iterator[RawExample]:
     is unavailable.
     """
     for example in unit.read():
-        if not 0 <= example.label < data.class_count:
-            raise DataError(
-                f"{example.key}: label {example.label} is out of range, data.classes is {data.class_count}",
-                "Set data.classes to the number of classes, or correct the label.",
-            )
+        check_label(example.label, example.key, data.class_count)
         yield example

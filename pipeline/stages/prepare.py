@@ -1,9 +1,11 @@
 """prepare: the source's images as Parquet shards of a training and a validation split; every image is readable.
 
 The listing is split into units; a unit is a Ray task with its own record, so that an interrupted attempt resumes.
-Reading, decoding and writing are in `pipeline.data`.
+Before that, tasks index the tars, by whose members they are split. Reading, decoding and writing are in
+`pipeline.data`.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,20 +15,34 @@ from pipeline.config import Config
 from pipeline.data import (
     Exceptions,
     FolderUnit,
+    Listing,
     PreparedUnit,
+    TarIndex,
     TarUnit,
     Unit,
     broken_links,
     check_prepared,
     class_names,
     exceptions_of,
+    index_tar,
     list_source,
+    listed_tars,
     prepare_unit,
     work_units,
 )
 from pipeline.errors import DataError
 from pipeline.storage import open_storage
 from pipeline.workflow import StageContext
+
+_INDEX_BYTES = 1 << 30  # of tars that one task indexes: many small ones, or one large one
+
+
+@dataclass(frozen=True)
+class TarSpec:
+    """One task of the index: some tars, each by root and path."""
+
+    tars: tuple[tuple[str, str], ...]
+    classes: int
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,11 @@ class Spec:
     training: frozenset[str]  # keys that train whatever the hash says
 
 
+def index(spec: TarSpec) -> dict[str, Any]:
+    """Index some tars; returns each `TarIndex` as JSON."""
+    return {"tars": [index_tar(*tar, spec.classes).model_dump(mode="json") for tar in spec.tars]}
+
+
 def prepare(spec: Spec) -> dict[str, Any]:
     """Read, check and write one unit; returns its `PreparedUnit` as JSON."""
     storage, config = open_storage(spec.root), spec.config
@@ -50,7 +71,8 @@ def prepare(spec: Spec) -> dict[str, Any]:
 def run(context: StageContext) -> Outcome:
     data = context.config.data
     listing = list_source(data)
-    work = work_units(listing, data)
+    tars = _indexed_tars(context, listing)
+    work = work_units(listing, data, tars)
     names = class_names(listing, data)
     exceptions = exceptions_of(work, data, context.config.seed)
     remarks = [*listing.remarks, *_about(exceptions)]
@@ -66,7 +88,7 @@ def run(context: StageContext) -> Outcome:
         )
         for unit in work
     ]
-    weights = [_images(spec.unit, data.shard_rows) for spec in specs]
+    weights = [_images(spec.unit) for spec in specs]
     records = context.map(prepare, specs, weights, unit="images")
     units = [PreparedUnit.model_validate(record) for record in records]
     units.append(broken_links(listing, len(units)))
@@ -95,9 +117,23 @@ def run(context: StageContext) -> Outcome:
         classes=data.class_count,
         class_names=list(names),
         remarks=remarks,
-        skipped=listing.skipped,
+        skipped=dict(sum((Counter(tar.skipped) for tar in tars), Counter(listing.skipped)).most_common()),
         quarantined=quarantined,
     )
+
+
+def _indexed_tars(context: StageContext, listing: Listing) -> list[TarIndex]:
+    """The index of each tar of the listing, made by tasks; none for other formats."""
+    specs, size = list[TarSpec](), 0
+    for root, entry in listed_tars(listing):
+        if specs and size + entry.bytes <= _INDEX_BYTES:
+            specs[-1] = TarSpec((*specs[-1].tars, (root, entry.path)), specs[-1].classes)
+            size += entry.bytes
+        else:
+            specs.append(TarSpec(((root, entry.path),), context.config.data.class_count))
+            size = entry.bytes
+    records = context.map(index, specs, [len(spec.tars) for spec in specs], unit="tars") if specs else []
+    return [TarIndex.model_validate(tar) for record in records for tar in record["tars"]]
 
 
 def _about(exceptions: Exceptions) -> Iterator[str]:
@@ -108,8 +144,7 @@ def _about(exceptions: Exceptions) -> Iterator[str]:
         yield f"{exceptions.untrained} classes have a single image, which validates: they are not trained on"
 
 
-def _images(unit: Unit, shard_rows: int) -> int:
-    """The number of images in a unit; an estimate for a tar, whose number is unknown before it is read."""
+def _images(unit: Unit) -> int:
     if isinstance(unit, TarUnit):
-        return shard_rows
+        return max(1, unit.rows)
     return len(unit.files) if isinstance(unit, FolderUnit) else unit.stop - unit.start

@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from pipeline.config.schema import DataConfig
-from pipeline.data import sources as source_units
 from pipeline.data.decode import FORMATS
 from pipeline.data.endings import HEIF_ENDINGS, IMAGE_ENDINGS, image_kind, is_ignored
 from pipeline.data.listing import Listing, list_source
@@ -132,10 +131,10 @@ def test_heif_images_want_a_package(name: str, tmp_path: Path, monkeypatch: pyte
     storage.write("ant/1.png", PNG)
     storage.write(f"bird/{name}", HEIC)
     data = DataConfig(uri=str(tmp_path), classes=2)
-    monkeypatch.setattr(source_units, "HEIF", False)
+    monkeypatch.setattr("pipeline.data.raw.HEIF", False)
     with pytest.raises(DataError, match=rf"1 HEIF images, such as bird/{name}, need pillow-heif.*\[heif\]"):
         work_units(list_source(data), data)
-    monkeypatch.setattr(source_units, "HEIF", True)
+    monkeypatch.setattr("pipeline.data.raw.HEIF", True)
     assert len(work_units(list_source(data), data)) == 1
 
 

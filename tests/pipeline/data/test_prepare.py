@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import io
 
@@ -62,7 +63,7 @@ def test_validation_uri_decides(any_root: str) -> None:
     data = DataConfig(uri=f"{any_root}/train", validation_uri=f"{any_root}/validation", classes=3)
     units = prepared(data, any_root)
     paths = [shard.path for unit in units for shard in unit.shards]
-    assert paths == ["shards/train-00000.parquet", "shards/validation-00001.parquet"]
+    assert paths == ["shards/train-00000-000.parquet", "shards/validation-00001-000.parquet"]
     assert len(rows_of(any_root, units, "validation")) == 3
 
 
@@ -84,6 +85,44 @@ def test_unreadable_images_are_quarantined(any_root: str) -> None:
     ):
         check_prepared(units, data)
     check_prepared(units, data.model_copy(update={"quarantine_budget": 0.25}))
+
+
+def test_shards_end_by_rows_and_by_bytes(any_root: str) -> None:
+    """A larger image has a shard of its own; the parts of a unit have its images in order."""
+    sides = [300, 300, 300, 20, 20, 20, 20, 700, 20, 300]
+    files = [sources.encoded(sources.picture(i, side, side), "BMP") for i, side in enumerate(sides)]
+    sources.put_folder(open_storage(f"{any_root}/source"), [(file, 0) for file in files])
+    data = DataConfig(uri=f"{any_root}/source", validation_uri=f"{any_root}/source", classes=1, shard_rows=10)
+    units = prepared(data.model_copy(update={"shard_bytes": 600_000}), any_root)
+    shards = [shard for unit in units for shard in unit.shards if shard.split == "train"]
+    assert [shard.path for shard in shards] == [f"shards/train-00000-{part:03d}.parquet" for part in range(4)]
+    assert [shard.rows for shard in shards] == [2, 5, 1, 2]
+    assert [row["image"] for row in rows_of(any_root, units, "train")] == files
+    assert [shard.bytes <= 610_000 for shard in shards] == [True, True, False, True]
+    by_rows = prepared(data.model_copy(update={"shard_rows": 3}), any_root)
+    assert [shard.rows for unit in by_rows for shard in unit.shards if shard.split == "train"] == [3, 3, 3, 1]
+
+
+def test_the_parts_of_a_compressed_tar(any_root: str) -> None:
+    """It is one unit, which a task reads once, and several shards."""
+    images = sources.examples(20)
+    open_storage(f"{any_root}/source").write("a.tgz", gzip.compress(sources.webdataset(images)))
+    data = DataConfig(format="webdataset", uri=f"{any_root}/source", classes=3, shard_rows=6, validation_share=0.3)
+    (unit,) = prepared(data, any_root)
+    assert all(shard.rows <= 6 for shard in unit.shards)
+    rows = [row for split in ("train", "validation") for row in rows_of(any_root, [unit], split)]
+    assert sorted((row["image"], row["label"]) for row in rows) == sorted(images)
+
+
+def test_what_a_tar_excludes_is_quarantined_with_the_rest(any_root: str) -> None:
+    images = sources.examples(3)
+    twice = [("1.png", images[0][0]), ("1.cls", b"1"), ("1.png", images[1][0]), ("2.png", b"x"), ("2.cls", b"2")]
+    open_storage(f"{any_root}/source").write("a.tar", sources.tar(twice))
+    data = DataConfig(format="webdataset", uri=f"{any_root}/source", classes=3)
+    (unit,) = prepared(data, any_root)
+    assert [image.key for image in unit.quarantined] == ["a.tar/1.png", "a.tar/2"]
+    with pytest.raises(DataError, match=r"2 of 3 images cannot be read; the first is a\.tar/1\.png: the key occurs"):
+        check_prepared([unit], data)
 
 
 def test_nothing_to_train_on(any_root: str) -> None:
