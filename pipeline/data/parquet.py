@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 _BATCH_ROWS = 64  # rows of a file in memory at once, fewer if they are large:
 _BATCH_BYTES = 32 << 20
-_BUFFER = 4 << 20  # bytes that are read at once; without it Arrow reads the whole column of a row group
+_BUFFER = 4 << 20  # bytes that are read at once; otherwise Arrow holds the whole column of a row group
 
 
 @dataclass(frozen=True)
@@ -42,28 +42,31 @@ class ParquetUnit:
     label_column: str
 
     def read(self) -> Iterator[RawExample]:
-        for row, batch in self._batches(self.image_column, self.label_column):
-            images, labels = batch.column(self.image_column), batch.column(self.label_column).to_pylist()
+        for first, rows, batch in self._batches(self.image_column, self.label_column):
+            images, labels = batch.column(self.image_column), batch.column(self.label_column)
             contents = pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images
-            for i, label in enumerate(labels):
-                key = self._key(row + i)
-                content = contents[i].as_py()
+            for row in rows:
+                key = self._key(first + row)
+                content = contents[row].as_py()
                 if content is None:
-                    _check_not_by_path(images[i].as_py(), key)
-                yield RawExample(key, as_label(label, key), content or b"")
+                    _check_not_by_path(images[row].as_py(), key)
+                yield RawExample(key, as_label(labels[row].as_py(), key), content or b"")
 
     def labels(self) -> Iterator[tuple[str, int]]:
         """The key and label of each row; no image is read."""
-        for row, batch in self._batches(self.label_column):
-            for i, label in enumerate(batch.column(self.label_column).to_pylist()):
-                key = self._key(row + i)
-                yield key, as_label(label, key)
+        for first, rows, batch in self._batches(self.label_column):
+            labels = batch.column(self.label_column).to_pylist()
+            for row in rows:
+                key = self._key(first + row)
+                yield key, as_label(labels[row], key)
 
     def _key(self, row: int) -> str:
         return f"{self.path}#{row}"
 
-    def _batches(self, *columns: str) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """The unit's rows of these columns in parts, each with the number of its first row in the file."""
+    def _batches(self, *columns: str) -> Iterator[tuple[int, range, pa.RecordBatch]]:
+        """Batches of these columns that have rows of this unit: the first row of the batch in the file, which rows of
+        the batch are the unit's, and the batch.
+        """
         with _parquet(*open_storage(self.uri).arrow(), self.path) as file:
             first = 0  # row of the file
             for number in range(file.num_row_groups):
@@ -75,13 +78,13 @@ class ParquetUnit:
 
     def _of_group(
         self, file: pq.ParquetFile, number: int, first: int, columns: list[str]
-    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+    ) -> Iterator[tuple[int, range, pa.RecordBatch]]:
         group = file.metadata.row_group(number)
         rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
         for batch in file.iter_batches(rows, row_groups=[number], columns=columns):
-            begin, end = max(self.start, first), min(self.stop, first + batch.num_rows)
-            if begin < end:
-                yield begin, batch.slice(begin - first, end - begin)
+            own = range(max(self.start - first, 0), min(self.stop - first, batch.num_rows))
+            if own:
+                yield first, own, batch
             first += batch.num_rows
             if first >= self.stop:
                 return
@@ -140,7 +143,8 @@ def _of_footers(root: str, entries: tuple[Entry, ...], look: Callable[[pq.Parque
 def _parquet(files: pyarrow.fs.FileSystem, root: str, path: str) -> Iterator[pq.ParquetFile]:
     """An open Parquet file, local or in a bucket; only the requested parts are read."""
     where = f"s3://{root}/{path}" if files.type_name == "s3" else f"{root}/{path}"
-    with read_errors(where, "Parquet"), pq.ParquetFile(f"{root}/{path}", filesystem=files, buffer_size=_BUFFER) as file:
+    sparing = {"buffer_size": _BUFFER, "pre_buffer": False}
+    with read_errors(where, "Parquet"), pq.ParquetFile(f"{root}/{path}", filesystem=files, **sparing) as file:
         yield file
 
 

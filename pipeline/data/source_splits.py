@@ -128,6 +128,8 @@ def _divided_folders(found: Found, where: str, uri: str) -> _Divided:
     others = sorted((nested | direct) - set(kinds))
     flat = [name for name in kinds if name not in nested]
     root = found.storage.root if found.explicit else uri.rstrip("/")
+    if len(nested | direct) == 1:
+        _check_not_deeper(found, where, root)
     if not any(name in nested for name in kinds):
         if not others and len({*kinds.values()} - {"train"}) > 0 and "train" in kinds.values():
             raise _flat(where, flat[0], root)
@@ -143,6 +145,21 @@ def _divided_folders(found: Found, where: str, uri: str) -> _Divided:
     parts = {name: _below(found, name.rstrip("/")) for name in usable}
     examples = {name: f"{root}/{name.rstrip('/')}" for name in usable}
     return _Divided(usable, parts, examples, tuple(f"{name}/ (it has no class folders)" for name in flat))
+
+
+def _check_not_deeper(found: Found, where: str, root: str) -> None:
+    """DataError if the splits lie in a folder that holds everything, such as archive/train and archive/val."""
+    folders = [entry.path.split("/")[:-1] for entry in found.entries]
+    first, last = min(folders), max(folders)
+    depth = next((i for i, part in enumerate(first) if last[i : i + 1] != [part]), len(first))
+    names = sorted({folder[depth] if len(folder) > depth else "" for folder in folders})
+    kinds = {folder_kind(name) for name in names}
+    if "train" in kinds and len(kinds) > 1 and None not in kinds:
+        above = "/".join(first[:depth])
+        raise DataError(
+            f"{where}: its splits {', '.join(f'{name}/' for name in names)} lie in {above}/",
+            f"Name that folder: data.uri={root}/{above}",
+        )
 
 
 def _flat(where: str, name: str, root: str) -> DataError:

@@ -96,6 +96,7 @@ COMMANDS = {
     "command": (("walk", "quickstart"), ("walk", "--help")),
     "class": (("sample", "quickstart", "--class", "10", "--out", "x"), ("--class 10", "0 to 9")),
     "negative class": (("sample", "quickstart", "--class", "-1", "--out", "x"), ("--class",)),
+    "class by an unknown name": (("sample", "quickstart", "--class", "cat", "--out", "x"), ("--class cat", "0 to 9")),
     "artifact's stage": (("artifact", "show", "nothing/0123"), ("'nothing'", "train-tokenizer")),
     "artifact": (("artifact", "show", "encode/0123"), ("encode/0123", "artifact ls")),
     "repair": (("artifact", "repair", "encode/0123"), ("encode/0123", "artifact ls")),

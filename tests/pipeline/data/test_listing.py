@@ -85,6 +85,24 @@ def test_class_folders_must_fit(tmp_path: Path) -> None:
         list_source(config("folder", train, validation_uri=str(tmp_path / "validation")))
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([str(i) for i in range(1, 13)], [str(i) for i in range(1, 13)]),
+        (["10", "9", "007", "7", "07"], ["007", "07", "7", "9", "10"]),
+        (["10", "9", "x"], ["10", "9", "x"]),
+        (["n02", "n01", "n10"], ["n01", "n02", "n10"]),
+        (["2", "１０", "1"], ["1", "2", "１０"]),
+        (["1.5", "10"], ["1.5", "10"]),
+    ],
+)
+def test_order_of_the_classes(names: list[str], expected: list[str], tmp_path: Path) -> None:
+    for name in names:
+        LocalStorage(tmp_path).write(f"{name}/1.png", b"x")
+    listing = list_source(config("folder", str(tmp_path), classes=None))
+    assert list(listing.classes) == expected
+
+
 def test_folder_without_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests may run as root, who may read anything: the refusal is made by hand."""
     sources.put_folder(LocalStorage(tmp_path), sources.examples(6))

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import io
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -8,8 +9,8 @@ from PIL import Image
 
 from pipeline.config.schema import DataConfig
 from pipeline.data.listing import list_source
-from pipeline.data.prepare import PreparedUnit, check_prepared, prepare_unit
-from pipeline.data.sources import work_units
+from pipeline.data.prepare import PreparedUnit, broken_links, check_prepared, prepare_unit
+from pipeline.data.sources import exceptions_of, work_units
 from pipeline.data.split import split_of
 from pipeline.errors import DataError
 from pipeline.storage.uri import open_storage
@@ -24,8 +25,11 @@ BAD = {
 
 
 def prepared(data: DataConfig, root: str) -> list[PreparedUnit]:
-    storage = open_storage(root)
-    return [prepare_unit(unit, data, 3, storage, "prepare/abc") for unit in work_units(list_source(data), data)]
+    storage, units = open_storage(root), work_units(list_source(data), data)
+    training = exceptions_of(units, data, 3).training
+    return [
+        prepare_unit(unit, data, 3, storage, "prepare/abc", training.get(unit.index, frozenset())) for unit in units
+    ]
 
 
 def rows_of(root: str, units: list[PreparedUnit], split: str) -> list[dict[str, object]]:
@@ -123,6 +127,56 @@ def test_what_a_tar_excludes_is_quarantined_with_the_rest(any_root: str) -> None
     assert [image.key for image in unit.quarantined] == ["a.tar/1.png", "a.tar/2"]
     with pytest.raises(DataError, match=r"2 of 3 images cannot be read; the first is a\.tar/1\.png: the key occurs"):
         check_prepared([unit], data)
+
+
+@pytest.mark.parametrize("layout", ["folder", "parquet"])
+def test_every_class_of_two_or_more_trains(layout: str, any_root: str) -> None:
+    """Sixty classes of two: a share of a quarter leaves some without a training image, unless it is looked at."""
+    images = sources.examples(121, classes=60)
+    images.append((sources.encoded(sources.picture(500)), 60))  # the only one of its class
+    sources.put_source(open_storage(f"{any_root}/source"), layout, images)
+    data = DataConfig.model_validate(
+        {"format": layout, "uri": f"{any_root}/source", "classes": 61, "shard_rows": 25, "validation_share": 0.25}
+    )
+    found = exceptions_of(work_units(list_source(data), data), data, 3)
+    assert sum(map(len, found.training.values())) > 0
+    train = rows_of(any_root, prepared(data, any_root), "train")
+    assert {row["label"] for row in train} == set(range(60 if found.untrained else 61))
+    forced = {key for keys in found.training.values() for key in keys}
+    assert all(split_of(str(row["key"]), 3, 0.25) == "train" or row["key"] in forced for row in train)
+    assert forced <= {row["key"] for row in train}
+
+
+def test_a_class_whose_training_images_are_unreadable(any_root: str) -> None:
+    storage = open_storage(f"{any_root}/source")
+    sources.put_folder(storage, sources.examples(30))
+    keys = [f"odd/{i}.png" for i in range(12)]
+    assert {split_of(key, 3, 0.5) for key in keys} == {"train", "validation"}
+    for i, key in enumerate(keys):
+        good = split_of(key, 3, 0.5) == "validation"
+        storage.write(key, sources.encoded(sources.picture(100 + i)) if good else b"")
+    data = DataConfig(uri=f"{any_root}/source", classes=4, validation_share=0.5, quarantine_budget=0.5)
+    names = list_source(data).classes
+    with pytest.raises(DataError, match=r"class 'odd' has no readable training image, and \d+ for validation. Repair"):
+        check_prepared(prepared(data, any_root), data, names)
+    for key in keys:
+        if split_of(key, 3, 0.5) == "train":
+            storage.delete(key)
+    check_prepared(prepared(data, any_root), data, names)  # as the hint says
+
+
+def test_links_that_lead_nowhere_are_quarantined(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    sources.put_folder(open_storage(f"{root}/source"), sources.examples(12))
+    (tmp_path / "source/class1/gone.png").symlink_to("nothing.png")
+    data = DataConfig(uri=f"{root}/source", classes=3)
+    listing = list_source(data)
+    units = [*prepared(data, root), broken_links(listing, 1)]
+    assert [(image.key, image.reason) for unit in units for image in unit.quarantined] == [
+        ("class1/gone.png", "a link to nothing")
+    ]
+    with pytest.raises(DataError, match=r"1 of 13 images cannot be read; the first is class1/gone\.png: a link to"):
+        check_prepared(units, data)
 
 
 def test_nothing_to_train_on(any_root: str) -> None:

@@ -134,6 +134,10 @@ AMBIGUOUS = {
     "two for validation": (["train/a/1.png", "val/a/2.png", "validation/a/3.png"], "val/, validation/ are both for"),
     "two for training": (["train2014/a/1.png", "train2017/a/2.png"], "train2014/, train2017/ are both for training"),
     "nothing to train on": (["val/a/1.png", "test/a/2.png"], "no part for training. Name what to train on: data.uri="),
+    "deeper": (
+        ["zip/sub/train/a/1.png", "zip/sub/val/a/2.png"],
+        r"train/, val/ lie in zip/sub/. .*: data.uri=.*/zip/sub",
+    ),
     "no class folders": (["train/1.png", "val/2.png"], "looks like a split, but its images are not in class folders"),
     "flat validation": (["train/a/1.png", "val/2.png"], "val/ looks like a split, but its images are not in class fol"),
 }
