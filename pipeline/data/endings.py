@@ -31,10 +31,12 @@ IMAGE_ENDINGS = frozenset(
     | {".pbm", ".pgm", ".ppm", ".pnm", ".pfm", ".avif", ".avifs"}
 )
 HEIF_ENDINGS = frozenset({".heic", ".heif", ".hif"})  # read by pillow-heif
+# Tars of which `tars.py` knows the compression by their content; it refuses zstd in one line.
+_COMPRESSED_TARS = (".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 ENDINGS = {
     "folder": IMAGE_ENDINGS | HEIF_ENDINGS,
     "parquet": frozenset({".parquet"}),
-    "webdataset": frozenset({".tar", ".tgz", ".tar.gz"}),
+    "webdataset": frozenset({".tar", ".tgz", ".tbz2", ".txz", *_COMPRESSED_TARS}),
 }
 
 # Left by operating systems, network drives, archivers and Spark.
@@ -62,9 +64,10 @@ def is_junk_folder(name: str) -> bool:
 
 
 def ending_of(path: str) -> str:
-    """The ending in lower case; `.tar.gz` as a whole; empty without one."""
+    """The ending in lower case; `.tar.gz` and the like as a whole; empty without one."""
     name = PurePosixPath(path).name.lower()
-    return ".tar.gz" if name.endswith(".tar.gz") else PurePosixPath(name).suffix
+    compressed = next((ending for ending in _COMPRESSED_TARS if name.endswith(ending)), None)
+    return compressed or PurePosixPath(name).suffix
 
 
 def image_kind(head: bytes) -> Literal["image", "heif"] | None:

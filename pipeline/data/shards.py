@@ -82,10 +82,12 @@ class ImageShardWriter:
         self.bytes += size
 
     def _flush(self) -> None:
-        columns = zip(*self._pending, strict=True)
-        arrays = [pa.array(list(column), field.type) for column, field in zip(columns, IMAGE_SCHEMA, strict=True)]
-        self._writer.write_batch(pa.record_batch(arrays, schema=IMAGE_SCHEMA), row_group_size=_GROUP_ROWS)
-        self._pending, self._pending_bytes = [], 0
+        batch = pa.RecordBatch.from_arrays(
+            [pa.array([row[i] for row in self._pending], kind.type) for i, kind in enumerate(IMAGE_SCHEMA)],
+            schema=IMAGE_SCHEMA,
+        )
+        self._pending, self._pending_bytes = [], 0  # before Parquet makes its own copies
+        self._writer.write_batch(batch, row_group_size=_GROUP_ROWS)
 
     def close(self) -> None:
         """Complete the file."""

@@ -107,10 +107,11 @@ def test_shards_end_by_rows_and_by_bytes(any_root: str) -> None:
     assert [shard.rows for unit in by_rows for shard in unit.shards if shard.split == "train"] == [3, 3, 3, 1]
 
 
-def test_the_parts_of_a_compressed_tar(any_root: str) -> None:
+@pytest.mark.parametrize("name", ["a.tgz", "a.tar.gz", "a.tar.bz2", "a.tar"])
+def test_the_parts_of_a_compressed_tar(name: str, any_root: str) -> None:
     """It is one unit, which a task reads once, and several shards."""
     images = sources.examples(20)
-    open_storage(f"{any_root}/source").write("a.tgz", gzip.compress(sources.webdataset(images)))
+    open_storage(f"{any_root}/source").write(name, gzip.compress(sources.webdataset(images)))
     data = DataConfig(format="webdataset", uri=f"{any_root}/source", classes=3, shard_rows=6, validation_share=0.3)
     (unit,) = prepared(data, any_root)
     assert all(shard.rows <= 6 for shard in unit.shards)

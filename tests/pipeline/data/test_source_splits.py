@@ -63,6 +63,7 @@ def test_names_of_folders(name: str, kind: str | None) -> None:
         ("imagenet_val_0001.tar", ("val", "validation")),
         ("train0001.tar", ("train", "train")),
         ("trainset-1.tar.gz", ("trainset", "train")),
+        ("trainset-1.tar.xz", ("trainset", "train")),
         ("train/test-0000.parquet", ("train", "train")),
         ("train_test_mix.parquet", None),
         ("a.parquet", None),
