@@ -7,7 +7,7 @@ It imports no pyarrow, Pillow or scikit-learn, so that `plan` and `data index` s
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from pipeline.config import DataConfig
@@ -44,13 +44,21 @@ class Listing:
     validation_root: str | None  # None: a share of the training images is used
     validation: tuple[Entry, ...]
     classes: tuple[str, ...]  # names of the class folders in the order of their labels; empty for other formats
-    digest: str  # sha256 in hex over format, paths and sizes: the value of `data.revision`
+    digest: str  # sha256 in hex over `reading`, paths and sizes: the value of `data.revision`
     train_level: int = 0  # which part of a path is the class folder, as in `class_of`
     validation_level: int = 0
     skipped: dict[str, int] = field(default_factory=dict)  # files that are not read, by ending or reason
     broken: tuple[BrokenLink, ...] = ()
     heif: tuple[str, ...] = ()  # images that need pillow-heif
     choices: tuple[str, ...] = ()  # what was chosen where the source has several splits, one line each
+
+    @property
+    def reading(self) -> str:
+        """What makes examples of the files, beside their names: it belongs in their digest, as one glob may take the
+        folders for classes that another takes for parts of a set.
+        """
+        levels = (self.train_level, self.validation_level)
+        return f"{self.format} {levels}" if any(levels) else self.format
 
     @property
     def files(self) -> int:
@@ -93,14 +101,14 @@ def _list_files(data: DataConfig, progress: Callable[[int], None]) -> Listing:
         splits["validation"] = validation
     entries = {split: tuple(found.entries) for split, found in splits.items()}
     broken = [BrokenLink(split, *link) for split, found in splits.items() for link in sorted(found.broken.items())]
-    return Listing(
+    listing = Listing(
         data.format,
         train.storage.root,
         entries["train"],
         validation.storage.root if validation is not None else None,
         entries.get("validation", ()),
         classes,
-        _digest(data.format, {"train": entries["train"], "validation": entries.get("validation", ())}),
+        "",
         train_level=train.class_level,
         validation_level=validation.class_level if validation is not None else 0,
         skipped=dict(sum((found.skipped for found in splits.values()), Counter[str]()).most_common()),
@@ -108,6 +116,8 @@ def _list_files(data: DataConfig, progress: Callable[[int], None]) -> Listing:
         heif=tuple(path for found in splits.values() for path in found.heif),
         choices=parts.choices,
     )
+    digest = _digest(listing.reading, {"train": listing.train, "validation": listing.validation})
+    return replace(listing, digest=digest)
 
 
 def _parts(data: DataConfig, progress: Callable[[int], None]) -> Parts:

@@ -254,6 +254,16 @@ def test_globs_of_class_folders(any_root: str) -> None:
     assert listed(f"{any_root}/*/").classes == ("m01", "n01", "n02")
 
 
+def test_a_glob_that_makes_other_classes_makes_other_data(tmp_path) -> None:
+    """The files and their paths are the same."""
+    put(str(tmp_path), ["a/ant/1.png", "a/bee/2.png", "b/ant/3.png"])
+    one, two = listed(f"{tmp_path}/*/"), listed(f"{tmp_path}/*/*/")
+    assert (one.train_root, one.train) == (two.train_root, two.train)
+    assert (one.classes, two.classes) == (("a", "b"), ("ant", "bee"))
+    assert one.digest != two.digest
+    assert one.digest == listed(str(tmp_path)).digest
+
+
 def test_classes_in_several_folders_are_one(any_root: str) -> None:
     put(any_root, ["one/ant/1.png", "one/bee/2.png", "two/ant/3.png", "three/ant/4.png"])
     found = listed(f"{any_root}/{{one,two}}/*")
