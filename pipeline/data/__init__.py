@@ -16,6 +16,7 @@ from pipeline.data.listing import DIGITS, Split, list_source
 from pipeline.lazy import lazy
 
 if TYPE_CHECKING:
+    from pipeline.data.chunks import Chunk, Decoding, chunk_rows, decoded_chunks
     from pipeline.data.decode import Pixels, UnreadableImage, decode_image, transform
     from pipeline.data.folders import FolderUnit
     from pipeline.data.loader import ImageLoader, LatentLoader, Plan
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 else:
     __getattr__ = lazy(
         __name__,
+        chunks="Chunk Decoding chunk_rows decoded_chunks",
         decode="Pixels UnreadableImage decode_image transform",
         folders="FolderUnit",
         loader="ImageLoader LatentLoader Plan",

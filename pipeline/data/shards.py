@@ -6,7 +6,7 @@ Legend: N rows, D latent channels, h w latent rows and columns. Equal rows give 
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,6 @@ IMAGE_SCHEMA = pa.schema(
     ]
 )
 SHAPE = b"shape"  # key in the metadata of a latent shard's schema; its value is b"D,h,w"
-_SPLIT_COLUMNS = ("mean.list.element", "logvar.list.element")
 _GROUP_ROWS, _GROUP_BYTES = 1024, 64 << 20  # limits of a row group, which a reader holds in memory
 
 
@@ -91,9 +90,10 @@ class ImageShardWriter:
 def write_latent_shard(
     path: Path, keys: Sequence[str], labels: npt.ArrayLike, mean_NDhw: Moments, logvar_NDhw: Moments
 ) -> None:
-    """Write raw moments (N, D, h, w) in fp16 to a local Parquet file: zstd, byte-stream-split, no dictionary.
+    """Write raw moments (N, D, h, w) in fp16 to a local Parquet file: zstd, plain encoding.
 
-    The encoding is verified in the written file, since Parquet ignores unknown column names.
+    Byte-stream-split would save another tenth of the size and take four times as long, but DuckDB reads it for 32-bit
+    and 64-bit values only.
     """
     shape = mean_NDhw.shape[1:]
     schema = latent_schema(shape)
@@ -108,10 +108,8 @@ def write_latent_shard(
         path,
         compression="zstd",
         use_dictionary=False,
-        use_byte_stream_split=list(_SPLIT_COLUMNS),
         row_group_size=max(1, len(keys)),
     )
-    _check_encoding(pq.read_metadata(path))
 
 
 def latent_schema(shape: tuple[int, ...]) -> pa.Schema:
@@ -126,11 +124,3 @@ def latent_schema(shape: tuple[int, ...]) -> pa.Schema:
         ],
         metadata={SHAPE: ",".join(str(side) for side in shape)},
     )
-
-
-def _check_encoding(metadata: Any) -> None:
-    for group in range(metadata.num_row_groups):
-        columns = [metadata.row_group(group).column(i) for i in range(metadata.num_columns)]
-        encodings = {column.path_in_schema: column.encodings for column in columns}
-        for name in _SPLIT_COLUMNS:
-            assert "BYTE_STREAM_SPLIT" in encodings[name], f"{name} is stored as {encodings[name]}"

@@ -28,6 +28,15 @@ class Stage:
         body: Callable[..., Any] = module.run
         return body
 
+    @property
+    def salvage(self) -> Callable[..., None] | None:
+        """`salvage(storage, manifest, broken, work)` of that module, if the stage can use the whole files of a broken
+        artifact: it leaves what a later `run` needs for that in the work folder.
+        """
+        module = importlib.import_module(f"pipeline.stages.{self.name.replace('-', '_')}")
+        salvage: Callable[..., None] | None = getattr(module, "salvage", None)
+        return salvage
+
 
 _READING = ("data.image_size", "data.center_crop")  # how a stored image is converted to the models' input
 _ORDER = ("data.shuffle", "data.window_rows", "seed")
@@ -55,7 +64,13 @@ STAGES: tuple[Stage, ...] = (
         without=("evaluate.class_accuracy",),
     ),
     Stage("analyze", 1, ("prepare", "train-tokenizer"), _READING),
-    Stage("encode", 1, ("prepare", "train-tokenizer"), (*_READING, "encode")),
+    Stage(
+        "encode",
+        2,
+        ("prepare", "train-tokenizer"),
+        (*_READING, "encode"),
+        without=("encode.canary_margin",),
+    ),
     Stage(
         "train-sit",
         1,

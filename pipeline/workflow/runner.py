@@ -100,10 +100,13 @@ class Runner:
         with self._services([name], {needed: self.fingerprint(needed) for needed in stage.inputs}):
             self.produce(name)
 
-    def rerun(self, name: str) -> Manifest:
-        """Run a stage again and replace its artifact, which is deleted only when the stage is ready to run."""
+    def rerun(self, name: str, broken: list[str]) -> Manifest:
+        """Run a stage again for its `broken` files, and replace its artifact.
+
+        The artifact is deleted only when the stage is ready to run. If the stage can use its whole files, they stay.
+        """
         with self._services([name], {}):
-            return self.produce(name, replace=True)
+            return self.produce(name, broken)
 
     def _nodes(self) -> list[Node]:
         check_source(self.config, self.name)
@@ -158,16 +161,16 @@ class Runner:
         tags.update({f"dvae.input.{name}": manifest.fingerprint for name, manifest in inputs.items()})
         return tags
 
-    def produce(self, name: str, replace: bool = False) -> Manifest:
-        """Run one stage and commit its artifact; `replace` deletes a committed one first."""
+    def produce(self, name: str, broken: list[str] | None = None) -> Manifest:
+        """Run one stage and commit its artifact; with `broken` files, a committed one is taken back first."""
         stage, fingerprint = find_stage(name), self.fingerprint(name)
         self.display.begin(name)
         await_free(self.storage, name, fingerprint, self.display.say)
         lease = Lease(self.storage, name, fingerprint)
         finished = False
         try:
-            if replace:
-                remove_artifact(self.storage, name, fingerprint)
+            if broken is not None:
+                self._take_back(stage, fingerprint, broken)
             manifest = self._committed(stage, fingerprint)
             if manifest is None:
                 manifest = self._attempt(stage, fingerprint, lease)
@@ -178,6 +181,16 @@ class Runner:
             return manifest
         finally:
             lease.release(finished)
+
+    def _take_back(self, stage: Stage, fingerprint: str, broken: list[str]) -> None:
+        """Delete the artifact, except for whole files that the stage can use; its manifest is deleted first."""
+        manifest = read_manifest(self.storage, stage.name, fingerprint)
+        if manifest is None or stage.salvage is None:
+            remove_artifact(self.storage, stage.name, fingerprint)
+            return
+        stage.salvage(self.storage, manifest, broken, work_path(stage.name, fingerprint))
+        for name in ("manifest.json", *broken):
+            self.storage.delete(f"{manifest.name}/{name}")
 
     def _committed(self, stage: Stage, fingerprint: str) -> Manifest | None:
         """The current artifact, if another driver has committed it in the meantime; an outdated one is deleted."""
@@ -311,9 +324,9 @@ def _warm_up(stages: list[str]) -> None:
         importlib.import_module(module)
 
 
-def repair(runner: Runner, manifest: Manifest, say: Callable[[str], None]) -> None:
-    """Produce an artifact again with its own config, and report whether the result is identical."""
-    result = runner.rerun(manifest.stage)
+def repair(runner: Runner, manifest: Manifest, broken: list[str], say: Callable[[str], None]) -> None:
+    """Produce an artifact's broken files again with its own config, and report whether the result is identical."""
+    result = runner.rerun(manifest.stage, broken)
     if result.content == manifest.content:
         say("restored: every file matches its recorded hash")
         return

@@ -20,7 +20,7 @@ from tests.support import PROJECT
 from tests.support.ray_head import Head
 from tests.support.trainers import SETS
 
-TINY = [*SETS, "sample.count=20", "sample.steps=4", "encode.canary_psnr=1"]
+TINY = [*SETS, "sample.count=20", "sample.steps=4"]
 MADE_OF_SIT = ["train-sit", "sample", "evaluate-samples", "register"]
 
 
