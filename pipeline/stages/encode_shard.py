@@ -114,7 +114,6 @@ class Encoder:
 
     def _load(self) -> Any:
         """(tokenizer, matrices of the levels, device)."""
-        import torch
 
         from pipeline.inference import load_tokenizer, task_device
 
@@ -201,7 +200,6 @@ class Encoder:
 
     def _psnr(self, mean_NDhw: npt.NDArray[np.floating], pixels_NHWC: npt.NDArray[np.uint8]) -> float:
         """Mean PSNR in dB of at most CANARIES decoded means against their images."""
-        import torch
 
         from models.metrics import psnr_B, to_uint8
 
@@ -213,7 +211,6 @@ class Encoder:
             return float(psnr_B(to_uint8(decoded), images).mean())
 
     def _sums(self, mean: npt.NDArray[np.floating], logvar: npt.NDArray[np.floating]) -> list[Any]:
-        import torch
 
         from models.spectral import level_sums
 

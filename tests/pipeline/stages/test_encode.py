@@ -66,7 +66,7 @@ def stored(context: LocalContext, manifest: Manifest) -> Moments:
         for name in ("mean", "logvar")
     ]
     keys = [key for table in tables for key in table["key"].to_pylist()]
-    return keys, np.concatenate([table["label"].to_numpy() for table in tables]), *moments
+    return keys, np.concatenate([table["label"].to_numpy() for table in tables]), moments[0], moments[1]
 
 
 def shards(context: LocalContext) -> dict[str, str]:

@@ -160,7 +160,7 @@ def test_what_was_made_from_another_input_is_made_again(world: World) -> None:
     remove_artifact(open_storage(str(world.root)), "train-tokenizer", old.fingerprint)
     assert world.statuses()["encode"] == "cached", "an input that is gone makes nothing stale"
     world.content["train-tokenizer"] = "other weights"
-    assert world.driver().rerun("train-tokenizer").content != old.content
+    assert world.driver().rerun("train-tokenizer", ["file"]).content != old.content
     assert world.statuses()["encode"] == "new"
     for name in AFTER_TOKENIZER:
         world.content[name] += ", from other weights"
@@ -228,7 +228,7 @@ def test_a_repair_that_cannot_begin_takes_nothing_away(world: World) -> None:
 
     world.on_connect = refuse
     with pytest.raises(PipelineError, match="did not start"):
-        runner.repair(world.driver(), before, lambda text: None)
+        runner.repair(world.driver(), before, ["file"], lambda text: None)
     assert world.manifest("encode") == before
 
 
@@ -350,8 +350,8 @@ def test_repair_says_whether_it_came_out_the_same(world: World) -> None:
     world.run(until="train-tokenizer")
     manifest, said = world.manifest("train-tokenizer"), list[str]()
     assert manifest is not None
-    runner.repair(world.driver(), manifest, said.append)
+    runner.repair(world.driver(), manifest, ["file"], said.append)
     world.content["train-tokenizer"] = "other weights"
-    runner.repair(world.driver(), manifest, said.append)
+    runner.repair(world.driver(), manifest, ["file"], said.append)
     assert said[0].startswith("restored")
     assert said[1].startswith("replaced: 1 files differ from the recorded ones (file)")
