@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import loader, train_step
+from benchmarks import encode, loader, train_step
 from tests.support.artifacts import config_at
 from tests.support.trainers import SETS
 
@@ -42,3 +42,24 @@ def _channels_last(batch: object) -> np.ndarray:
         return np.concatenate(batch, axis=1)
     assert isinstance(batch, np.ndarray)
     return batch if batch.shape[-1] == 3 else batch.transpose(0, 2, 3, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_encode_is_measured_against_what_is_possible(real_data: Path, tmp_path: Path) -> None:
+    found = encode.measure(tmp_path, count=40, few=8, rounds=1, before=None)
+    rates = found["images_per_second"]
+    assert {"ours, with start-up", "script, without", "decoding alone, all cores", "possible"} <= rates.keys()
+    assert len(list((tmp_path / "npy").glob("*.npy"))) == 40
+    assert found["ratio to the script, with start-up"] == pytest.approx(
+        rates["ours, with start-up"] / rates["script, with start-up"]
+    )
+    assert not list((tmp_path / "ours40").glob("encode/*")), "each round encodes all of it"
+
+
+def test_the_usual_script_leaves_an_array_for_each_image(real_data: Path, tmp_path: Path) -> None:
+    images = encode.make_images(tmp_path / "images", 5)
+    encode.script(images, tmp_path / "npy", workers=0)
+    made = [np.load(path) for path in sorted((tmp_path / "npy").iterdir())]
+    assert [(one.shape, one.dtype) for one in made] == [((2, 16, 16, 16), np.dtype(np.float16))] * 5
+    assert encode.best_batch(8) > 0

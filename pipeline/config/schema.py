@@ -298,7 +298,7 @@ class ClusterConfig(Section):
         {}, description="Stage name -> the Ray resources of its pool, e.g. {train-sit: {gpu-sit: 0.001}}."
     )
     encode_actors: int | None = Field(
-        None, ge=1, description="Actors that encode, one device each. None: as many as GPUs, or as cores without GPUs."
+        None, ge=1, description="Actors that encode, a device each. None: as many as GPUs, or as cores without GPUs."
     )
     loader_threads: int = Field(4, ge=1, description="Threads per worker that decode images.")
     mirror: str | None = Field(None, description="Local folder of the mirror. None: in the user's cache folder.")

@@ -3,7 +3,7 @@ import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
 from models.reconstruction import LossWeights, reconstruction_terms
-from models.tokenizers.vit import DiagonalGaussian, Tokenizer, rotary_table
+from models.tokenizers.vit import DiagonalGaussian, Tokenizer, _patches, rotary_table
 from tests.support.full_size import assert_a_step_does_what_its_gradient_says
 
 SMALL = {"image_size": 16, "patch_size": 4, "latent_dim": 3, "width": 16, "depth": 2, "heads": 2, "hidden": 24}
@@ -106,3 +106,10 @@ def test_one_training_step_at_full_size():
         return reconstruction_terms(reconstruction, x, posterior, weights=LossWeights())["total"]
 
     assert_a_step_does_what_its_gradient_says(model, loss_of, 1e-3)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_patches_are_those_of_pixel_unshuffle(layout):
+    x = images(3).to(memory_format=layout)
+    expected = torch.nn.functional.pixel_unshuffle(x, 4).flatten(2).transpose(1, 2)
+    assert torch.equal(_patches(x, 4), expected)

@@ -19,6 +19,7 @@ from pipeline.config.loading import load_config
 from pipeline.config.schema import Config
 from pipeline.console import Display
 from pipeline.errors import ConfigError, ContractError, DataError, LeaseError, PipelineError
+from pipeline.storage import Storage
 from pipeline.storage.uri import open_storage
 from pipeline.tracking.outbox import OUTBOX
 from pipeline.workflow import runner, status
@@ -355,3 +356,24 @@ def test_repair_says_whether_it_came_out_the_same(world: World) -> None:
     runner.repair(world.driver(), manifest, ["file"], said.append)
     assert said[0].startswith("restored")
     assert said[1].startswith("replaced: 1 files differ from the recorded ones (file)")
+
+
+def test_a_stage_that_can_use_whole_files_keeps_them(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.run(until="encode")
+    before = world.manifest("encode")
+    assert before is not None
+    folder, salvaged, found = world.root / before.name, list[tuple[str, ...]](), list[bool]()
+    (folder / "broken").write_text("half")
+
+    def salvage(storage: Storage, manifest: Manifest, broken: list[str], work: str) -> None:
+        assert storage.exists(f"{manifest.name}/manifest.json"), "a repair that dies here begins anew"
+        salvaged.append((*broken, work))
+
+    def look(context: StageContext) -> None:
+        found.extend((folder / name).exists() for name in ("manifest.json", "broken", "file"))
+
+    monkeypatch.setattr(Stage, "salvage", property(lambda stage: salvage))
+    world.before["encode"] = look
+    runner.repair(world.driver(), before, ["broken"], lambda text: None)
+    assert salvaged == [("broken", f".work/{before.name}")]
+    assert found == [False, False, True]
