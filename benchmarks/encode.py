@@ -23,8 +23,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.common import alternate, median_ratio, medians, save, seconds
-from benchmarks.encode_driver import SETS
-from pipeline.data import Decoding, decode_image, transform
+from benchmarks.drivers.encode import SETS
+from pipeline.data.chunks import Decoding
+from pipeline.data.decode import decode_image, transform
 
 HERE = Path(__file__).parent
 FEW = 64  # images of the run that shows what start-up takes
@@ -56,7 +57,7 @@ class Pipeline:
         self.drive("prepare")
 
     def drive(self, what: str, *words: str, **environment: str) -> None:
-        command = [sys.executable, str(HERE / "encode_driver.py"), what, str(self.root), str(self.images)]
+        command = [sys.executable, str(HERE / "drivers" / "encode.py"), what, str(self.root), str(self.images)]
         subprocess.run(
             [*command, *self.sets, *words], check=True, cwd=self.checkout, stdout=subprocess.DEVNULL,
             env={**os.environ, **environment, "PYTHONPATH": str(self.checkout)},

@@ -6,7 +6,6 @@ Ray is imported on use, not with this package. All uses of Ray's private API are
 from pipeline.cluster.gauges import publish
 from pipeline.cluster.joining import connect, disconnect, diverted_output, is_local, set_environment
 from pipeline.cluster.pools import (
-    EncoderPool,
     await_pool,
     device_of,
     encoder_pool,

@@ -17,7 +17,7 @@ from pipeline.lazy import lazy
 
 if TYPE_CHECKING:
     from pipeline.data.chunks import Chunk, Decoding, chunk_rows, decoded_chunks
-    from pipeline.data.decode import Pixels, UnreadableImage, decode_image, transform
+    from pipeline.data.decode import Pixels
     from pipeline.data.folders import FolderUnit
     from pipeline.data.loader import ImageLoader, LatentLoader, Plan
     from pipeline.data.mirror import Mirror, StoredShard, mirror_directory, open_mirror
@@ -31,7 +31,7 @@ else:
     __getattr__ = lazy(
         __name__,
         chunks="Chunk Decoding chunk_rows decoded_chunks",
-        decode="Pixels UnreadableImage decode_image transform",
+        decode="Pixels",
         folders="FolderUnit",
         loader="ImageLoader LatentLoader Plan",
         mirror="Mirror StoredShard mirror_directory open_mirror",

@@ -1,6 +1,6 @@
 """The stage encode as a process of its own, for `benchmarks/encode.py`. It also runs on the code of older commits.
 
-Run: python benchmarks/encode_driver.py prepare|run ROOT IMAGES [--cpus N] [--gpus N] [--address HOST:PORT] [--set K=V]
+Run: python benchmarks/drivers/encode.py prepare|run ROOT IMAGES [--cpus N] [--gpus N] [--address HOST:PORT] [--set K=V]
 `prepare` makes the inputs, with a tokenizer that has learned nothing; `run` makes the latents. SLEEPING in the
 environment: images a second of an encoder that only sleeps; DECODING: of a decoder that sleeps as well.
 """
