@@ -182,7 +182,7 @@ class Encoder:
     ) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]:
         """Means and log-variances (N, D, h, w) of images.
 
-        Every forward pass has `batch_size` images, filled up with black ones: with another number the last bits may differ.
+        Every forward pass has `batch_size` images, filled up with black ones: with another number last bits may differ.
         """
         import torch
 
