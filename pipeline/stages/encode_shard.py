@@ -130,7 +130,7 @@ class Encoder:
         import torch
 
         with self._device_lock, torch.inference_mode():
-            if not torch.cuda.is_available() and torch.get_num_threads() > 1:  # a setting of each thread
+            if torch.get_num_threads() > 1 and not torch.cuda.is_available():  # a setting of each thread
                 torch.set_num_threads(1)
             yield
 
