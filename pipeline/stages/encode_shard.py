@@ -114,7 +114,6 @@ class Encoder:
 
     def _load(self) -> Any:
         """(tokenizer, matrices of the levels, device)."""
-
         from pipeline.inference import load_tokenizer, task_device
 
         device = task_device()
