@@ -83,7 +83,7 @@ def test_decoders_are_processes_of_their_own(tmp_path: Path, gpus: int, encoders
 
 
 def titled(parent: psutil.Process, title: str) -> list[psutil.Process]:
-    """The processes below this one that Ray gave such a name."""
+    """The workers below this process that Ray gave such a name; a worker's own children have it too at first."""
     found = []
     try:
         family = parent.children(recursive=True)
@@ -91,10 +91,10 @@ def titled(parent: psutil.Process, title: str) -> list[psutil.Process]:
         return []
     for process in family:
         try:
-            words = process.cmdline()
+            words, above = process.cmdline(), process.parent()
         except psutil.NoSuchProcess:
             continue
-        if words and words[0].startswith("ray::") and title in words[0]:
+        if words and words[0].startswith("ray::") and title in words[0] and above and above.name() == "raylet":
             found.append(process)
     return found
 
