@@ -227,6 +227,7 @@ def cluster_of(nodes: int) -> Iterator[str]:
     from pipeline import cluster
 
     cluster.set_environment()
+    os.environ["PYTHONPATH"] = str(HERE.parent)  # for the nodes' workers
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
