@@ -118,7 +118,11 @@ def _encode(context: StageContext, plan: Plan, shards: list[Shard]) -> Iterator[
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         Encoder,
         fn_constructor_args=(plan,),
-        compute=ActorPoolStrategy(size=encoders, max_tasks_in_flight_per_actor=at_once),
+        compute=ActorPoolStrategy(
+            size=encoders,
+            max_tasks_in_flight_per_actor=at_once,
+            enable_true_multi_threading=True,  # else Ray Data calls one at a time, whatever max_concurrency says
+        ),
         num_cpus=1,
         num_gpus=1 if on_gpu else 0,
         max_concurrency=at_once,
