@@ -2,12 +2,35 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipeline.artifacts.manifest import SHORT, FileRecord, Manifest
 from pipeline.errors import ContractError
-from pipeline.storage import Storage
+from pipeline.storage import Block, Storage
+
+_SLICE = 16 * 1024**2  # bytes
+
+
+class Hashed:
+    """Blocks for `Storage.write_stream` that are hashed on the way, in slices of at most 16 MiB, without a copy."""
+
+    def __init__(self, blocks: Iterable[Block]) -> None:
+        self._blocks, self._digest, self._bytes = blocks, hashlib.sha256(), 0
+
+    def __iter__(self) -> Iterator[memoryview]:
+        for block in self._blocks:
+            view = memoryview(block).cast("B")
+            for start in range(0, len(view), _SLICE):
+                piece = view[start : start + _SLICE]
+                self._digest.update(piece)
+                self._bytes += len(piece)
+                yield piece
+
+    @property
+    def record(self) -> FileRecord:
+        """Of what has been iterated over."""
+        return FileRecord(bytes=self._bytes, sha256=self._digest.hexdigest())
 
 
 def hash_file(path: Path) -> FileRecord:

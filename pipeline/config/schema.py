@@ -295,7 +295,11 @@ class ClusterConfig(Section):
     )
     encode_actors: int = Field(1, ge=1, description="Actors that encode or sample, one device each.")
     loader_threads: int = Field(4, ge=1, description="Threads per worker that decode images.")
-    mirror: str | None = Field(None, description="Local folder of the mirror. None: in the user's cache folder.")
+    mirror: str | None = Field(
+        None,
+        description="Local folder of the mirror, and of a checkpoint while it is restored from S3. None: in the user's "
+        "cache folder.",
+    )
     max_failures: int = Field(20, ge=0, description="Worker failures that a stage tolerates.")
     keep_checkpoints: int = Field(2, ge=1, description="Checkpoints to keep during training.")
     compile: bool = Field(False, description="torch.compile each transformer block.")

@@ -4,12 +4,15 @@ Files are written as a whole: readers never see partial content.
 """
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from pipeline.errors import StorageError
+
+Block = bytes | memoryview
+"""Consecutive bytes of a file."""
 
 
 class Entry(NamedTuple):
@@ -30,6 +33,11 @@ class Storage(Protocol):
     def read(self, path: str) -> bytes: ...
     def write(self, path: str, data: bytes) -> None:
         """Create or replace the file atomically: a reader sees the old or the new content."""
+
+    def write_stream(self, path: str, blocks: Iterable[Block]) -> None:
+        """As `write`, with the content as consecutive blocks. They are iterated once; a few of them are in use at a
+        time, 80 MiB at most if none is larger than 16 MiB. An object on S3 has at most 160 GB.
+        """
 
     def write_new(self, path: str, data: bytes) -> bool:
         """Create the file if it does not exist. False if it exists."""

@@ -6,12 +6,12 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipeline.storage.base import Entry, storage_errors
+from pipeline.storage.base import Block, Entry, storage_errors
 
 _TEMPORARY = ".tmp-"
 
@@ -41,13 +41,16 @@ class LocalStorage:
             return self.local_path(path).read_bytes()
 
     def write(self, path: str, data: bytes) -> None:
+        self.write_stream(path, [data])
+
+    def write_stream(self, path: str, blocks: Iterable[Block]) -> None:
         with self._temporary(path) as temporary:
-            _write_through(temporary, data)
+            _write_through(temporary, blocks)
             os.replace(temporary, self.local_path(path))
 
     def write_new(self, path: str, data: bytes) -> bool:
         with self._temporary(path) as temporary:
-            _write_through(temporary, data)
+            _write_through(temporary, [data])
             try:
                 os.link(temporary, self.local_path(path))
             except FileExistsError:
@@ -140,9 +143,9 @@ class LocalStorage:
                 temporary.unlink(missing_ok=True)
 
 
-def _write_through(path: Path, data: bytes) -> None:
+def _write_through(path: Path, blocks: Iterable[Block]) -> None:
     """Write and fsync, so that the renamed file is not empty after a power failure."""
     with open(path, "wb") as handle:
-        handle.write(data)
+        handle.writelines(blocks)
         handle.flush()
         os.fsync(handle.fileno())

@@ -8,14 +8,15 @@ import io
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from pipeline.errors import StorageError
-from pipeline.storage.base import Entry, storage_errors
+from pipeline.storage import s3_upload
+from pipeline.storage.base import Block, Entry, storage_errors
 from pipeline.storage.s3_errors import error_code, is_bare_status, is_s3_error, is_transient, not_s3_error, s3_error
 
 Result = TypeVar("Result")
@@ -27,6 +28,7 @@ _BARE_STATUS_SECONDS = 2.0  # after an answer without an S3 error code: truncate
 _LONGEST_PAUSE = 10.0
 _ONE_PUT = 64 * 1024**2  # bytes; larger uploads are multipart (S3 limits a single put to 5 GB)
 _BLOCK = 1024**2
+_QUEUED_BLOCKS = 64  # of 256 KiB
 
 _reached = threading.Event()  # S3 has answered this process; before that, no answer means a wrong endpoint
 _creating = threading.Lock()  # a session must not create two clients concurrently
@@ -160,8 +162,12 @@ class S3Storage:
 
     def _download(self, path: str, target: Path) -> None:
         """Download in parallel parts, all of one version."""
+        from boto3.s3.transfer import TransferConfig
+
+        # By default 250 MiB would wait in memory for a slow disk.
+        config = TransferConfig(max_io_queue=_QUEUED_BLOCKS)
         try:
-            self.client.download_file(self.bucket, self.key(path), str(target))
+            self.client.download_file(self.bucket, self.key(path), str(target), Config=config)
         except Exception as error:
             if is_bare_status(error):  # from its HeadObject, which has no error body
                 self.client.get_object(**self._arguments(path), Range="bytes=0-0")
@@ -210,6 +216,9 @@ class S3Storage:
             self.call(path, lambda: self.client.upload_fileobj(io.BytesIO(data), **self._arguments(path)))
         else:
             self.call(path, lambda: self.client.put_object(**self._arguments(path), Body=data))
+
+    def write_stream(self, path: str, blocks: Iterable[Block]) -> None:
+        s3_upload.write_stream(self, path, blocks)
 
     def upload(self, source: Path, path: str) -> None:
         def send() -> None:

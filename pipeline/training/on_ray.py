@@ -204,7 +204,7 @@ def _world(gpu: bool) -> Any:
     ranks = ray.train.get_context()
     device = ray.train.torch.get_device() if gpu else torch.device("cpu")
     assert isinstance(device, torch.device)
-    return World(ranks.get_world_rank(), ranks.get_world_size(), device)
+    return World(ranks.get_world_rank(), ranks.get_world_size(), device, ranks.get_node_rank(), ranks.get_local_rank())
 
 
 def _notice() -> float | None:

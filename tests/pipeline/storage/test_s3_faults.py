@@ -10,13 +10,13 @@ import pytest
 
 from pipeline.artifacts.lease import Lease
 from pipeline.errors import LeaseError, StorageError
-from pipeline.storage import s3
+from pipeline.storage import s3, s3_upload
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.uri import open_storage
 from tests.support.ceph import act_as
 from tests.support.fault_proxy import FAULTS, FaultProxy, Seen
-from tests.support.spoiled_requests import KEYS, gets, puts
+from tests.support.spoiled_requests import KEYS, begins, ends, gets, puts
 
 
 def together(work: Callable[[int], None], count: int = 6) -> None:
@@ -52,6 +52,7 @@ def operate(storage: Storage, scratch: Path, seed: int, count: int) -> list[Any]
 
     operations: list[Callable[[str, bytes], Any]] = [
         storage.write, storage.write_new, read_tagged, stream, upload, download,
+        lambda path, data: storage.write_stream(path, [data[:7], data[7:]]),
         lambda path, _: storage.read(path),
         lambda path, data: storage.replace(path, data, tags.get(path, "0")),
         lambda path, _: storage.exists(path),
@@ -91,6 +92,34 @@ def test_what_goes_in_parts(
     assert (tmp_path / "large").read_bytes() == content
     storage.upload(tmp_path / "large", "again")
     assert storage.read("again") == content
+    monkeypatch.setattr(s3_upload, "_PART", 5 * 1024**2)
+    storage.write_stream("streamed", [content[:10], content[10:]])
+    assert storage.read("streamed") == content
+
+
+@pytest.mark.parametrize("fault", ["lost", "truncated", "reset", "503"])
+def test_a_stream_whose_end_is_not_answered(
+    proxy: FaultProxy, root: str, hurried: None, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Where the answer is lost, the upload is gone and the object there."""
+    monkeypatch.setattr(s3_upload, "_PART", 5 * 1024**2)
+    storage, content = open_storage(root), random.Random(0).randbytes(12_000_000)
+    for asked in (begins, puts, ends):
+        proxy.spoil_next(fault, asked, times=2)
+    storage.write_stream("streamed", [content])
+    assert storage.read("streamed") == content
+
+
+@pytest.mark.parametrize("asked", [puts, ends])
+def test_an_upload_that_another_aborts(
+    proxy: FaultProxy, root: str, monkeypatch: pytest.MonkeyPatch, asked: Callable[[Seen], bool]
+) -> None:
+    """Refused at once: the blocks cannot be read again."""
+    monkeypatch.setattr(s3_upload, "_PART", 5 * 1024**2)
+    proxy.spoil_next("404 NoSuchUpload", asked)
+    with pytest.raises(StorageError, match=r"streamed: the upload was aborted on the server\. Run again"):
+        open_storage(root).write_stream("streamed", [bytes(11 * 1024**2)])
+    assert not open_storage(root).exists("streamed")
 
 
 # --- conditions, and answers that are lost ---
