@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.common import alternate, save
@@ -99,14 +100,10 @@ def measure(places: dict[str, Place], trees: dict[str, Path], gigabytes: list[fl
     for size in gigabytes:
         for where, place in places.items():
             found: dict[str, list[Row]] = {name: [] for name in trees}
-
-            def one_round(
-                name: str, place: Place = place, size: float = size, found: dict[str, list[Row]] = found
-            ) -> float:
-                found[name].append(_one_round(trees[name], place, int(size * 1e9)))
-                return found[name][-1]["save_whole"]
-
-            alternate({name: lambda name=name, run=one_round: run(name) for name in trees}, rounds)
+            sides = {
+                name: partial(_one_round, tree, place, int(size * 1e9), found[name]) for name, tree in trees.items()
+            }
+            alternate(sides, rounds)
             for name, measured in found.items():
                 rows[f"{size:g} GB, {where}, {name}"] = {
                     key: (max if "memory" in key else statistics.median)(row[key] for row in measured)
@@ -115,16 +112,19 @@ def measure(places: dict[str, Place], trees: dict[str, Path], gigabytes: list[fl
     return rows
 
 
-def _one_round(tree: Path, place: Place, state_bytes: int) -> Row:
+def _one_round(tree: Path, place: Place, state_bytes: int, rows: list[Row]) -> float:
+    """Save twice and load once; appends a row."""
     first, second = run_side(tree, "save", place.uri, state_bytes, place.environment)
     (loaded,) = run_side(tree, "load", place.uri, state_bytes, place.environment)
     with _acting_as(place.environment):
         open_storage(place.uri).delete_folder("checkpoints")
-    return {
+    row = {
         "save_blocked_first": first["blocked"], "save_blocked": second["blocked"], "save_whole": second["whole"],
         "save_memory": max(first["memory"], second["memory"]), "load_whole": loaded["whole"],
         "load_memory": loaded["memory"],
     }  # fmt: skip
+    rows.append(row)
+    return row["save_whole"]
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import loader, train_step
+from benchmarks import checkpoint, loader, train_step
 from tests.support.artifacts import config_at
 from tests.support.trainers import SETS
 
@@ -34,6 +34,21 @@ def test_loaders_give_what_they_are_compared_with(tmp_path: Path, monkeypatch: p
         ours, other = ([_channels_last(batch) for batch in side()] for side in list(sides.values())[:2])
         assert sum(len(batch) for batch in ours) == examples
         assert all(np.array_equal(a, b) for a, b in zip(ours, other, strict=True))
+
+
+@pytest.mark.slow
+def test_checkpoints_are_measured_against_a_commit(tmp_path: Path) -> None:
+    """Each side with its own code, and in processes that load what they saved."""
+    with (
+        checkpoint.worktree("HEAD", tmp_path / "before") as before,
+        checkpoint.opened_places(["disk"], tmp_path) as places,
+    ):
+        rows = checkpoint.measure(places, {"before": before, "now": Path(__file__).parents[1]}, [0.001], rounds=1)
+    assert list(rows) == ["0.001 GB, disk, before", "0.001 GB, disk, now"]
+    for row in rows.values():
+        assert 0 < row["save_blocked"] < row["save_whole"]
+        assert row["load_whole"] > 0
+    assert not (tmp_path / "before").exists()
 
 
 def _channels_last(batch: object) -> np.ndarray:

@@ -40,6 +40,7 @@ from pipeline.workflow.fingerprints import counted_config, stage_fingerprints
 from pipeline.workflow.graph import Stage, find_stage, stages_until
 from pipeline.workflow.resolve import check_source
 from pipeline.workflow.status import Node, survey
+from pipeline.workflow.work_folder import begin_work
 
 _DELIVERY_SECONDS = 60.0  # wait for MLflow at the end of a run
 _TRAINERS = ("tokenizer/", "sit/")  # metrics that the trainers log themselves, by step
@@ -189,6 +190,7 @@ class Runner:
     def _attempt(self, stage: Stage, fingerprint: str, lease: Lease) -> Manifest:
         cluster.await_pool(self.config.cluster, stage.name, self.display.say)
         inputs = self._inputs(stage)
+        begin_work(self.storage, stage.name, work_path(stage.name, fingerprint), inputs, self.display.say)
         outbox = self._opened_outbox(stage, fingerprint, inputs)
         with _tracked(stage.name, outbox), _scratch(stage.name) as scratch:
             context = StageContext(

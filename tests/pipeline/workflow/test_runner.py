@@ -171,6 +171,38 @@ def test_what_was_made_from_another_input_is_made_again(world: World) -> None:
     assert encode.input_contents["train-tokenizer"] != old.content
 
 
+@pytest.mark.parametrize("repaired", ["the same", "another"])
+def test_what_was_begun_with_another_input_is_not_continued(
+    world: World, monkeypatch: pytest.MonkeyPatch, repaired: str
+) -> None:
+    """As the checkpoints of a training whose latents were repaired meanwhile, on other hardware."""
+    found, said = list[bool](), list[str]()
+
+    def interrupted(context: StageContext) -> None:
+        path = f"{context.work}/checkpoints/1/state.json"
+        found.append(context.storage.exists(path))
+        context.storage.write(path, b"1")
+        context.storage.write(f"{context.work}/progress.json", b"1")
+        assert context.storage.exists(f"{context.work}/lease.json")
+        if len(found) == 1:
+            raise PipelineError("interrupted")
+
+    monkeypatch.setattr(Display, "say", lambda self, text: said.append(text))
+    world.before["train-sit"] = interrupted
+    with pytest.raises(PipelineError, match="interrupted"):
+        world.run()
+    assert world.statuses()["train-sit"] == "resumable"
+    if repaired == "another":
+        world.content["encode"] = "other latents"
+    world.driver().rerun("encode")
+    resumes = repaired == "the same"
+    assert world.statuses()["train-sit"] == ("resumable" if resumes else "new")
+    world.run()
+    assert found == [False, resumes]
+    line = "train-sit: what an earlier attempt left is discarded, as encode has changed since"
+    assert (line in said) is not resumes
+
+
 def test_an_input_that_comes_out_the_same_makes_nothing_stale(world: World) -> None:
     world.run()
     remove_artifact(open_storage(str(world.root)), "sample", stage_fingerprints(world.config())["sample"] or "")
