@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -100,7 +100,7 @@ def measure(places: dict[str, Place], trees: dict[str, Path], gigabytes: list[fl
     for size in gigabytes:
         for where, place in places.items():
             found: dict[str, list[Row]] = {name: [] for name in trees}
-            sides = {
+            sides: dict[str, Callable[[], float]] = {
                 name: partial(_one_round, tree, place, int(size * 1e9), found[name]) for name, tree in trees.items()
             }
             alternate(sides, rounds)

@@ -9,14 +9,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pipeline.errors import StorageError
 from pipeline.storage.base import Block
 from pipeline.storage.s3_errors import error_code, is_s3_error, not_s3_error
-
-if TYPE_CHECKING:
-    from pipeline.storage.s3 import S3Storage
 
 Result = TypeVar("Result")
 
@@ -25,7 +22,20 @@ _IN_FLIGHT = 4
 _NONCE = "dvae-upload"  # in the object's metadata: tells whose upload made it
 
 
-def write_stream(storage: "S3Storage", path: str, blocks: Iterable[Block]) -> None:
+class Store(Protocol):
+    """What an upload uses of `S3Storage`."""
+
+    bucket: str
+
+    @property
+    def client(self) -> Any: ...
+    def key(self, path: str) -> str: ...
+    def uri(self, path: str = "") -> str: ...
+    def call(self, path: str, function: Callable[[], Result]) -> Result: ...
+    def write(self, path: str, data: bytes) -> None: ...
+
+
+def write_stream(storage: Store, path: str, blocks: Iterable[Block]) -> None:
     """Write an object as in `Storage.write_stream`: by one put if it is small, else in parts."""
     parts = parts_of(blocks, _PART)
     first = next(parts, [])
@@ -93,7 +103,7 @@ class Joined(io.RawIOBase):
 class _Upload:
     """One multipart upload."""
 
-    def __init__(self, storage: "S3Storage", path: str) -> None:
+    def __init__(self, storage: Store, path: str) -> None:
         self.storage, self.path, self.nonce = storage, path, secrets.token_hex(16)
         self.target = {"Bucket": storage.bucket, "Key": storage.key(path)}
         self.id = storage.call(path, self._begin)
