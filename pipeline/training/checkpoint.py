@@ -239,27 +239,28 @@ class Checkpoints:
         """Download the tensors into a folder of this process, which is deleted `until` then, or by a later process."""
         with storage_errors(str(self.disk)):
             self.disk.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(self.disk)
-            folder = Path(until.enter_context(tempfile.TemporaryDirectory(dir=self.disk)))
-            until.enter_context(_locked(folder))
+            with _locked(self.disk, wait=True):
+                _remove_abandoned(self.disk)
+                folder = Path(until.enter_context(tempfile.TemporaryDirectory(dir=self.disk)))
+                until.enter_context(_locked(folder))
         path = folder / "state.safetensors"
         self.storage.download(self._tensors(step), path)
         return path
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Mark the folder as in use by this process. BlockingIOError if it is already."""
+def _locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold the folder's lock, which ends with the process. BlockingIOError if another one does, unless `wait`."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(handle)
 
 
 def _remove_abandoned(disk: Path) -> None:
-    """Delete the downloads of processes that were killed."""
+    """Delete the downloads of this user's processes that were killed. The caller holds the lock of `disk`."""
     for folder in disk.iterdir():
-        with suppress(BlockingIOError, FileNotFoundError), _locked(folder):
+        with suppress(BlockingIOError, FileNotFoundError, PermissionError), _locked(folder):
             shutil.rmtree(folder)

@@ -38,6 +38,10 @@ def operate(storage: Storage, scratch: Path, seed: int, count: int) -> list[Any]
         data, tags[path] = storage.read_tagged(path)
         return data
 
+    def own(data: bytes) -> bytes:
+        """Content that no other writer has: equal content counts as the writer's own if an answer was lost."""
+        return data or chance.randbytes(8)
+
     def stream(path: str, _: bytes) -> bytes:
         with storage.open(path) as opened:
             return opened.read(5) + opened.read()
@@ -51,10 +55,10 @@ def operate(storage: Storage, scratch: Path, seed: int, count: int) -> list[Any]
         return (scratch / "down").read_bytes()
 
     operations: list[Callable[[str, bytes], Any]] = [
-        storage.write, storage.write_new, read_tagged, stream, upload, download,
+        storage.write, lambda path, data: storage.write_new(path, own(data)), read_tagged, stream, upload, download,
         lambda path, data: storage.write_stream(path, [data[:7], data[7:]]),
         lambda path, _: storage.read(path),
-        lambda path, data: storage.replace(path, data, tags.get(path, "0")),
+        lambda path, data: storage.replace(path, own(data), tags.get(path, "0")),
         lambda path, _: storage.exists(path),
         lambda path, _: list(storage.list(path[:1])),
         lambda path, _: list(storage.folders(path[:1])),

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.errors import LeaseError, PipelineError
+from pipeline.errors import ContractError, LeaseError, PipelineError
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.loop import MAX_SKIPPED_IN_A_ROW, train
 from pipeline.training.worker import no_notice
 from pipeline.training.world import World
-from tests.support.trainers import history, make_trainee, put_lease, ranks_of
+from tests.support.trainers import Dies, Ranks, history, make_trainee, put_lease, ranks_of
 
 
 def test_a_lost_lease_stops_the_writer(tmp_path: Path) -> None:
@@ -26,6 +26,24 @@ def test_a_lost_lease_stops_the_writer(tmp_path: Path) -> None:
         train(make_trainee(made, world), made.loop, world, no_notice)
     assert not made.loop.storage.exists(f"{made.loop.work}/result.json")
     assert Checkpoints(made.loop.storage, f"{made.loop.work}/checkpoints", 2).newest() is None
+
+
+def test_damaged_checkpoints_stop_the_training(tmp_path: Path) -> None:
+    """It neither begins anew nor removes what may be repaired."""
+    made = ranks_of(tmp_path, "train-sit", 1, 14)
+    put_lease(made.job)
+    world = World.alone()
+    with pytest.raises(Dies):
+        train(make_trainee(made, world), made.loop, world, no_notice)
+    checkpoints = Checkpoints(made.loop.storage, f"{made.loop.work}/checkpoints", 2)
+    while checkpoints.steps() != [12, 8]:
+        time.sleep(0.01)  # the last one is still being written
+    for step in (12, 8):
+        made.loop.storage.write(f"{checkpoints.folder}/{step:09d}/state.safetensors", b"damaged")
+    again = Ranks(made.job)
+    with pytest.raises(ContractError, match="no checkpoint to resume from"):
+        train(make_trainee(again, world), again.loop, world, no_notice)
+    assert checkpoints.steps() == [12, 8]
 
 
 def poison(trainee: Any, steps: set[int]) -> None:
