@@ -3,19 +3,20 @@
 import hashlib
 import json
 import math
+import os
 import random
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -203,32 +204,36 @@ def test_a_state_is_in_memory_once_more_and_no_oftener(
     assert row["memory"] < 0.05 + besides
 
 
-_WRITER = """
-import sys, torch
-from pipeline.storage.uri import open_storage
-from pipeline.training.checkpoint import Checkpoints
-
-checkpoints = Checkpoints(open_storage(sys.argv[1]), "c", keep=1)
-for step in range(int(sys.argv[2]), 1000000):
-    checkpoints.save(step, {"step": step, "x": torch.full((500_000,), float(step))})
-    checkpoints.wait()
-    print(step, flush=True)
-"""
+def write_until_killed(root: str, step: int, environment: dict[str, str], told: Connection) -> None:
+    """Save every step from this one on; tells each that is complete."""
+    os.environ.update(environment)
+    checkpoints = Checkpoints(open_storage(root), "c", keep=1)
+    while True:
+        checkpoints.save(step, {"step": step, "x": torch.full((500_000,), float(step))})
+        checkpoints.wait()
+        told.send(step)
+        step += 1
 
 
 @pytest.mark.slow
 def test_after_every_kill_there_is_a_complete_checkpoint(any_root: str, tmp_path: Path) -> None:
-    """Killed at random moments; the last one that was reported complete, or a later one, is there."""
+    """Killed at random moments; the last one that was told complete, or a later one, is there."""
     chance, checkpoints = random.Random(0), Checkpoints(open_storage(any_root), "c", 1, tmp_path / "disk")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     written = 0
-    for _ in range(10):
-        command = [sys.executable, "-c", _WRITER, any_root, str(written + 1)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            written = int(process.stdout.readline())
-            time.sleep(chance.uniform(0, 0.2))
-            process.kill()
-            written = max([written, *map(int, process.stdout.read().split())])
+    for _ in range(12):
+        told, end = context.Pipe(duplex=False)
+        process = context.Process(target=write_until_killed, args=(any_root, written + 1, dict(os.environ), end))
+        process.start()
+        end.close()
+        written = told.recv()
+        time.sleep(chance.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        with suppress(EOFError):
+            while True:
+                written = told.recv()
         newest = checkpoints.newest()
         assert newest is not None
         assert newest >= written
