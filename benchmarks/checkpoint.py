@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -124,6 +123,7 @@ def _one_round(tree: Path, place: Place, state_bytes: int, rows: list[Row]) -> f
         "load_memory": loaded["memory"],
     }  # fmt: skip
     rows.append(row)
+    print(f"{tree} {place.uri}", "  ".join(f"{key} {value:.3g}" for key, value in row.items()), flush=True)
     return row["save_whole"]
 
 
@@ -177,9 +177,7 @@ def main() -> None:
         if options.before:
             trees = {"before": stack.enter_context(worktree(options.before, folder / "before")), **trees}
         places = stack.enter_context(opened_places(options.to, folder))
-        begin = time.perf_counter()
         rows = measure(places, trees, options.gigabytes, options.rounds)
-        print(f"{time.perf_counter() - begin:.0f} s")
     for name, row in rows.items():
         print(f"{name:<24}", "  ".join(f"{key} {value:.3g}" for key, value in row.items()))
     print(save("checkpoint", {"before": options.before, "rounds": options.rounds, "rows": rows}))
