@@ -124,7 +124,7 @@ class Tokenizer(nn.Module):
         rope_N2E = self.rope_N2E
         if (h, w) != (self.grid, self.grid):
             positions = _resize_positions(positions, self.grid, h, w)
-            rope_N2E = rotary_table(h, w, rope_N2E.shape[-1], self.grid).to(rope_N2E.device)
+            rope_N2E = rotary_table(h, w, rope_N2E.shape[-1], self.grid).to(rope_N2E.device, non_blocking=True)
         tokens_BNK = tokens_BNK + positions  # fp32 from here on: autocast does not change the residual stream
         for block in blocks:
             tokens_BNK = block(tokens_BNK, rope_N2E)

@@ -18,6 +18,7 @@ from models.choices import (
     AlignmentHead,
     AlignmentKind,
     AlignmentSchedule,
+    EvaluationPrecision,
     FeatureLoss,
     FeatureNetwork,
     Mask,
@@ -150,6 +151,10 @@ class EvaluateConfig(Section):
     )
     network_size: int = Field(299, ge=32, description="Side to which images are resized for the network, in pixels.")
     reference_images: int = Field(50_000, ge=2, description="Training images in the reference of a Frechet distance.")
+    precision: EvaluationPrecision = Field(
+        "fp32",
+        description="fp32, tf32: TF32 products on GPUs, or bf16: also autocast of the tokenizer, in analyze too.",
+    )
     class_accuracy: bool = Field(
         False, description="Classify samples with an SVC trained on real images (for small sets such as digits)."
     )
@@ -298,7 +303,9 @@ class ClusterConfig(Section):
     mirror: str | None = Field(None, description="Local folder of the mirror. None: in the user's cache folder.")
     max_failures: int = Field(20, ge=0, description="Worker failures that a stage tolerates.")
     keep_checkpoints: int = Field(2, ge=1, description="Checkpoints to keep during training.")
-    compile: bool = Field(False, description="torch.compile each transformer block.")
+    compile: Literal["auto", True, False] = Field(
+        "auto", description="torch.compile each transformer block in training. auto: on GPUs only."
+    )
     deterministic: bool = Field(True, description="Deterministic kernels on GPUs (CPUs always are).")
     device_peak_tflops: float = Field(989.0, gt=0, description="Peak of a device in TFLOP/s, for plan.")
     assumed_mfu: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.4, description="Share of the peak, for plan.")

@@ -119,10 +119,12 @@ def _reconstructions(work: Work, x_BCHW: "Tensor") -> "list[Tensor]":
     import torch
 
     from models.metrics import from_uint8, to_uint8
+    from pipeline.evaluation import tensor_cores, tokenizer_autocast
     from pipeline.inference import load_tokenizer
 
     tokenizer, latent_filter = load_tokenizer(open_storage(work.root), work.tokenizer, x_BCHW.device)
-    with torch.inference_mode():
+    precision = work.config.evaluate.precision
+    with torch.inference_mode(), tensor_cores(precision), tokenizer_autocast(precision, x_BCHW.device):
         z_BDhw = tokenizer.encode(from_uint8(x_BCHW)).mean_BDhw
         return [to_uint8(tokenizer.decode(latent_filter(z_BDhw, level))) for level in range(LEVELS)]
 
@@ -132,10 +134,11 @@ def _measures(config: Config, x_BCHW: "Tensor", y_BCHW: "Tensor") -> "dict[str, 
     import torch
 
     from models.metrics import from_uint8, psnr_B, ssim_B
+    from pipeline.evaluation import tensor_cores
 
     measures = {"psnr": psnr_B(y_BCHW, x_BCHW), "ssim": ssim_B(y_BCHW, x_BCHW)}
     if config.tokenizer.lpips is not None:
-        with torch.inference_mode():
+        with torch.inference_mode(), tensor_cores(config.evaluate.precision):
             lpips = _lpips(config.tokenizer.lpips, x_BCHW.device)
             measures["lpips"] = lpips(from_uint8(y_BCHW), from_uint8(x_BCHW))
     return measures

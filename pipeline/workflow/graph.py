@@ -54,7 +54,7 @@ STAGES: tuple[Stage, ...] = (
         (*_READING, "evaluate"),
         without=("evaluate.class_accuracy",),
     ),
-    Stage("analyze", 1, ("prepare", "train-tokenizer"), _READING),
+    Stage("analyze", 1, ("prepare", "train-tokenizer"), (*_READING, "evaluate.precision")),
     Stage("encode", 1, ("prepare", "train-tokenizer"), (*_READING, "encode")),
     Stage(
         "train-sit",
