@@ -1,11 +1,17 @@
 """The benchmarks' sides at tiny sizes: what is compared computes the same, or the comparison is refused."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import loader, train_step
+from benchmarks import device, device_steps, loader, train_step
+from tests.support import PROJECT
 from tests.support.artifacts import config_at
 from tests.support.trainers import SETS
 
@@ -42,3 +48,58 @@ def _channels_last(batch: object) -> np.ndarray:
         return np.concatenate(batch, axis=1)
     assert isinstance(batch, np.ndarray)
     return batch if batch.shape[-1] == 3 else batch.transpose(0, 2, 3, 1)
+
+
+def measured(folder: Path, *parts: str) -> dict[str, Any]:
+    """The results of these parts of `benchmarks/device.py` on the CPU."""
+    only = [word for part in parts for word in ("--only", part)]
+    path = device.main(["--device", "cpu", *only], folder)
+    assert path.name.startswith("device-")
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+def test_the_device_benchmark_measures_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At tiny sizes; compiling is only counted."""
+    compiled = list[object]()
+    monkeypatch.setattr(device_steps, "compile_blocks", compiled.append)
+    result = measured(tmp_path)
+    assert set(result["parts"]) == {name for name, _, _ in device.PARTS}
+    assert not [part for part in result["parts"].values() if "error" in part or "skipped" in part]
+    assert result["parts"]["resume/sit-fda"]["same_bits"]
+    assert result["parts"]["resume/tokenizer"]["same_bits"]
+    assert set(result["ratios"]) == set(device.ratios(result["parts"]))
+    assert len(result["ratios"]) == 6
+    assert compiled
+
+
+def test_a_part_of_the_device_benchmark_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setitem(device.STEPS, "sit-none", full)
+    parts = measured(tmp_path, "sit-none/eager", "encode")["parts"]
+    assert parts["sit-none/eager"] == {"error": "OutOfMemoryError: no memory"}
+    assert parts["encode"]["encoded_per_second"] > 0
+
+
+def test_bits_that_differ_after_a_resume_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_steps.SitStep, "load", lambda *_: None)
+    part = measured(tmp_path, "resume/sit-fda")["parts"]["resume/sit-fda"]
+    assert not part["same_bits"]
+    assert part["different"]
+
+
+def test_the_device_benchmark_needs_torch_alone() -> None:
+    code = (
+        "import sys, importlib.abc\n"
+        "class Refuse(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        others = 'pipeline deploy ray pydantic mlflow lpips timm safetensors torchvision tests'\n"
+        "        if name.partition('.')[0] in others.split(): raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "from benchmarks import device\n"
+        "print(device.measure(device.Device('cpu'), ['encode'], 60.0)['encode']['batch'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["4"], done.stderr

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.errors import LeaseError, PipelineError
-from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.checkpoint import Checkpoints, flatten_state
 from pipeline.training.loop import MAX_SKIPPED_IN_A_ROW, train
 from pipeline.training.worker import no_notice
 from pipeline.training.world import World
@@ -61,6 +61,43 @@ def test_too_many_in_a_row_stop_the_run(tmp_path: Path) -> None:
     poison(trainee, set(range(6, 60)))
     with pytest.raises(PipelineError, match=rf"{MAX_SKIPPED_IN_A_ROW} steps in a row .* checkpoint is step"):
         train(trainee, made.loop, world, no_notice)
+
+
+def test_skipped_steps_are_known_at_the_next_line(tmp_path: Path) -> None:
+    """Also if the last of them were not skipped. What is saved before is the state of the last step that was made."""
+    made = ranks_of(tmp_path, "train-sit", 1, None, "sit.steps=60", "sit.log_every=50", "sit.checkpoint_every=15")
+    put_lease(made.job)
+    world = World.alone()
+    trainee = make_trainee(made, world)
+    poison(trainee, set(range(6, 40)))
+    with pytest.raises(PipelineError, match=r"34 steps in a row .* checkpoint is step 45"):
+        train(trainee, made.loop, world, no_notice)
+
+
+def test_a_checkpoint_among_skipped_steps_is_that_of_the_last_that_was_made(tmp_path: Path) -> None:
+    made = ranks_of(tmp_path, "train-sit", 1, None, "sit.steps=12", "sit.log_every=20", "sit.checkpoint_every=4")
+    put_lease(made.job)
+    world = World.alone()
+    trainee = make_trainee(made, world)
+    poison(trainee, set(range(4, 12)))
+    train(trainee, made.loop, world, no_notice)
+    checkpoints = Checkpoints(made.loop.storage, f"{made.loop.work}/checkpoints", 2)
+    parts = [flatten_state(checkpoints.load(step)["parts"])[1] for step in (8, 12)]
+    assert parts[0].keys() == parts[1].keys()
+    assert [name for name in parts[0] if not torch.equal(parts[0][name], parts[1][name])] == []
+
+
+def test_where_the_tokenizer_does_not_step_neither_does_the_discriminator(tmp_path: Path) -> None:
+    trainee = make_trainee(ranks_of(tmp_path, "train-tokenizer"), World.alone())
+    batches = trainee.batches(20, 22)
+    trainee.step(next(iter(batches)), 20)
+    before = flatten_state({name: part.state_dict() for name, part in trainee.states().items()})[1]
+    next(iter(trainee.tokenizer.parameters())).register_hook(lambda grad: grad * math.nan)
+    losses = trainee.step(next(iter(batches)), 21)
+    batches.close()
+    after = flatten_state({name: part.state_dict() for name, part in trainee.states().items()})[1]
+    assert losses["loss"].isnan()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
 
 
 def saved_after_a_notice(folder: Path, notice: Callable[[], float | None], seconds: float = 0.0) -> list[int]:
