@@ -59,6 +59,7 @@ def measured(folder: Path, *parts: str) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 def test_the_device_benchmark_measures_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At tiny sizes; compiling is only counted."""
     compiled = list[object]()
