@@ -27,7 +27,7 @@ from models.choices import (
     SamplerMethod,
 )
 from models.sizes import SIT_SIZES, smallest_discriminator_image
-from pipeline.config.checks import check_masks, check_metrics, check_workers
+from pipeline.config.checks import check_lpips, check_masks, check_metrics, check_workers
 from pipeline.config.fields import (
     BatchSize,
     Betas,
@@ -350,7 +350,10 @@ class Config(Section):
         workers = self.cluster.workers
         check_workers(workers, self.cluster.min_workers or workers, batch_sizes)
         own = self.evaluate
-        check_metrics(self.register.gate.metric, own.network, own.network_size, own.class_accuracy)
+        lpips = self.tokenizer.lpips is not None
+        if lpips:
+            check_lpips(size)
+        check_metrics(self.register.gate.metric, own.network, own.network_size, own.class_accuracy, lpips)
         return self
 
     @property

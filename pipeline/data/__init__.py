@@ -5,6 +5,7 @@ Listing and index are light; modules that need pyarrow or Pillow are imported on
 
 from typing import TYPE_CHECKING
 
+from pipeline.data.classes import check_folders, check_labels
 from pipeline.data.index import (
     known_classes,
     read_index,

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from pipeline.config import DataConfig
+from pipeline.data.classes import check_folders
 from pipeline.errors import DataError, StorageError
 from pipeline.storage import Entry, Storage, open_storage, split_uri
 
@@ -53,8 +54,8 @@ class Listing:
 def list_source(data: DataConfig, progress: Callable[[int], None] | None = None) -> Listing:
     """List the training and the validation URI; `progress` receives the number of files found so far.
 
-    DataError if the source is not configured, missing, empty or unreadable, has more classes than `data.classes`, or
-    does not match the configured `data.revision`.
+    DataError if the source is not configured, missing, empty or unreadable, has another number of class folders than
+    `data.classes`, or does not match the configured `data.revision`.
     """
     if data.format == "digits":
         listing = Listing("digits", "", (), None, (), (), DIGITS_REVISION)
@@ -138,11 +139,7 @@ def _is_hidden(path: str) -> bool:
 def _classes(data: DataConfig, train: tuple[Entry, ...], validation: tuple[Entry, ...]) -> tuple[str, ...]:
     """The sorted class folders of the training images; a label is the place in this order."""
     classes = tuple(sorted({class_of(entry.path) for entry in train}))
-    if data.classes is not None and len(classes) > data.classes:
-        raise DataError(
-            f"data.uri {data.uri}: label out of range, {len(classes)} class folders but data.classes is {data.classes}",
-            f"Set data.classes={len(classes)}, or remove folders.",
-        )
+    check_folders(data, len(classes))
     unknown = sorted({class_of(entry.path) for entry in validation} - set(classes))
     if unknown:
         raise DataError(

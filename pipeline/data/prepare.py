@@ -102,4 +102,11 @@ def _upload(writer: ImageShardWriter, split: Split, index: int, storage: Storage
     path = f"shards/{split}-{index:05d}.parquet"
     record = hash_file(writer.path)
     storage.upload(writer.path, f"{prefix}/{path}" if prefix else path)
-    return ShardRecord(path=path, split=split, rows=writer.rows, bytes=record.bytes, sha256=record.sha256)
+    return ShardRecord(
+        path=path,
+        split=split,
+        rows=writer.rows,
+        labels=dict(sorted(writer.labels.items())),
+        bytes=record.bytes,
+        sha256=record.sha256,
+    )

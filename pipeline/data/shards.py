@@ -3,6 +3,7 @@
 Legend: N rows, D latent channels, h w latent rows and columns. Equal rows give equal bytes.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -50,6 +51,7 @@ class ShardRecord(BaseModel):
     path: str  # relative to the artifact
     split: Split
     rows: int
+    labels: dict[int, int]  # label -> rows
     bytes: int
     sha256: str
 
@@ -60,12 +62,14 @@ class ImageShardWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows = 0
+        self.labels: Counter[int] = Counter()
         self._pending: list[StoredExample] = []
         self._pending_bytes = 0
         self._writer = pq.ParquetWriter(path, IMAGE_SCHEMA, compression="zstd", use_dictionary=["label"])
 
     def add(self, example: StoredExample) -> None:
         self.rows += 1
+        self.labels[example.label] += 1
         self._pending.append(example)
         self._pending_bytes += len(example.image)
         if len(self._pending) >= _GROUP_ROWS or self._pending_bytes >= _GROUP_BYTES:

@@ -14,9 +14,8 @@ from models.choices import LEVELS
 from pipeline.artifacts import ArtifactWriter, Manifest, Outcome
 from pipeline.config import Config, WeightFile
 from pipeline.data import Rows, choose_rows, read_images
-from pipeline.errors import DataError
 from pipeline.storage import open_storage
-from pipeline.workflow import StageContext
+from pipeline.workflow import StageContext, check_reconstructed
 
 if TYPE_CHECKING:
     import torch
@@ -60,11 +59,7 @@ def run(context: StageContext) -> Outcome:
     )
     units = choose_rows(prepare, "validation", own.images)
     rows = sum(len(unit.rows) for unit in units)
-    if rows < 2:
-        raise DataError(
-            f"evaluate-tokenizer: a Frechet distance needs 2 validation images; there are {rows}",
-            "Raise data.validation_share or evaluate.images.",
-        )
+    check_reconstructed(rows)
     specs = [Spec(work, index, unit) for index, unit in enumerate(units)]
     records = context.map(measure, specs, [len(unit.rows) for unit in units], unit="images", gpu=True)
     (distance,) = context.map(compare, [Comparison(work, len(units))], [1], unit="distance", gpu=True)

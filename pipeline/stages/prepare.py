@@ -4,12 +4,24 @@ The listing is split into units; a unit is a Ray task with its own record, so th
 Reading, decoding and writing are in `pipeline.data`.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.artifacts import FileRecord, Outcome
 from pipeline.config import Config
-from pipeline.data import FolderUnit, PreparedUnit, TarUnit, Unit, check_prepared, list_source, prepare_unit, work_units
+from pipeline.data import (
+    FolderUnit,
+    PreparedUnit,
+    Split,
+    TarUnit,
+    Unit,
+    check_labels,
+    check_prepared,
+    list_source,
+    prepare_unit,
+    work_units,
+)
 from pipeline.errors import DataError
 from pipeline.storage import open_storage
 from pipeline.workflow import StageContext
@@ -41,6 +53,8 @@ def run(context: StageContext) -> Outcome:
     records = context.map(prepare, specs, weights, unit="images")
     units = [PreparedUnit.model_validate(record) for record in records]
     check_prepared(units, data)
+    labels = _labels(units)
+    check_labels(data, labels["train"] + labels["validation"], listing.classes)
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     for shard in (shard for unit in units for shard in unit.shards):
         context.writer.add_stored(shard.path, FileRecord(bytes=shard.bytes, sha256=shard.sha256))
@@ -64,8 +78,17 @@ def run(context: StageContext) -> Outcome:
         splits=splits,
         classes=data.class_count,
         class_names=list(listing.classes),
+        class_counts={split: [labels[split][label] for label in range(data.class_count)] for split in labels},
         quarantined=quarantined,
     )
+
+
+def _labels(units: list[PreparedUnit]) -> dict[Split, Counter[int]]:
+    """The images of each label, by split."""
+    found: dict[Split, Counter[int]] = {"train": Counter(), "validation": Counter()}
+    for shard in (shard for unit in units for shard in unit.shards):
+        found[shard.split].update(shard.labels)
+    return found
 
 
 def _images(unit: Unit, shard_rows: int) -> int:

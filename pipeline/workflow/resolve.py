@@ -2,7 +2,7 @@
 
 from pipeline.artifacts import SHORT
 from pipeline.config import Config, fields_changed_here
-from pipeline.data import known_classes, recorded_revision, revision_of
+from pipeline.data import check_folders, known_classes, read_index, recorded_revision, revision_of
 from pipeline.errors import ConfigError
 from pipeline.storage import open_storage
 from pipeline.workflow.fingerprints import stage_fingerprints
@@ -11,11 +11,13 @@ from pipeline.workflow.fingerprints import stage_fingerprints
 def resolved(config: Config, fresh: bool) -> Config:
     """The config with `data.revision` and `data.classes` filled in, as far as they are known.
 
-    If `fresh`, a local source is listed; otherwise both come from the recorded index.
+    If `fresh`, a local source is listed; otherwise both come from the recorded index. DataError as `list_source`.
     """
     storage = open_storage(config.root)
     # Even with `fresh`, a remote source is taken from its recorded index: listing a bucket is slow.
     revision = revision_of(config.data, storage, fresh=False) if fresh else recorded_revision(config.data, storage)
+    if fresh and (index := read_index(storage, config.data)) is not None and index.classes:
+        check_folders(config.data, index.classes)
     known = {"revision": revision, "classes": known_classes(config.data, storage)}
     return config.model_copy(update={"data": config.data.model_copy(update=known)})
 

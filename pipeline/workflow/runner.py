@@ -38,6 +38,7 @@ from pipeline.storage import Storage, open_storage
 from pipeline.workflow.context import StageContext
 from pipeline.workflow.fingerprints import counted_config, stage_fingerprints
 from pipeline.workflow.graph import Stage, find_stage, stages_until
+from pipeline.workflow.preflight import check_images, check_start, warnings
 from pipeline.workflow.resolve import check_source
 from pipeline.workflow.status import Node, survey
 
@@ -74,13 +75,16 @@ class Runner:
             for name in names:
                 self._say_cached(name, nodes[name].manifest)
             return
+        self._check(missing, nodes["prepare"].manifest)
         with self._services(missing, {name: self.fingerprint(name) for name in names if name not in missing}):
             for name in names:
                 node = nodes[name]
                 if node.status == "cached":
                     self._say_cached(name, node.manifest)
                 else:
-                    self.produce(name)
+                    manifest = self.produce(name)
+                    if name == "prepare":
+                        check_images(self.config, missing, manifest)
                     # The new artifact may differ from an earlier one: then its consumers are outdated.
                     nodes = {node.stage.name: node for node in survey(self.config)}
 
@@ -97,6 +101,7 @@ class Runner:
         if nodes[name].status == "cached":
             self._say_cached(name, nodes[name].manifest)
             return
+        self._check([name], nodes["prepare"].manifest)
         with self._services([name], {needed: self.fingerprint(needed) for needed in stage.inputs}):
             self.produce(name)
 
@@ -109,6 +114,14 @@ class Runner:
         check_source(self.config, self.name)
         _ = self.config.data.class_count  # raises ConfigError before anything is started
         return survey(self.config)
+
+    def _check(self, stages: list[str], prepare: Manifest | None) -> None:
+        """Refuse before anything starts what these stages would refuse later, and say what is hardly meant."""
+        check_start(self.config, stages)
+        if prepare is not None:
+            check_images(self.config, stages, prepare)
+        for line in warnings(self.config, stages):
+            self.display.say(f"[yellow]![/] {line}")
 
     def _say_cached(self, name: str, manifest: Manifest | None) -> None:
         assert manifest is not None

@@ -1,5 +1,6 @@
 """The driver: what is cached is used, what is stale or missing is made, by one driver at a time. Stages are fakes."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -44,6 +45,11 @@ class World:
         self.content = {name: f"made by {name}" for name in NAMES}
         self.before: dict[str, Callable[[StageContext], None]] = {}  # what else a stage does, first
         self.on_connect: Callable[[], None] = lambda: None
+        self.said = io.StringIO()
+        self.prepared: dict[str, Any] = {
+            "splits": {"train": [{"path": "t", "rows": 90}], "validation": [{"path": "v", "rows": 10}]},
+            "class_counts": {"train": [9] * 10, "validation": [1] * 10},
+        }
 
     def body(self, stage: Stage) -> Callable[[StageContext], Outcome]:
         def run(context: StageContext) -> Outcome:
@@ -53,7 +59,8 @@ class World:
             context.writer.add_bytes(self.content[stage.name].encode(), "file")
             if stage.name == "register":
                 self.registered.add(context.fingerprint)
-            return context.writer.outcome(1, {"sit/loss": 1.0, "samples/count": 3.0})
+            details = self.prepared if stage.name == "prepare" else {}
+            return context.writer.outcome(1, {"sit/loss": 1.0, "samples/count": 3.0}, **details)
 
         return run
 
@@ -65,7 +72,7 @@ class World:
         return resolved(load_config("quickstart", list(sets), str(root or self.root)), fresh=True)
 
     def driver(self, *sets: str, root: Path | None = None) -> Runner:
-        return Runner(self.config(*sets, root=root), Display(Console(quiet=True)), "quickstart")
+        return Runner(self.config(*sets, root=root), Display(Console(file=self.said, width=400)), "quickstart")
 
     def run(self, *sets: str, until: str | None = None, root: Path | None = None) -> list[str]:
         """Run; the names of the stages that were made."""
@@ -114,12 +121,68 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     return world
 
 
-def folder_of_images(folder: Path, count: int = 3) -> Path:
-    for label in ("cat", "dog"):
+def folder_of_images(folder: Path, count: int = 3, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
+    for label in classes:
         (folder / label).mkdir(parents=True)
         for i in range(count):
             Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / label / f"{i}.png")
     return folder
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (("sample.count=3",), "needs 4 real and generated images; there are 50000 and 3"),
+        (("evaluate.reference_images=2",), "needs 4 real and generated images; there are 2 and 500"),
+        (("evaluate.images=1",), "needs 2 validation images; there are 1"),
+        (("data.format=folder", "data.uri={one}"), "class_accuracy needs two classes, and the source has one"),
+    ],
+)
+def test_what_a_late_stage_would_refuse_is_refused_before_the_first(
+    world: World, tmp_path: Path, sets: tuple[str, ...], said: str
+) -> None:
+    one = folder_of_images(tmp_path / "images", classes=("cat",)).as_uri()
+    with pytest.raises(PipelineError, match=said):
+        world.run(*(pair.format(one=one) for pair in sets))
+    assert world.connected == 0
+    assert world.run(*(pair.format(one=one) for pair in sets), until="prepare"), "this stage does not need it"
+
+
+@pytest.mark.parametrize(
+    ("prepared", "said"),
+    [
+        ({"splits": {"train": [{"rows": 90}], "validation": [{"rows": 1}]}}, "needs 2 validation images; there are 1"),
+        ({"splits": {"train": [{"rows": 3}], "validation": [{"rows": 9}]}}, "generated images; there are 3 and 500"),
+        ({"class_counts": {"train": [9, 0], "validation": [0, 1]}}, "needs two classes, and the training images have"),
+    ],
+)
+def test_what_the_images_do_not_allow_is_refused_before_a_training(
+    world: World, prepared: dict[str, Any], said: str
+) -> None:
+    world.prepared |= prepared
+    with pytest.raises(PipelineError, match=said):
+        world.run()
+    assert world.made == ["prepare"]
+    with pytest.raises(PipelineError, match=said):  # now it is known before anything starts
+        world.run()
+    assert (world.made, world.connected) == ([], 1)
+
+
+def test_one_class_trains_without_a_classifier(world: World, tmp_path: Path) -> None:
+    one = folder_of_images(tmp_path / "images", classes=("cat",)).as_uri()
+    sets = ["data.format=folder", f"data.uri={one}", "evaluate.class_accuracy=false"]
+    assert world.run(*sets, "register.gate.metric=reconstruction/psnr") == list(NAMES)
+
+
+def test_settings_that_are_hardly_meant_are_said_in_a_line(world: World) -> None:
+    world.run("sit.ema_decay=0.9999", "sit.steps=300", "sample.count=7")
+    (average,) = [line for line in world.said.getvalue().splitlines() if "ema_decay" in line]
+    assert "! sit.ema_decay 0.9999 over 300 steps: the average still holds 97% of the first" in average
+    assert "0.96" in average
+    assert "! sample.count 7 is less than the number of classes, 10: 3 classes have no sample" in world.said.getvalue()
+    world.said.truncate(0)
+    world.run("sit.ema_decay=0.9999", "sit.steps=300", "sample.count=7")
+    assert "!" not in world.said.getvalue(), "there is nothing left to do"
 
 
 def test_what_is_cached_is_used(world: World) -> None:
