@@ -22,7 +22,7 @@ from pipeline.config import Config
 from pipeline.data import LatentLoader
 from pipeline.errors import ContractError
 from pipeline.storage import Storage
-from pipeline.training.examples import reading_plan, training_latents
+from pipeline.training.examples import Mirrored, reading_plan, training_latents
 from pipeline.training.optimizer import (
     adamw,
     autocast,
@@ -72,11 +72,18 @@ def check_contract(config: Config, inputs: dict[str, Manifest]) -> None:
 class SitTrainee:
     """SiT with the alignment head, its optimizer and its EMA (the teacher). A `Trainee`."""
 
-    def __init__(self, config: Config, storage: Storage, inputs: dict[str, Manifest], world: World) -> None:
+    def __init__(
+        self,
+        config: Config,
+        storage: Storage,
+        inputs: dict[str, Manifest],
+        world: World,
+        mirrored: Mirrored | None = None,
+    ) -> None:
         own = self.config = config.sit
         self.seed, self.world = config.seed, world
         encode, tokenizer = inputs["encode"], inputs["train-tokenizer"]
-        self.store = training_latents(storage, encode, config)
+        self.store = training_latents(storage, encode, config, mirrored)
         self.plan = reading_plan(config, own.batch_size, config.encode.shard_rows, world.rank, world.size)
         alignment = alignment_of(config)
         self.model = seeded(lambda: AlignedSiT(SiT(**config.sit_network), alignment), self.seed, "sit", world.device)

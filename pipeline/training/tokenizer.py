@@ -22,7 +22,7 @@ from pipeline.config import Config
 from pipeline.data import ImageLoader
 from pipeline.inference import fetch_weights
 from pipeline.storage import Storage
-from pipeline.training.examples import reading_plan, training_images
+from pipeline.training.examples import Mirrored, reading_plan, training_images
 from pipeline.training.optimizer import (
     Module,
     adamw,
@@ -41,11 +41,18 @@ from pipeline.workflow import tokenizer_gflops
 class TokenizerTrainee:
     """Tokenizer, discriminator, their optimizers and the tokenizer's EMA. A `Trainee`."""
 
-    def __init__(self, config: Config, storage: Storage, inputs: dict[str, Manifest], world: World) -> None:
+    def __init__(
+        self,
+        config: Config,
+        storage: Storage,
+        inputs: dict[str, Manifest],
+        world: World,
+        mirrored: Mirrored | None = None,
+    ) -> None:
         own = self.config = config.tokenizer
         self.seed, self.world, self.data = config.seed, world, config.data
         self.loader_threads = config.cluster.loader_threads
-        self.store = training_images(storage, inputs["prepare"], config)
+        self.store = training_images(storage, inputs["prepare"], config, mirrored)
         self.plan = reading_plan(config, own.batch_size, config.data.shard_rows, world.rank, world.size)
         self.tokenizer = self._seeded(lambda: Tokenizer(**config.tokenizer_network), "tokenizer")
         self.discriminator = self._seeded(

@@ -2,21 +2,18 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
-from pipeline.artifacts import Manifest
-from pipeline.config import Config
-from pipeline.storage import Storage, open_storage
+from pipeline.storage import open_storage
 from pipeline.training.job import Job, loop_of
 from pipeline.training.loop import train
+from pipeline.training.progress import MirrorProgress
 from pipeline.training.sit import SitTrainee
 from pipeline.training.tokenizer import TokenizerTrainee
-from pipeline.training.trainee import Trainee
 from pipeline.training.world import World
 
-TRAINEES: dict[str, Callable[[Config, Storage, dict[str, Manifest], World], Trainee[Any]]] = {
+TRAINEES: dict[str, type[TokenizerTrainee] | type[SitTrainee]] = {
     "train-tokenizer": TokenizerTrainee,
     "train-sit": SitTrainee,
 }
@@ -31,7 +28,9 @@ def train_as(world: World, job: Job, notice: Callable[[], float | None] = no_not
     torch.set_num_threads(job.threads)
     if world.device.type == "cuda":
         set_up_cuda(job.config.cluster.deterministic)
-    trainee = TRAINEES[job.stage](job.config, open_storage(job.config.root), job.inputs, world)
+    storage = open_storage(job.config.root)
+    mirrored = MirrorProgress(storage, job.work) if world.rank == 0 else None
+    trainee = TRAINEES[job.stage](job.config, storage, job.inputs, world, mirrored)
     train(trainee, loop_of(job, measured_peak(world.device) * world.size), world, notice)
 
 

@@ -1,7 +1,9 @@
 import errno
 import multiprocessing
 import os
+import threading
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 from pipeline.artifacts.files import hash_file
 from pipeline.config.schema import DataConfig
+from pipeline.data import mirror
 from pipeline.data.mirror import Mirror, StoredShard, mirror_directory, open_mirror
 from pipeline.data.shards import ImageShardWriter, StoredExample, write_latent_shard
 from pipeline.data.store import IMAGE_COLUMNS, LATENT_COLUMNS, ImageStore, LatentStore
@@ -211,6 +214,28 @@ def test_workers_of_a_node_share_one_mirror(tmp_path: Path) -> None:
     for process in workers:
         process.join()
     assert len(list(directory.glob("*.arrow"))) == len(ROWS)
+
+
+def test_who_waits_for_another_worker_sees_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As rank 0 does, whose progress is shown, where another rank of its node was first."""
+    monkeypatch.setattr(mirror, "_LOCK_SECONDS", 0.01)
+    storage, directory = open_storage(str(tmp_path / "root")), tmp_path / "mirror"
+    shards, told, fourth = image_shards(storage, tmp_path), list[int](), threading.Event()
+    other = Mirror(storage, shards, directory, IMAGE_COLUMNS, None)
+
+    def tell(rows: int) -> None:
+        told.append(rows)
+        if rows == 21:
+            fourth.set()
+
+    with ThreadPoolExecutor(1) as pool, mirror._locked(directory):
+        waits = pool.submit(open_mirror, storage, shards, directory, IMAGE_COLUMNS, FULL, 8, tell)
+        for i in range(3):
+            other._create(i)
+        assert fourth.wait(60), told
+        assert not waits.done()
+    assert told[-1] == 40
+    assert is_right(ImageStore(waits.result()), np.arange(40))
 
 
 def test_where_the_mirror_lies(monkeypatch: pytest.MonkeyPatch) -> None:
