@@ -30,15 +30,19 @@ def test_a_plain_step_of_another_loss_is_refused(tmp_path: Path) -> None:
 
 def test_loaders_give_what_they_are_compared_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVAE_TEST_DATA", raising=False)
-    for sides, examples in loader.cases(tmp_path, batches=2).values():
-        ours, other = ([_channels_last(batch) for batch in side()] for side in list(sides.values())[:2])
-        assert sum(len(batch) for batch in ours) == examples
-        assert all(np.array_equal(a, b) for a, b in zip(ours, other, strict=True))
+    for case in loader.cases(tmp_path, batches=2, latent_rows=600).values():
+        ours = [_channels_last(batch) for batch in case.loader()]
+        assert sum(len(batch) for batch in ours) == case.examples
+        rivals = case.rivals()
+        if (copies := rivals.pop("memcpy", None)) is not None:
+            assert [_channels_last(batch).shape for batch in copies()] == [batch.shape for batch in ours]
+        for side in rivals.values():
+            assert all(np.array_equal(a, _channels_last(b)) for a, b in zip(ours, side(), strict=True))
 
 
 def _channels_last(batch: object) -> np.ndarray:
-    """Pixels (B, H, W, 3), or both moments of latents beside each other."""
+    """Pixels (B, H, W, 3), or both moments of latents beside each other, (B, h, w, 2 D)."""
     if isinstance(batch, tuple):
-        return np.concatenate(batch, axis=1)
+        batch = np.concatenate(batch, axis=1)
     assert isinstance(batch, np.ndarray)
     return batch if batch.shape[-1] == 3 else batch.transpose(0, 2, 3, 1)
