@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import loader, train_step
+from benchmarks import loader, memory, train_step
 from tests.support.artifacts import config_at
 from tests.support.trainers import SETS
 
@@ -46,3 +46,10 @@ def _channels_last(batch: object) -> np.ndarray:
         batch = np.concatenate(batch, axis=1)
     assert isinstance(batch, np.ndarray)
     return batch if batch.shape[-1] == 3 else batch.transpose(0, 2, 3, 1)
+
+
+@pytest.mark.slow
+def test_memory_of_every_process_is_seen(tmp_path: Path) -> None:
+    peaks = memory.measure(tmp_path, rows=600, units=20)
+    assert {"driver", "reader"} <= {role for roles in peaks.values() for role in roles}
+    assert all(most[when] > 1 for roles in peaks.values() for most in roles.values() for when in ("early", "late"))
