@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from benchmarks.common import alternate, median_ratio, medians, save
-from benchmarks.loader_rivals import Side, image_rivals, latent_rivals
+from benchmarks.loader_side import Side, image_rivals, latent_rivals
 from pipeline.config.schema import Config
 from pipeline.data.loader import ImageLoader, LatentLoader, Plan
 from pipeline.storage.uri import open_storage
@@ -156,7 +156,9 @@ def measure(folder: Path, rounds: int, batches: int, before: str | None) -> dict
         other = stack.enter_context(loader_of(before, folder / "before", batches)) if before else None
         for name, case in cases(folder / "now", batches).items():
             sides = {"loader": case.loader, **case.rivals()}
-            actions = {side: partial(rate, batch, case.examples) for side, batch in sides.items()}
+            actions: dict[str, Callable[[], float]] = {
+                side: partial(rate, batch, case.examples) for side, batch in sides.items()
+            }
             if other is not None:
                 actions["loader before"] = partial(_rate_of, other, name)
             measured = alternate(actions, rounds)

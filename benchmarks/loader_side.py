@@ -3,6 +3,7 @@
 Each side has its files written beforehand. Legend: B rows, D channels, h w latent rows and columns.
 """
 
+import importlib
 import importlib.util
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -128,12 +129,12 @@ def _from_safetensors(path: Path, rows: Rows) -> Iterator[np.ndarray]:
 
 
 def _mds(both: np.ndarray, rows: Rows, folder: Path) -> Side:
-    from streaming import MDSWriter, StreamingDataset
+    streaming: Any = importlib.import_module("streaming")  # of mosaicml-streaming, which is not among the extras
 
-    with MDSWriter(out=str(folder), columns={"latent": "bytes"}) as writer:
+    with streaming.MDSWriter(out=str(folder), columns={"latent": "bytes"}) as writer:
         for latent in both:
             writer.write({"latent": latent.tobytes()})
-    source = StreamingDataset(local=str(folder), shuffle=False, batch_size=1)
+    source = streaming.StreamingDataset(local=str(folder), shuffle=False, batch_size=1)
 
     def read() -> Iterator[np.ndarray]:
         for chosen in rows:
