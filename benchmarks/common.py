@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import time
@@ -52,16 +53,22 @@ def hardware(device: str = "cpu") -> str:
 
 def save(name: str, result: dict[str, Any], device: str = "cpu", folder: Path = RESULTS) -> Path:
     """Write results/NAME.json, with the hardware and versions that it holds for."""
-    sha = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent, check=False)
     about = {
         "hardware": hardware(device),
         "load_at_end": round(os.getloadavg()[0], 1),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_sha": sha.stdout.strip() or None,
+        "git_sha": _git_sha(),
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     path.write_text(json.dumps({**about, **result}, indent=1) + "\n")
     return path
+
+
+def _git_sha() -> str | None:
+    if shutil.which("git") is None:
+        return None
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent, check=False)
+    return done.stdout.strip() or None

@@ -71,7 +71,7 @@ class PlainTokenizer:
 
     def __call__(self, batch: Any, draws: Draws, step: int) -> float:
         own, config = self.parts, self.parts.config
-        x = torch.from_numpy(batch[0]).to(own.world.device).float() / 127.5 - 1
+        x = batch[0].float() / 127.5 - 1
         draw = own.objective.regularizer.draw(generator(own.seed, step, "regularizer", torch.device("cpu")), len(x))
         target = own.objective.regularizer.image(x, draw)
         with autocast(config.precision, own.world.device):
@@ -111,15 +111,14 @@ class PlainSit:
         return made
 
     def __call__(self, batch: Any, draws: Draws, step: int) -> float:
-        own, config, device = self.parts, self.parts.config, self.parts.world.device
-        mean, logvar = (torch.from_numpy(part).to(device).float() for part in batch[:2])
+        own, config = self.parts, self.parts.config
+        mean, logvar = (part.float() for part in batch[:2])
         z = mean + (0.5 * logvar).exp() * draws["posterior"]
         objective = own.objective
         levels = objective.alignment.draw_levels(generator(own.seed, step, "levels", torch.device("cpu")))
         low_z, high_z = (objective.statistics.normalise(objective.latent_filter(z, level)) for level in levels)
         noise, t = draws["noise"], draws["t"]
-        labels = torch.from_numpy(batch[2]).to(device)
-        labels = drop_labels(labels, draws["label_dropout"], config.label_dropout, objective.null_label)
+        labels = drop_labels(batch[2], draws["label_dropout"], config.label_dropout, objective.null_label)
         time_B111 = t[:, None, None, None]
         with autocast(config.precision, own.world.device):
             predicted, projected = own.model((1 - time_B111) * low_z + time_B111 * noise, t, labels)
@@ -142,15 +141,18 @@ class Pair:
     batches: list[Any]
     step: int  # the step that is made again and again: the schedule's, and whether D takes part
 
-    def ours(self, batch: Any) -> float:
+    def __post_init__(self) -> None:
+        self.history = History(self.trainee.world.device)
+
+    def ours(self, batch: Any) -> Tensor:
         """A step with what `loop._run_steps` does around each."""
         losses = global_means(self.trainee.step(batch, self.step), self.trainee.world)
-        History().add(losses)
+        self.history.add(losses)
         return losses["loss"]
 
     def first_losses(self) -> tuple[float, float]:
         batch = self.batches[0]
-        return self.ours(batch), self.plain(batch, self.plain.draws(self.step), self.step)
+        return float(self.ours(batch)), self.plain(batch, self.plain.draws(self.step), self.step)
 
     def measure(self, rounds: int, peak_seconds: float) -> dict[str, Any]:
         ours, plain = self.first_losses()

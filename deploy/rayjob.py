@@ -162,7 +162,7 @@ def _pods(pools: dict[str, str], cluster: Object, options: JobOptions) -> dict[s
 def _devices(stage: str, cluster: ClusterConfig) -> int:
     if stage.startswith("train-"):
         return cluster.workers
-    return cluster.encode_actors if stage in ("encode", "sample") else 1
+    return cluster.encode_actors or 1 if stage in ("encode", "sample") else 1
 
 
 def _fix_size(cluster: Object, pods: dict[str, int]) -> None:

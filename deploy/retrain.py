@@ -10,19 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rich.console import Console
+
 from deploy.errors import BusyError
 from deploy.jobs import Dashboard
 from deploy.retrying import Say
 from deploy.submit import MODEL, Work, attempt_of, check_tracking, remote_config, run_work_of, submit
 from pipeline.artifacts import SHORT, Manifest, read_manifest
 from pipeline.config import Config
-from pipeline.console import duration
-from pipeline.data import list_source, write_index
+from pipeline.console import Display, duration
 from pipeline.errors import PipelineError
 from pipeline.metrics import find_metric, value_text
 from pipeline.storage import open_storage
 from pipeline.tracking import CHAMPION, champion, tracking_uri
-from pipeline.workflow import Node, check_source, resolved, stage_fingerprints, survey
+from pipeline.workflow import Node, check_source, index_now, resolved, stage_fingerprints, survey
 
 Outcome = Literal["unchanged", "remembered", "promoted", "rejected", "failed"]
 REJECTED = 3  # the exit code of a candidate that the gate did not promote
@@ -58,7 +59,9 @@ def retrain(
     """
     config = remote_config(preset, sets, root)
     check_tracking(config)
-    _index_source(config, say)
+    if config.data.uri is not None:  # new images under the same URI are new data
+        with Display(Console(stderr=True)) as display:
+            index_now(config, display)
     config = resolved(config, fresh=False)
     check_source(config, preset)
     decided = _decision(config)
@@ -97,15 +100,6 @@ class Tail:
     def line(self) -> str:
         lines = [line.strip() for line in self._text.splitlines() if line.strip()]
         return lines[-1] if lines else "no output"
-
-
-def _index_source(config: Config, say: Say) -> None:
-    """Write an index of the source's current files: new images under the same URI are new data."""
-    if config.data.uri is None:
-        return
-    listing = list_source(config.data)
-    index = write_index(open_storage(config.root), config.data, listing)
-    say(f"{config.data.uri}: {index.files} files, {index.bytes / 1e6:.1f} MB, revision {index.digest[:SHORT]}")
 
 
 def _decision(config: Config) -> Manifest | None:

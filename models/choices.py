@@ -23,3 +23,4 @@ EVALUATIONS_PER_STEP: dict[SamplerMethod, int] = {"euler": 1, "heun": 2, "sde": 
 
 FeatureNetwork = Literal["inception", "efficientnet_lite0"]
 Precision = Literal["fp32", "bf16"]
+EvaluationPrecision = Literal["fp32", "tf32", "bf16"]

@@ -35,11 +35,15 @@ class EMA(Generic[Model]):
         self.model.requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move the average towards the weights of `model`; buffers are copied."""
+    def update(self, model: nn.Module, made: Tensor) -> None:
+        """Move the average towards the weights of `model`; buffers are copied.
+
+        `made`: whether the step was made, a bool scalar on the weights' device. The average stays if it was not.
+        """
         averages: list[Tensor] = list(self.model.parameters())
         weights = [weight.detach().float() for weight in model.parameters()]
-        torch._foreach_lerp_(averages, weights, 1.0 - self.decay)
+        share = made.float() * (1.0 - self.decay)
+        torch._foreach_lerp_(averages, weights, [share] * len(weights))
         for average, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             average.copy_(buffer)
 

@@ -129,7 +129,7 @@ REGULARIZERS: dict[RegularizerKind, Callable[[RegularizerOptions], Regularizer]]
 
 
 def _on(level: int | Tensor, device: torch.device) -> int | Tensor:
-    return level if isinstance(level, int) else level.to(device)
+    return level if isinstance(level, int) else level.to(device, non_blocking=True)
 
 
 def _scale_and_turn(x_BCHW: Tensor, side: int, quarter_turns: int) -> Tensor:

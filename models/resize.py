@@ -10,7 +10,7 @@ from torch import Tensor
 
 def resize(x_BCHW: Tensor, side: int, mode: Literal["bilinear", "bicubic"]) -> Tensor:
     """Images (B, C, H, W) of any size to (B, C, side, side), same dtype; computed in fp32, also under autocast."""
-    rows, columns = (_matrix(old, side, mode).to(x_BCHW.device) for old in x_BCHW.shape[-2:])
+    rows, columns = (_matrix(old, side, mode).to(x_BCHW.device, non_blocking=True) for old in x_BCHW.shape[-2:])
     with torch.autocast(x_BCHW.device.type, enabled=False):
         return (rows @ x_BCHW.float() @ columns.mT).to(x_BCHW.dtype)
 

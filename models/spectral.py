@@ -1,6 +1,7 @@
 """The latent operator S_l (Eq. 3), the image operator G_l (Eq. 4), and the spectral metrics of Figures 1 and 2.
 
-Shapes: B batch, C image channels, H W pixels, D latent channels, h w latent grid, N = h*w, L levels, R radius bins.
+Shapes: B batch, S a part of it, C image channels, H W pixels, D latent channels, h w latent grid, N = h*w, L levels,
+R radius bins.
 """
 
 import math
@@ -16,6 +17,7 @@ ATTENUATION = (0.0, 0.25, 0.5, 0.75)
 BLUR_SIGMA = (0.0, 0.05, 0.25, 0.5)  # pixels
 
 _BLUR_RADIUS = math.ceil(4 * max(BLUR_SIGMA))
+_SUM_STRIP = 256  # images whose products are added up in fp32
 
 
 class LatentFilter(nn.Module):
@@ -171,6 +173,37 @@ def _gaussian_taps() -> Tensor:
         row = row * (offset.abs() <= math.ceil(4 * sigma))
         rows.append(row / row.sum())
     return torch.stack(rows).float()
+
+
+def level_sums(matrices_LNN: Tensor, mean_BDhw: Tensor, logvar_BDhw: Tensor) -> Tensor:
+    """Sums, over images and positions, of the first two moments of S_l(z) for every level, z being drawn from q(z|x).
+
+    S_l is linear and the noise of z is independent between positions, so the sums follow from three that do not depend
+    on the level: of the means, of the variances, and of the products of the means at two positions.
+
+    Args:
+        matrices_LNN: `LatentFilter.matrices`, on the device of the moments.
+        mean_BDhw, logvar_BDhw: moments of any floating dtype. Products are taken in fp32 and added up in fp64.
+
+    Returns:
+        (L, 2, D) fp64: E[S_l z] and E[(S_l z)^2] = (S_l mean)^2 + S_l^2 var, the last S_l squared element by element.
+    """
+    matrices = matrices_LNN.double()
+    depth, positions = mean_BDhw.shape[1], matrices.shape[-1]
+    mean_DN = matrices.new_zeros(depth, positions)
+    var_DN = torch.zeros_like(mean_DN)
+    products_DNN = matrices.new_zeros(depth, positions, positions)
+    with torch.autocast(mean_BDhw.device.type, enabled=False):
+        strips = (torch.split(moments.flatten(2), _SUM_STRIP) for moments in (mean_BDhw, logvar_BDhw))
+        for mean_SDN, logvar_SDN in zip(*strips, strict=True):
+            strip_DSN = mean_SDN.float().transpose(0, 1).contiguous()
+            products_DNN += strip_DSN.mT @ strip_DSN
+            mean_DN += mean_SDN.double().sum(0)
+            var_DN += logvar_SDN.float().exp().double().sum(0)
+    first_LD = torch.einsum("lij,dj->ld", matrices, mean_DN)
+    signal_LD = torch.stack([torch.einsum("dij,ij->d", products_DNN, S.mT @ S) for S in matrices])
+    noise_LD = torch.einsum("lij,dj->ld", matrices.square(), var_DN)
+    return torch.stack([first_LD, signal_LD + noise_LD], dim=1)
 
 
 def _power(z_BDhw: Tensor) -> tuple[Tensor, Tensor]:

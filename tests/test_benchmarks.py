@@ -1,11 +1,17 @@
 """The benchmarks' sides at tiny sizes: what is compared computes the same, or the comparison is refused."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import loader, train_step
+from benchmarks import checkpoint, device, device_steps, encode, loader, memory, train_step
+from tests.support import PROJECT
 from tests.support.artifacts import config_at
 from tests.support.trainers import SETS
 
@@ -30,15 +36,118 @@ def test_a_plain_step_of_another_loss_is_refused(tmp_path: Path) -> None:
 
 def test_loaders_give_what_they_are_compared_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVAE_TEST_DATA", raising=False)
-    for sides, examples in loader.cases(tmp_path, batches=2).values():
-        ours, other = ([_channels_last(batch) for batch in side()] for side in list(sides.values())[:2])
-        assert sum(len(batch) for batch in ours) == examples
-        assert all(np.array_equal(a, b) for a, b in zip(ours, other, strict=True))
+    for case in loader.cases(tmp_path, batches=2, latent_rows=600).values():
+        ours = [_channels_last(batch) for batch in case.loader()]
+        assert sum(len(batch) for batch in ours) == case.examples
+        rivals = case.rivals()
+        if (copies := rivals.pop("memcpy", None)) is not None:
+            assert [_channels_last(batch).shape for batch in copies()] == [batch.shape for batch in ours]
+        for side in rivals.values():
+            assert all(np.array_equal(a, _channels_last(b)) for a, b in zip(ours, side(), strict=True))
+
+
+@pytest.mark.slow
+def test_checkpoints_are_measured_against_a_commit(tmp_path: Path) -> None:
+    """Each side with its own code, and in processes that load what they saved."""
+    with (
+        checkpoint.worktree("HEAD", tmp_path / "before") as before,
+        checkpoint.opened_places(["disk"], tmp_path) as places,
+    ):
+        rows = checkpoint.measure(places, {"before": before, "now": Path(__file__).parents[1]}, [0.001], rounds=1)
+    assert list(rows) == ["0.001 GB, disk, before", "0.001 GB, disk, now"]
+    for row in rows.values():
+        assert 0 < row["save_blocked"] < row["save_whole"]
+        assert row["load_whole"] > 0
+    assert not (tmp_path / "before").exists()
 
 
 def _channels_last(batch: object) -> np.ndarray:
-    """Pixels (B, H, W, 3), or both moments of latents beside each other."""
+    """Pixels (B, H, W, 3), or both moments of latents beside each other, (B, h, w, 2 D)."""
     if isinstance(batch, tuple):
-        return np.concatenate(batch, axis=1)
+        batch = np.concatenate(batch, axis=1)
     assert isinstance(batch, np.ndarray)
     return batch if batch.shape[-1] == 3 else batch.transpose(0, 2, 3, 1)
+
+
+def measured(folder: Path, *parts: str) -> dict[str, Any]:
+    """The results of these parts of `benchmarks/device.py` on the CPU."""
+    only = [word for part in parts for word in ("--only", part)]
+    path = device.main(["--device", "cpu", *only], folder)
+    assert path.name.startswith("device-")
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+@pytest.mark.slow
+def test_the_device_benchmark_measures_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At tiny sizes; compiling is only counted."""
+    compiled = list[object]()
+    monkeypatch.setattr(device_steps, "compile_blocks", compiled.append)
+    result = measured(tmp_path)
+    assert set(result["parts"]) == {name for name, _, _ in device.PARTS}
+    assert not [part for part in result["parts"].values() if "error" in part or "skipped" in part]
+    assert result["parts"]["resume/sit-fda"]["same_bits"]
+    assert result["parts"]["resume/tokenizer"]["same_bits"]
+    assert set(result["ratios"]) == set(device.ratios(result["parts"]))
+    assert len(result["ratios"]) == 6
+    assert compiled
+
+
+def test_a_part_of_the_device_benchmark_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setitem(device.STEPS, "sit-none", full)
+    parts = measured(tmp_path, "sit-none/eager", "encode")["parts"]
+    assert parts["sit-none/eager"] == {"error": "OutOfMemoryError: no memory"}
+    assert parts["encode"]["encoded_per_second"] > 0
+
+
+def test_bits_that_differ_after_a_resume_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_steps.SitStep, "load", lambda *_: None)
+    part = measured(tmp_path, "resume/sit-fda")["parts"]["resume/sit-fda"]
+    assert not part["same_bits"]
+    assert part["different"]
+
+
+def test_the_device_benchmark_needs_torch_alone() -> None:
+    code = (
+        "import sys, importlib.abc\n"
+        "class Refuse(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        others = 'pipeline deploy ray pydantic mlflow lpips timm safetensors torchvision tests'\n"
+        "        if name.partition('.')[0] in others.split(): raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "from benchmarks import device\n"
+        "print(device.measure(device.Device('cpu'), ['encode'], 60.0)['encode']['batch'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["4"], done.stderr
+
+
+@pytest.mark.slow
+def test_memory_of_every_process_is_seen(tmp_path: Path) -> None:
+    peaks = memory.measure(tmp_path, rows=600, units=20)
+    assert {"driver", "reader"} <= {role for roles in peaks.values() for role in roles}
+    assert all(most[when] > 1 for roles in peaks.values() for most in roles.values() for when in ("early", "late"))
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_encode_is_measured_against_what_is_possible(real_data: Path, tmp_path: Path) -> None:
+    found = encode.measure(tmp_path, count=40, few=8, rounds=1, before=None)
+    rates = found["images_per_second"]
+    assert {"ours, with start-up", "script, without", "decoding alone, all cores", "possible"} <= rates.keys()
+    assert len(list((tmp_path / "npy").glob("*.npy"))) == 40
+    assert found["ratio to the script, with start-up"] == pytest.approx(
+        rates["ours, with start-up"] / rates["script, with start-up"]
+    )
+    assert not list((tmp_path / "ours40").glob("encode/*")), "each round encodes all of it"
+
+
+def test_the_usual_script_leaves_an_array_for_each_image(real_data: Path, tmp_path: Path) -> None:
+    images = encode.make_images(tmp_path / "images", 5)
+    encode.script(images, tmp_path / "npy", workers=0)
+    made = [np.load(path) for path in sorted((tmp_path / "npy").iterdir())]
+    assert [(one.shape, one.dtype) for one in made] == [((2, 16, 16, 16), np.dtype(np.float16))] * 5
+    assert encode.best_batch(8) > 0

@@ -3,7 +3,7 @@
 An artifact is a folder `STAGE/FINGERPRINT`. Its manifest is written last, with a conditional write, and commits it.
 """
 
-from pipeline.artifacts.files import broken_files, hash_file, local_copies, read_checked
+from pipeline.artifacts.files import Hashed, broken_files, checked_copy, hash_file, local_copies, read_checked
 from pipeline.artifacts.lease import Lease, await_free, check_idle, check_lease
 from pipeline.artifacts.manifest import (
     SHORT,

@@ -2,12 +2,37 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pipeline.artifacts.manifest import SHORT, FileRecord, Manifest
 from pipeline.errors import ContractError
-from pipeline.storage import Storage
+from pipeline.storage import Block, Storage
+
+_SLICE = 16 * 1024**2  # bytes
+
+
+class Hashed:
+    """Blocks for `Storage.write_stream` that are hashed on the way, in slices of at most 16 MiB, without a copy."""
+
+    def __init__(self, blocks: Iterable[Block]) -> None:
+        self._blocks, self._digest, self._bytes = blocks, hashlib.sha256(), 0
+
+    def __iter__(self) -> Iterator[memoryview]:
+        for block in self._blocks:
+            view = memoryview(block).cast("B")
+            for start in range(0, len(view), _SLICE):
+                piece = view[start : start + _SLICE]
+                self._digest.update(piece)
+                self._bytes += len(piece)
+                yield piece
+
+    @property
+    def record(self) -> FileRecord:
+        """Of what has been iterated over."""
+        return FileRecord(bytes=self._bytes, sha256=self._digest.hexdigest())
 
 
 def hash_file(path: Path) -> FileRecord:
@@ -48,6 +73,17 @@ def read_checked(storage: Storage, manifest: Manifest, name: str) -> bytes:
     if hashlib.sha256(data).hexdigest() != manifest.files[name].sha256:
         raise _broken(storage, manifest, name)
     return data
+
+
+@contextmanager
+def checked_copy(storage: Storage, manifest: Manifest, name: str) -> Iterator[Path]:
+    """A local path of one file of an artifact, its hash verified; a downloaded file is deleted at the end of the block.
+
+    ContractError if it is missing or does not match the manifest. Memory does not grow with the file.
+    """
+    with TemporaryDirectory(prefix="dvae-") as folder:
+        (path,) = local_copies(storage, manifest, [name], Path(folder)).values()
+        yield path
 
 
 def _broken(storage: Storage, manifest: Manifest, name: str) -> ContractError:

@@ -36,6 +36,7 @@ class Manifest(BaseModel):
     inputs: dict[str, str]  # stage -> fingerprint
     input_contents: dict[str, str]  # stage -> content of the artifact that was read
     config: dict[str, Any]  # the fields in the fingerprint, by dotted name
+    uncounted: dict[str, Any] = {}  # other fields that the stage read, such as tolerances and places: for a repair
     files: dict[str, FileRecord]
     rows: int
     metrics: dict[str, float]

@@ -1,15 +1,16 @@
 """Writes an artifact: its files first; then the manifest, with a conditional write under the lease, commits it."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.files import hash_file
+from pipeline.artifacts.files import Hashed, hash_file
 from pipeline.artifacts.lease import Lease
 from pipeline.artifacts.manifest import FileRecord, Manifest, artifact_path
 from pipeline.errors import LeaseError
-from pipeline.storage import Storage
+from pipeline.storage import Block, Storage
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class ArtifactWriter:
     def add_bytes(self, data: bytes, name: str) -> None:
         self.files[name] = FileRecord(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         self.storage.write(f"{self.folder}/{name}", data)
+
+    def add_stream(self, blocks: Iterable[Block], name: str) -> None:
+        """Write a file from its consecutive blocks, which are iterated once and not held together in memory."""
+        hashed = Hashed(blocks)
+        self.storage.write_stream(f"{self.folder}/{name}", hashed)
+        self.files[name] = hashed.record
 
     def add_stored(self, name: str, record: FileRecord) -> None:
         """Record a file that a worker has already written."""

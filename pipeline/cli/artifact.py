@@ -9,6 +9,8 @@ from pipeline.cli.options import Debug, Root, Sets, SomePreset, console, root_co
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, ContractError
 
+_LISTED = 20  # broken files of an artifact that are named
+
 app = typer.Typer(no_args_is_help=True, help="Manage the artifacts of stages.")
 
 
@@ -51,7 +53,8 @@ def artifact_verify(
     for manifest in [_artifact(config, name)] if name else all_manifests(storage):
         files = broken_files(storage, manifest)
         broken |= bool(files)
-        state = f"broken: {', '.join(files[:5])}" if files else "ok"
+        more = f" and {len(files) - _LISTED} more" if len(files) > _LISTED else ""
+        state = f"broken: {', '.join(files[:_LISTED])}{more}" if files else "ok"
         console.print(f"{manifest.name}  {state}", highlight=False, soft_wrap=True)
     if broken:
         raise ContractError("some artifacts are broken", "Run `python -m pipeline artifact repair STAGE/FINGERPRINT`.")
@@ -64,7 +67,7 @@ def artifact_repair(
     root: Root = None,
     debug: Debug = False,
 ) -> None:
-    """Produce a broken artifact again, with its own config and inputs."""
+    """Make what is broken of an artifact again, with its own config and inputs. A moved source: --set data.uri=URI."""
     from pipeline.artifacts import broken_files
     from pipeline.console import Display, own_console
     from pipeline.storage import open_storage
@@ -73,11 +76,14 @@ def artifact_repair(
     config = root_config(None, set_, root)
     storage = open_storage(config.root)
     manifest = _artifact(config, name)
-    if not broken_files(storage, manifest):
+    broken = broken_files(storage, manifest)
+    if not broken:
         console.print("ok: nothing to repair")
         return
+    given = [".".join(override.partition("=")[0].split(".")[:2]) for override in set_ or []]
     with Display(own_console()) as display:
-        repair(Runner(config_of(storage, manifest, config), display, "repair", debug), manifest, display.say)
+        runner = Runner(config_of(storage, manifest, config, given), display, "repair", debug)
+        repair(runner, manifest, broken, display.say)
 
 
 @app.command("gc")

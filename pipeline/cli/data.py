@@ -2,7 +2,7 @@
 
 import typer
 
-from pipeline.cli.options import Preset, Root, Sets, console
+from pipeline.cli.options import Preset, Root, Sets
 from pipeline.config import load_config
 
 app = typer.Typer(no_args_is_help=True, help="The source of images.")
@@ -11,12 +11,8 @@ app = typer.Typer(no_args_is_help=True, help="The source of images.")
 @app.command("index")
 def data_index(preset: Preset, set_: Sets = None, root: Root = None) -> None:
     """List the source and record its index, from which plans and fingerprints take its revision."""
-    from pipeline.data import list_source, write_index
-    from pipeline.storage import open_storage
+    from pipeline.console import Display, own_console
+    from pipeline.workflow import index_now
 
-    config = load_config(preset, set_, root)
-    where = config.data.uri or config.data.format
-    with console.status(f"listing {where}") as status:
-        listing = list_source(config.data, lambda files: status.update(f"listing {where}: {files} files"))
-        index = write_index(open_storage(config.root), config.data, listing)
-    console.print(f"{index.files} files, {index.bytes / 1e6:.1f} MB, revision {index.digest[:12]}", highlight=False)
+    with Display(own_console()) as display:
+        index_now(load_config(preset, set_, root), display)

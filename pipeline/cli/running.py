@@ -1,7 +1,9 @@
 """run, stage, plan, report, sample: the main commands."""
 
+import difflib
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +14,8 @@ from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError
 
 app = typer.Typer()
+
+_NAMED = 10  # classes that a message names
 
 Expect = Annotated[
     str | None, typer.Option("--expect", help="Fail unless the (last) stage's fingerprint begins with this.")
@@ -32,9 +36,9 @@ def run(
     from pipeline.workflow import Runner, check_expected, resolved, stages_until
 
     last = stages_until(until)[-1]
-    config = resolved(load_config(preset, set_, root), fresh=True)
-    check_expected(config, last.name, expect)
     with Display(own_console()) as display:
+        config = resolved(load_config(preset, set_, root), fresh=True, display=display)
+        check_expected(config, last.name, expect)
         Runner(config, display, preset, debug).run(until)
     _print_locations(config, preset)
 
@@ -53,9 +57,9 @@ def stage(
     from pipeline.workflow import Runner, check_expected, find_stage, resolved
 
     find_stage(name)
-    config = resolved(load_config(preset, set_, root), fresh=True)
-    check_expected(config, name, expect)
     with Display(own_console()) as display:
+        config = resolved(load_config(preset, set_, root), fresh=True, display=display)
+        check_expected(config, name, expect)
         Runner(config, display, preset, debug).run_stage(name)
 
 
@@ -93,24 +97,47 @@ def report(preset: Preset, set_: Sets = None, root: Root = None, as_json: Json =
 @app.command()
 def sample(
     preset: Preset,
-    class_: Annotated[int, typer.Option("--class", min=0, help="The class of the images.")],
+    class_: Annotated[
+        str,
+        typer.Option("--class", help="The class: its name, else its number from 0."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the images.")],
     n: Annotated[int, typer.Option("--n", min=1, help="Number of images.")] = 8,
     guidance: Annotated[float | None, typer.Option("--guidance", min=1.0, help="Guidance scale W.")] = None,
     set_: Sets = None,
     root: Root = None,
 ) -> None:
-    """Generate images of a class with the trained generator, as PNG files."""
+    """Generate images of a class with the trained generator, as PNG files.
+
+    A name goes before a number: with folders named 1 to 12, `--class 2` is the folder 2.
+    """
     from pipeline.inference import draw
     from pipeline.workflow import artifacts_of, resolved, survey
 
     config = resolved(load_config(preset, set_, root), fresh=False)
-    if class_ >= config.data.class_count:
-        raise ConfigError(
-            f"--class {class_} is out of range", f"Choose a class from 0 to {config.data.class_count - 1}."
-        )
-    for path in draw(config, artifacts_of(survey(config)), class_, n, guidance, out):
+    artifacts = artifacts_of(survey(config))
+    names = artifacts["prepare"].details.get("class_names") if "prepare" in artifacts else None
+    label = _label_of(class_, names or [], config.data.class_count)
+    for path in draw(config, artifacts, label, n, guidance, out):
         console.print(str(path), highlight=False, soft_wrap=True)
+
+
+def _label_of(given: str, names: Sequence[str], classes: int) -> int:
+    """The label of the class of this name, or with this number. ConfigError if there is none."""
+    if given in names:
+        return names.index(given)
+    if given.isascii() and given.isdigit():
+        if int(given) < classes:
+            return int(given)
+        raise ConfigError(f"--class {given} is out of range", f"Choose a class from 0 to {classes - 1}.")
+    close = difflib.get_close_matches(given, names, n=1)
+    if close:
+        hint = f"Did you mean '{close[0]}'?"
+    elif names:
+        hint = f"Choose one of {', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}."
+    else:
+        hint = f"Choose a class from 0 to {classes - 1}: no names are known."
+    raise ConfigError(f"--class {given}: there is no class of this name", hint)
 
 
 def _print_locations(config: Config, preset: str) -> None:

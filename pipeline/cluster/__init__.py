@@ -8,6 +8,7 @@ from pipeline.cluster.joining import connect, disconnect, diverted_output, is_lo
 from pipeline.cluster.pools import (
     await_pool,
     device_of,
+    encoder_pool,
     free_placement_groups,
     pool_resources,
     threads_per_worker,

@@ -31,6 +31,8 @@ _LOCAL_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a local node is never drained
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+    # An idle worker has its imports behind it, but Ray ends it after a second.
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",
 }
 
 

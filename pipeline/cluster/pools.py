@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from pipeline.cluster.joining import is_local
 from pipeline.cluster.ray_private import is_autoscaled, remove_placement_groups
@@ -33,6 +34,29 @@ def threads_per_worker(config: ClusterConfig) -> int:
 def pool_resources(config: ClusterConfig, stage: str) -> dict[str, float]:
     """The custom Ray resources of a stage's pool; empty if any node will do."""
     return dict(config.pools.get(stage, {}))
+
+
+class EncoderPool(NamedTuple):
+    """Actors that encode, one device each, and the processes that decode for each of them on its node."""
+
+    encoders: int
+    decoders: int  # of each encoder
+
+
+def encoder_pool(config: ClusterConfig, stage: str) -> EncoderPool:
+    """An encoder for every GPU (every CPU, if the cluster has no GPU) of the nodes that the stage may use, unless
+    configured; and a decoder for every CPU of these nodes.
+    """
+    import ray
+
+    required = pool_resources(config, stage)
+    on_gpus = device_of(config) == "cuda"
+    if on_gpus:
+        required["GPU"] = 1.0
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and _offers(node["Resources"], required)]
+    cpus, gpus = (int(sum(node.get(name, 0.0) for node in nodes)) for name in ("CPU", "GPU"))
+    encoders = config.encode_actors or max(1, gpus if on_gpus else cpus)
+    return EncoderPool(encoders, max(1, cpus // encoders))
 
 
 def free_placement_groups() -> None:
@@ -76,4 +100,8 @@ def _has_node(required: dict[str, float]) -> bool:
     import ray
 
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return any(all(one.get(name, 0.0) >= amount for name, amount in required.items()) for one in resources)
+    return any(_offers(one, required) for one in resources)
+
+
+def _offers(resources: dict[str, float], required: dict[str, float]) -> bool:
+    return all(resources.get(name, 0.0) >= amount for name, amount in required.items())

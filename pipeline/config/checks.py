@@ -2,9 +2,11 @@
 
 import difflib
 
-from models.choices import FeatureNetwork, Mask
+from models.choices import LEVELS, FeatureNetwork, Mask
 from models.sizes import check_mask
 from pipeline import metrics
+
+_LPIPS_SIDE = 16  # pixels
 
 
 def check_workers(most: int, fewest: int, batch_sizes: dict[str, int]) -> None:
@@ -27,10 +29,30 @@ def check_masks(grid: int, mask: Mask, keep: float) -> None:
         ) from error
 
 
-def check_metrics(gate: str, network: FeatureNetwork, network_size: int, class_accuracy: bool) -> None:
-    """ValueError if no stage measures the gate's metric with this config."""
+def check_lpips(image_size: int) -> None:
+    """ValueError if images are too small for LPIPS, whose VGG-16 halves them four times."""
+    if image_size < _LPIPS_SIDE:
+        raise ValueError(f"tokenizer.lpips needs images of {_LPIPS_SIDE} pixels; data.image_size is {image_size}")
+
+
+def judging_metrics(network: FeatureNetwork, class_accuracy: bool, lpips: bool) -> set[str]:
+    """The keys that both evaluation stages measure with these settings: what a gate can compare."""
+    levels = ["", *(f"_level{level}" for level in range(1, LEVELS))]
+    measures = ["psnr", "ssim", *(["lpips"] if lpips else [])]
+    keys = {f"reconstruction/{measure}{level}" for measure in measures for level in levels}
+    keys |= {f"samples/{measure}/{network}" for measure in ("frechet_distance", "precision", "recall")}
+    if network == "inception":
+        keys |= {"reconstruction/rfid", "samples/sfid", "samples/inception_score"}
+    else:
+        keys.add(f"reconstruction/frechet_distance/{network}")
+    return keys | ({"samples/class_accuracy", "samples/classifier_accuracy"} if class_accuracy else set())
+
+
+def check_metrics(gate: str, network: FeatureNetwork, network_size: int, class_accuracy: bool, lpips: bool) -> None:
+    """ValueError if the evaluation does not measure the gate's metric with this config."""
+    measured = judging_metrics(network, class_accuracy, lpips)
     if metrics.find_metric(gate) is None:
-        close = difflib.get_close_matches(gate, [metric.key for metric in metrics.METRICS], n=1)
+        close = difflib.get_close_matches(gate, measured, n=1)
         raise ValueError(
             f"register.gate.metric: no stage measures '{gate}'" + (f"; did you mean '{close[0]}'?" if close else "")
         )
@@ -38,5 +60,12 @@ def check_metrics(gate: str, network: FeatureNetwork, network_size: int, class_a
         raise ValueError("evaluate.network_size must be 299 for inception")
     if gate.startswith("samples/frechet_distance/") and not gate.endswith(f"/{network}"):
         raise ValueError(f"register.gate.metric: {gate} is not measured with evaluate.network {network}")
-    if gate == "samples/class_accuracy" and not class_accuracy:
+    if gate.startswith("samples/class") and not class_accuracy:
         raise ValueError(f"register.gate.metric: {gate} is not measured with evaluate.class_accuracy off")
+    if gate.startswith("reconstruction/lpips") and not lpips:
+        raise ValueError(f"register.gate.metric: {gate} is not measured without tokenizer.lpips")
+    if gate not in measured:
+        raise ValueError(
+            f"register.gate.metric: {gate} is not among what evaluate.network {network} measures: "
+            f"{', '.join(sorted(measured))}"
+        )

@@ -1,6 +1,6 @@
 """Building blocks of config sections: a strict base class, shared field types, and fields added after a release."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -9,6 +9,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from models.choices import Precision
@@ -26,9 +27,13 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _reject_boolean(cls, value: Any, about: ValidationInfo) -> Any:
-        if isinstance(value, bool) and about.field_name and cls.model_fields[about.field_name].annotation is not bool:
+        if isinstance(value, bool) and about.field_name and not _takes_boolean(cls.model_fields[about.field_name]):
             raise ValueError("a boolean (true, false, yes, no) is not valid for this field")
         return value
+
+
+def _takes_boolean(field: FieldInfo) -> bool:
+    return field.annotation is bool or any(value is True for value in get_args(field.annotation))
 
 
 def added_field(since: str, as_before: Any, description: str, **limits: Any) -> Any:

@@ -18,6 +18,7 @@ from models.choices import (
     AlignmentHead,
     AlignmentKind,
     AlignmentSchedule,
+    EvaluationPrecision,
     FeatureLoss,
     FeatureNetwork,
     Mask,
@@ -27,7 +28,7 @@ from models.choices import (
     SamplerMethod,
 )
 from models.sizes import SIT_SIZES, smallest_discriminator_image
-from pipeline.config.checks import check_masks, check_metrics, check_workers
+from pipeline.config.checks import check_lpips, check_masks, check_metrics, check_workers
 from pipeline.config.fields import (
     BatchSize,
     Betas,
@@ -54,13 +55,26 @@ class DataConfig(Section):
         description="Format of the source: scikit-learn's built-in digits, one folder per class (as ImageNet), "
         "Parquet files with image and label columns (as Hugging Face), or WebDataset tars.",
     )
-    uri: str | None = Field(None, description="file:// or s3:// URI of the training images. None: not set yet.")
+    uri: str | None = Field(
+        None,
+        description="file:// or s3:// URI of the training images, or a glob (*, ?, [...], **, {a,b}). Folders or files "
+        "named train, val or test are recognised as splits. None: not set yet.",
+    )
     revision: str | None = Field(
         None,
-        description="Digest of the source's listing. None: from `data index`; else the source must match.",
+        description="Digest of what the source holds. None: from `data index`; else the source must match.",
     )
-    validation_uri: str | None = Field(None, description="URI of the validation images. None: a share of `uri`.")
-    validation_share: Share = Field(0.1, description="Share of the images held out if there is no validation_uri.")
+    validation_uri: str | None = Field(
+        None,
+        description="URI or glob of the validation images. None: the validation or test split of `uri`, else a share.",
+    )
+    validation_share: Share = Field(0.1, description="Share of the images held out if there is no validation split.")
+    image_column: str | None = Field(
+        None, description="Column of the encoded images in Parquet files. None: found by its name, such as image."
+    )
+    label_column: str | None = Field(
+        None, description="Column of the labels in Parquet files. None: found by its name, such as label."
+    )
     image_size: int = Field(256, ge=6, le=8192, description="Side of the models' images, in pixels.")
     classes: int | None = Field(
         None,
@@ -73,7 +87,10 @@ class DataConfig(Section):
         "full", description="full: permute all rows per epoch. window: for data larger than a disk."
     )
     window_rows: int = Field(65536, ge=1, description="Rows per window for shuffle: window.")
-    shard_rows: int = Field(2048, ge=1, description="Images per shard of the prepared data.")
+    shard_rows: int = Field(2048, ge=1, description="Images per shard of the prepared data, at most.")
+    shard_bytes: int = Field(
+        256 << 20, ge=1 << 20, description="Bytes of images per shard, at most; a larger image has a shard of its own."
+    )
     max_pixels: int = Field(178_956_970, ge=1, description="Images with more pixels are quarantined without decoding.")
     quarantine_budget: Share = Field(0.01, description="Share of unreadable images above which the stage fails.")
 
@@ -150,16 +167,24 @@ class EvaluateConfig(Section):
     )
     network_size: int = Field(299, ge=32, description="Side to which images are resized for the network, in pixels.")
     reference_images: int = Field(50_000, ge=2, description="Training images in the reference of a Frechet distance.")
+    precision: EvaluationPrecision = Field(
+        "fp32",
+        description="fp32, tf32: TF32 products on GPUs, or bf16: also autocast of the tokenizer, in analyze too.",
+    )
     class_accuracy: bool = Field(
         False, description="Classify samples with an SVC trained on real images (for small sets such as digits)."
     )
 
 
 class EncodeConfig(Section):
-    batch_size: int = Field(128, ge=1, description="Images per forward pass of the encoder.")
+    batch_size: int = Field(
+        128, ge=1, description="Images per forward pass of the encoder, always as many. CPUs are fastest at about 16."
+    )
     shard_rows: int = Field(2048, ge=1, le=4096, description="Latents per shard.")
     precision: Precision = Field("bf16", description="Autocast of the encoder; moments are stored in fp16.")
-    canary_psnr: float = Field(15.0, description="Minimum PSNR in dB of decoded latents against their images.")
+    canary_margin: float = Field(
+        1.0, ge=0, description="PSNR in dB that decoded latents may lose against the tokenizer's own in fp32."
+    )
 
 
 class SitConfig(TrainerConfig):
@@ -293,12 +318,20 @@ class ClusterConfig(Section):
     pools: dict[str, dict[str, float]] = Field(
         {}, description="Stage name -> the Ray resources of its pool, e.g. {train-sit: {gpu-sit: 0.001}}."
     )
-    encode_actors: int = Field(1, ge=1, description="Actors that encode or sample, one device each.")
+    encode_actors: int | None = Field(
+        None, ge=1, description="Actors that encode, a device each. None: as many as GPUs, or as cores without GPUs."
+    )
     loader_threads: int = Field(4, ge=1, description="Threads per worker that decode images.")
-    mirror: str | None = Field(None, description="Local folder of the mirror. None: in the user's cache folder.")
+    mirror: str | None = Field(
+        None,
+        description="Local folder of the mirror, and of a checkpoint while it is restored from S3. None: in the user's "
+        "cache folder.",
+    )
     max_failures: int = Field(20, ge=0, description="Worker failures that a stage tolerates.")
     keep_checkpoints: int = Field(2, ge=1, description="Checkpoints to keep during training.")
-    compile: bool = Field(False, description="torch.compile each transformer block.")
+    compile: Literal["auto", True, False] = Field(
+        "auto", description="torch.compile each transformer block in training. auto: on GPUs only."
+    )
     deterministic: bool = Field(True, description="Deterministic kernels on GPUs (CPUs always are).")
     device_peak_tflops: float = Field(989.0, gt=0, description="Peak of a device in TFLOP/s, for plan.")
     assumed_mfu: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.4, description="Share of the peak, for plan.")
@@ -350,7 +383,10 @@ class Config(Section):
         workers = self.cluster.workers
         check_workers(workers, self.cluster.min_workers or workers, batch_sizes)
         own = self.evaluate
-        check_metrics(self.register.gate.metric, own.network, own.network_size, own.class_accuracy)
+        lpips = self.tokenizer.lpips is not None
+        if lpips:
+            check_lpips(size)
+        check_metrics(self.register.gate.metric, own.network, own.network_size, own.class_accuracy, lpips)
         return self
 
     @property

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pipeline.data.listing import Split, class_of
+from pipeline.data.find import class_of
 from pipeline.data.raw import AHEAD, RawExample
+from pipeline.data.split import Split
 from pipeline.errors import DataError
 from pipeline.storage import Entry, open_storage
 
@@ -19,6 +20,10 @@ class FolderUnit:
     split: Split | None
     uri: str
     files: tuple[tuple[str, int], ...]
+
+    def labels(self) -> Iterator[tuple[str, int]]:
+        """The key and label of each image."""
+        yield from self.files
 
     def read(self) -> Iterator[RawExample]:
         storage = open_storage(self.uri)
@@ -33,11 +38,20 @@ class FolderUnit:
 
 
 def folder_units(
-    first: int, split: Split | None, root: str, entries: tuple[Entry, ...], classes: tuple[str, ...], size: int
+    first: int,
+    split: Split | None,
+    root: str,
+    entries: tuple[Entry, ...],
+    classes: tuple[str, ...],
+    class_level: int,
+    size: int,
 ) -> Iterator[FolderUnit]:
+    """Units of `size` images; `class_level` as in `class_of`."""
     labels = {name: label for label, name in enumerate(classes)}
     for i, start in enumerate(range(0, len(entries), size)):
-        files = tuple((entry.path, labels[class_of(entry.path)]) for entry in entries[start : start + size])
+        files = tuple(
+            (entry.path, labels[class_of(entry.path, class_level)]) for entry in entries[start : start + size]
+        )
         yield FolderUnit(first + i, split, root, files)
 
 

@@ -1,6 +1,7 @@
 """The recorded index of a source: a summary of its listing at the root, so that planning need not list a bucket.
 
-`data.revision`, the digest of the listing, makes fingerprints depend on the source's content. No images are read here.
+`listing.py` says which files a source has, `revision.py` digests what they hold; here the two are joined, compared with
+a configured `data.revision`, and recorded. No images are decoded here.
 """
 
 import hashlib
@@ -9,8 +10,13 @@ from datetime import UTC, datetime
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.config import DataConfig
-from pipeline.data.listing import DIGITS_CLASSES, DIGITS_REVISION, Listing, list_source
-from pipeline.storage import Storage, open_storage
+from pipeline.data.globs import literal_path
+from pipeline.data.listing import DIGITS_CLASSES, Listing, list_source
+from pipeline.data.revision import DIGITS_REVISION, Listener, revision
+from pipeline.errors import DataError
+from pipeline.storage import Storage
+
+_UNHEARD = Listener()
 
 
 class Index(BaseModel):
@@ -21,15 +27,21 @@ class Index(BaseModel):
     format: str
     uri: str
     validation_uri: str | None
-    digest: str  # the value for data.revision
+    revision: str  # the value for data.revision
     files: int  # images (folder), Parquet files or tars, of both splits
     bytes: int
     classes: int  # class folders; 0 for formats whose listing has no classes
+    remarks: tuple[str, ...] = ()  # what was chosen, and what is not read, one line each
     created: datetime
 
     @property
     def age_seconds(self) -> float:
         return (datetime.now(UTC) - self.created).total_seconds()
+
+    @property
+    def text(self) -> str:
+        """What a person reads of it."""
+        return f"{self.files} files, {self.bytes / 1e6:.1f} MB, revision {self.revision[:12]}"
 
 
 def index_path(data: DataConfig) -> str:
@@ -38,67 +50,82 @@ def index_path(data: DataConfig) -> str:
     return f".index/{hashlib.sha256(named.encode()).hexdigest()}.json"
 
 
-def write_index(storage: Storage, data: DataConfig, listing: Listing) -> Index:
-    """Record a listing at the root. StorageError if the root is not writable."""
+def checked_listing(data: DataConfig, root: Storage, listener: Listener = _UNHEARD) -> tuple[Listing, str]:
+    """List the source now: its listing and revision. What is read for the revision is remembered at `root`.
+
+    DataError as `list_source` and `revision`, or if the source does not match the configured `data.revision`.
+    """
+    listing = list_source(data, lambda found: listener.progress(found, found, "files"))
+    found = revision(listing, root, listener)
+    if data.revision is not None and data.revision != found:
+        raise DataError(
+            f"data.uri {data.uri}: the source has revision {found[:12]}, not {data.revision[:12]}",
+            "Run `python -m pipeline data index`, then again without data.revision; or restore the source.",
+        )
+    return listing, found
+
+
+def index_source(data: DataConfig, root: Storage, listener: Listener = _UNHEARD) -> Index:
+    """List the source now and record its index at the root. Errors as `checked_listing`, and StorageError."""
+    listing, found = checked_listing(data, root, listener)
     index = Index(
         format=data.format,
         uri=data.uri or "",
         validation_uri=data.validation_uri,
-        digest=listing.digest,
+        revision=found,
         files=listing.files,
         bytes=listing.bytes,
         classes=len(listing.classes),
+        remarks=listing.remarks,
         created=datetime.now(UTC),
     )
-    storage.write(index_path(data), index.model_dump_json(indent=1).encode())
+    root.write(index_path(data), index.model_dump_json(indent=1).encode())
     return index
 
 
-def read_index(storage: Storage, data: DataConfig) -> Index | None:
+def read_index(root: Storage, data: DataConfig) -> Index | None:
     """The recorded index; None if it is missing or was written by an incompatible version."""
     try:
-        return Index.model_validate_json(storage.read(index_path(data)))
+        return Index.model_validate_json(root.read(index_path(data)))
     except (FileNotFoundError, ValidationError):
         return None
 
 
-def recorded_revision(data: DataConfig, storage: Storage) -> str | None:
+def recorded_revision(data: DataConfig, root: Storage) -> str | None:
     """The revision without listing the source: configured, built in, or recorded; else None."""
     if data.format == "digits":
         return DIGITS_REVISION
     if data.revision is not None:
         return data.revision
-    index = read_index(storage, data)
-    return index.digest if index else None
+    index = read_index(root, data)
+    return index.revision if index else None
 
 
-def revision_of(data: DataConfig, storage: Storage, fresh: bool) -> str | None:
-    """The digest of the source's listing; None if no source is configured.
+def revision_of(data: DataConfig, root: Storage, listener: Listener = _UNHEARD) -> str | None:
+    """The revision that a run uses; None if no source is configured. Errors as `index_source`.
 
-    The source is listed, and the listing recorded, if `fresh`, if it is local, or if nothing is recorded; otherwise the
-    configured revision or the index of a remote source is used. DataError as `list_source`.
+    A source that is local, if only in part, is listed now. A remote one has its configured or recorded revision, and is
+    listed if there is none.
     """
     if data.format == "digits":
-        return list_source(data).digest
+        return checked_listing(data, root)[1]
     if data.uri is None:
         return None
-    if not fresh and not _is_local(data):
-        known = recorded_revision(data, storage)
-        if known is not None:
-            return known
-    return write_index(storage, data, list_source(data)).digest
+    if not _is_local_in_part(data) and (known := recorded_revision(data, root)) is not None:
+        return known
+    return index_source(data, root, listener).revision
 
 
-def known_classes(data: DataConfig, storage: Storage) -> int | None:
+def _is_local_in_part(data: DataConfig) -> bool:
+    uris = (data.uri, data.validation_uri)
+    return any(literal_path(uri) is not None for uri in uris if uri is not None)
+
+
+def known_classes(data: DataConfig, root: Storage) -> int | None:
     """The number of classes: configured, built in, or from the recorded index; None if unknown."""
     if data.classes is not None:
         return data.classes
     if data.format == "digits":
         return DIGITS_CLASSES
-    index = read_index(storage, data)
+    index = read_index(root, data)
     return index.classes or None if index else None
-
-
-def _is_local(data: DataConfig) -> bool:
-    uris = (data.uri, data.validation_uri)
-    return all(open_storage(uri).local_path() is not None for uri in uris if uri is not None)

@@ -1,29 +1,33 @@
-"""Lists a source: names and sizes of its files, their digest, class folders. No file is opened here.
+"""Lists a source: names and sizes of its files, splits and class folders. No image is decoded here.
 
-It imports no pyarrow, Pillow or scikit-learn, so that `plan` and `data index` stay light. `sources.py` reads images.
+It imports no pyarrow, Pillow or scikit-learn, so that `plan` and `data index` stay light. `find.py` finds the files,
+`sources.py` reads images, `revision.py` digests what a listing holds.
 """
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Literal
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pipeline.config import DataConfig
-from pipeline.errors import DataError, StorageError
-from pipeline.storage import Entry, Storage, open_storage, split_uri
+from pipeline.data.classes import check_folders
+from pipeline.data.endings import ENDINGS, NO_ENDING, ending_of, is_junk_folder
+from pipeline.data.find import OUTSIDE, Found, class_of, find_files
+from pipeline.data.source_splits import Parts, training_parts, validation_files
+from pipeline.data.split import Split
+from pipeline.errors import DataError
+from pipeline.storage import Entry
 
-Split = Literal["train", "validation"]
 DIGITS = 1797  # images in scikit-learn's digits
 DIGITS_CLASSES = 10
-DIGITS_REVISION = hashlib.sha256(b"scikit-learn digits: 1797 images of 8 x 8, 16 grey levels").hexdigest()
-SUFFIXES = {
-    "folder": frozenset(
-        (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
-    ),
-    "parquet": frozenset((".parquet",)),
-    "webdataset": frozenset((".tar",)),
-}
+
+
+class BrokenLink(NamedTuple):
+    """An image that is listed but cannot be read: a symbolic link that leads nowhere."""
+
+    split: Split
+    path: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,12 @@ class Listing:
     validation_root: str | None  # None: a share of the training images is used
     validation: tuple[Entry, ...]
     classes: tuple[str, ...]  # names of the class folders in the order of their labels; empty for other formats
-    digest: str  # sha256 in hex over format, paths and sizes: the value of `data.revision`
+    train_level: int = 0  # which part of a path is the class folder, as in `class_of`
+    validation_level: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)  # files that are not read, by ending or reason
+    broken: tuple[BrokenLink, ...] = ()
+    heif: tuple[str, ...] = ()  # images that need pillow-heif
+    choices: tuple[str, ...] = ()  # what was chosen where the source has several splits, one line each
 
     @property
     def files(self) -> int:
@@ -49,120 +58,135 @@ class Listing:
     def bytes(self) -> int:
         return sum(entry.bytes for entry in (*self.train, *self.validation))
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a person should know about the source, one line each."""
+        return tuple(line for line in (*self.choices, _counts(self.skipped, "not read: ")) if line)
+
 
 def list_source(data: DataConfig, progress: Callable[[int], None] | None = None) -> Listing:
     """List the training and the validation URI; `progress` receives the number of files found so far.
 
-    DataError if the source is not configured, missing, empty or unreadable, has more classes than `data.classes`, or
-    does not match the configured `data.revision`.
+    DataError if the source is not configured, missing, empty, ambiguous or unreadable, or has another number of class
+    folders than `data.classes`, or one without images.
     """
     if data.format == "digits":
-        listing = Listing("digits", "", (), None, (), (), DIGITS_REVISION)
-    else:
-        listing = _list_files(data, progress or (lambda _: None))
-    if data.revision is not None and data.revision != listing.digest:
-        raise DataError(
-            f"data.uri {data.uri}: the source has revision {listing.digest[:12]}, not {data.revision[:12]}",
-            "Run `python -m pipeline data index`, then again without data.revision; or restore the source.",
-        )
-    return listing
-
-
-def class_of(path: str) -> str:
-    """The class folder of an image: the first part of its path."""
-    return path.partition("/")[0]
+        return Listing("digits", "", (), None, (), ())
+    return _list_files(data, progress or (lambda _: None))
 
 
 def _list_files(data: DataConfig, progress: Callable[[int], None]) -> Listing:
+    parts = _parts(data, progress)
+    train, validation = parts.train, parts.validation
+    classes = _classes(data, train, validation) if data.format == "folder" else ()
+    splits: dict[Split, Found] = {"train": train}
+    if validation is not None:
+        splits["validation"] = validation
+    entries = {split: tuple(found.entries) for split, found in splits.items()}
+    broken = [BrokenLink(split, *link) for split, found in splits.items() for link in sorted(found.broken.items())]
+    return Listing(
+        data.format,
+        train.storage.root,
+        entries["train"],
+        validation.storage.root if validation is not None else None,
+        entries.get("validation", ()),
+        classes,
+        train_level=train.class_level,
+        validation_level=validation.class_level if validation is not None else 0,
+        skipped=dict(sum((found.skipped for found in splits.values()), Counter[str]()).most_common()),
+        broken=tuple(broken),
+        heif=tuple(path for found in splits.values() for path in found.heif),
+        choices=parts.choices,
+    )
+
+
+def _parts(data: DataConfig, progress: Callable[[int], None]) -> Parts:
+    """The files of each split, as data.uri and data.validation_uri name them. DataError if there are none."""
     if data.uri is None:
         raise DataError("data.uri is not set", "Set it to the images' URI: --set data.uri=URI, or in the site file.")
-    train_root, train = _entries("data.uri", data.uri, data.format, progress)
-    validation_root, validation = None, tuple[Entry, ...]()
-    if data.validation_uri is not None:
-        validation_root, validation = _entries(
-            "data.validation_uri", data.validation_uri, data.format, lambda found: progress(len(train) + found)
-        )
-    classes = _classes(data, train, validation) if data.format == "folder" else ()
-    digest = _digest(data.format, {"train": train, "validation": validation})
-    return Listing(data.format, train_root, train, validation_root, validation, classes, digest)
+    share = data.validation_share if data.validation_uri is None else None
+    whole = _found("data.uri", data.uri, data, progress)
+    parts = training_parts(whole, data.uri, share)
+    if data.validation_uri is None:
+        return parts
+    before = len(parts.train.entries)
+    found = _found("data.validation_uri", data.validation_uri, data, lambda count: progress(before + count))
+    validation, choices = validation_files(found, data.validation_uri)
+    return Parts(parts.train, validation, (*parts.choices, *choices))
 
 
-def _entries(field: str, uri: str, layout: str, progress: Callable[[int], None]) -> tuple[str, tuple[Entry, ...]]:
-    """The root URI and the sorted files of this layout below it. A URI may also be a single Parquet or tar file."""
-    suffixes = SUFFIXES[layout]
-    names = sorted(suffixes)
-    found = []
-    try:
-        storage, entries = _open(uri, layout)
-        for entry in entries:
-            if _is_hidden(entry.path) or PurePosixPath(entry.path).suffix.lower() not in suffixes:
-                continue
-            if layout == "folder" and "/" not in entry.path:
-                continue  # an image outside of class folders has no label
-            found.append(entry)
-            if len(found) % 1000 == 0:
-                progress(len(found))
-    except FileNotFoundError as error:
-        raise DataError(f"{field} {uri}: '{error.filename or error}' does not exist", "Correct the URI.") from error
-    except StorageError as error:
-        raise DataError(f"{field} {error.what}", error.hint) from error
-    if not found:
-        where = "in its class folders" if layout == "folder" else "there"
+def _found(name: str, uri: str, data: DataConfig, progress: Callable[[int], None]) -> Found:
+    found = find_files(name, uri, data.format, progress)
+    if not found.entries:
+        endings = ".jpg/.png/.webp/... " if data.format == "folder" else f"{'/'.join(sorted(ENDINGS[data.format]))} "
+        where = "in its class folders" if data.format == "folder" else "there"
         raise DataError(
-            f"{field} {uri}: the source is empty, no {'/'.join(names[:8])} file {where}",
-            f"Correct the URI, or data.format (currently {layout}).",
+            f"{name} {uri}: the source is empty, no {endings}file {where}{_counts(found.skipped, ' (', ')')}",
+            f"Correct the URI, or data.format (currently {data.format}).",
         )
-    progress(len(found))
-    return storage.root, tuple(sorted(found))
+    return found
 
 
-def _open(uri: str, layout: str) -> tuple[Storage, Iterable[Entry]]:
-    if layout != "folder" and PurePosixPath(uri).suffix.lower() in SUFFIXES[layout]:
-        storage, name = split_uri(uri)
-        file = storage.local_path(name)
-        if file is None:
-            return storage, (entry for entry in storage.list() if entry.path == name)
-        if file.is_file():
-            return storage, [Entry(name, file.stat().st_size)]
-    storage = open_storage(uri)
-    folder = storage.local_path()
-    if folder is not None and not folder.exists():
-        raise FileNotFoundError(2, "no such folder", str(folder))
-    return storage, storage.list()
+def _counts(skipped: dict[str, int], before: str, after: str = "") -> str:
+    counts = ", ".join(f"{count} {what}" for what, count in Counter(skipped).most_common())
+    return f"{before}{counts}{after}" if counts else ""
 
 
-def _is_hidden(path: str) -> bool:
-    return any(part.startswith(".") for part in path.split("/"))
+def _classes(data: DataConfig, train: Found, validation: Found | None) -> tuple[str, ...]:
+    """The class folders of the training images in order; a label is the place in it.
 
-
-def _classes(data: DataConfig, train: tuple[Entry, ...], validation: tuple[Entry, ...]) -> tuple[str, ...]:
-    """The sorted class folders of the training images; a label is the place in this order."""
-    classes = tuple(sorted({class_of(entry.path) for entry in train}))
-    if data.classes is not None and len(classes) > data.classes:
-        raise DataError(
-            f"data.uri {data.uri}: label out of range, {len(classes)} class folders but data.classes is {data.classes}",
-            f"Set data.classes={len(classes)}, or remove folders.",
-        )
-    unknown = sorted({class_of(entry.path) for entry in validation} - set(classes))
+    DataError for one without images, for another number than `data.classes`, and for one that only the validation
+    images have.
+    """
+    _check_no_class_is_empty(f"data.uri {data.uri}", train)
+    classes = ordered_classes({class_of(entry.path, train.class_level) for entry in train.entries})
+    check_folders(data, len(classes))
+    if validation is None:
+        return classes
+    where = f"data.uri {data.uri}" if data.validation_uri is None else f"data.validation_uri {data.validation_uri}"
+    _check_no_class_is_empty(where, validation)
+    unknown = sorted({class_of(entry.path, validation.class_level) for entry in validation.entries} - set(classes))
     if unknown:
         raise DataError(
-            f"data.validation_uri {data.validation_uri}: class folder '{unknown[0]}' is not among the training classes",
+            f"{where}: class folder '{unknown[0]}' is not among the training classes",
             "Give the validation folders the names of the training folders.",
         )
     return classes
 
 
-def _digest(layout: str, splits: dict[Split, tuple[Entry, ...]]) -> str:
-    digest = hashlib.sha256(layout.encode())
-    for line in _lines(splits):
-        try:
-            digest.update(line.encode())
-        except UnicodeEncodeError as error:
-            raise DataError(f"the file name {line.split(chr(0))[1]!a} is not UTF-8", "Rename the file.") from error
-    return digest.hexdigest()
+def ordered_classes(names: set[str]) -> tuple[str, ...]:
+    """By number if all names are whole numbers (equal ones, such as 7 and 007, by text), else by text."""
+    if all(name.isascii() and name.isdigit() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
 
 
-def _lines(splits: dict[Split, tuple[Entry, ...]]) -> Iterator[str]:
-    for split, entries in splits.items():
-        for entry in entries:
-            yield f"\n{split}\0{entry.path}\0{entry.bytes}"
+def _check_no_class_is_empty(where: str, found: Found) -> None:
+    """DataError if a class folder has no image to read. A folder counts as a class unless it is hidden.
+
+    Links that lead nowhere and belong to no class are moved to the files that are not read.
+    """
+    level = found.class_level
+    full = {class_of(entry.path, level) for entry in found.entries}
+    empty: dict[str, Counter[str]] = {}
+    if not found.explicit:
+        empty = {name: Counter() for name in found.storage.folders() if name not in full and not is_junk_folder(name)}
+    for path in found.others:
+        if (name := class_of(path, level)) not in full and name:
+            empty.setdefault(name, Counter())[ending_of(path) or NO_ENDING] += 1
+    for path, reason in list(found.broken.items()):
+        name = class_of(path, level)
+        if not name and not ending_of(path) and level == 0:
+            name = path  # the folder itself is a link
+        if name and name not in full:
+            empty.setdefault(name, Counter())[reason] += 1
+        elif not name:
+            del found.broken[path]
+            found.skipped[OUTSIDE] += 1
+    if empty:
+        name = min(empty)
+        more = f", as {len(empty) - 1} others have not" if len(empty) > 1 else ""
+        raise DataError(
+            f"{where}: class folder '{name}' has no image that can be read{_counts(empty[name], ' (', ')')}{more}",
+            "Add images, remove the folder, or name the other folders by a glob, such as data.uri=.../{cat,dog}.",
+        )

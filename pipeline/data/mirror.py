@@ -10,10 +10,11 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ from pipeline.storage import Storage, cache_folder
 
 _VERSION = "1"  # raised when the files' layout changes
 _PARTIAL = ".partial-"
+_LOCK_SECONDS = 0.5  # between two tries to get the mirror's lock
 
 
 class StoredShard(NamedTuple):
@@ -63,15 +65,15 @@ class Mirror:
     def fetch(self, progress: Callable[[int], None]) -> None:
         """Create every missing file, one shard at a time; `progress` receives the rows done so far.
 
-        StorageError if the disk is too small, ContractError if a shard does not match its manifest. Waits while another
-        worker of this node does the same.
+        StorageError if the disk is too small, ContractError if a shard does not match its manifest. While another
+        worker of this node does the same, waits and reports what that one has done.
         """
-        missing = [i for i in range(len(self.shards)) if not self._is_complete(i)]
+        missing = self._missing(range(len(self.shards)))
         if missing:
-            with _locked(self.directory):
-                missing = [i for i in missing if not self._is_complete(i)]
+            with _locked(self.directory, lambda: progress(self._done(self._missing(missing)))):
+                missing = self._missing(missing)
                 _remove_partial(self.directory)
-                done = self.rows - sum(self.shards[i].rows for i in missing)
+                done = self._done(missing)
                 growth = 1.0  # ratio of uncompressed to stored bytes, measured from the first shard on
                 for n, i in enumerate(missing):
                     progress(done)
@@ -93,6 +95,13 @@ class Mirror:
     def drop(self, i: int) -> None:
         """Delete the file of shard i. Processes that have it mapped can still read it; `open` creates it again."""
         self._path(i).unlink(missing_ok=True)
+
+    def _missing(self, shards: Iterable[int]) -> list[int]:
+        return [i for i in shards if not self._is_complete(i)]
+
+    def _done(self, missing: list[int]) -> int:
+        """The rows that are mirrored if these shards are missing."""
+        return self.rows - sum(self.shards[i].rows for i in missing)
 
     def _path(self, i: int) -> Path:
         content = "\0".join((_VERSION, self.shards[i].sha256, *self.columns))
@@ -160,15 +169,26 @@ def _mapped(path: Path) -> list[pa.RecordBatch]:
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the mirror's lock: one process of this node at a time."""
+def _locked(directory: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the mirror's lock: one process of this node at a time. `waiting` is called while another one holds it."""
     path = directory / ".lock"
     with _mirror_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
         path.touch()
     with open(path) as lock:
+        while waiting is not None and not _acquired(lock):
+            waiting()
+            time.sleep(_LOCK_SECONDS)
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _acquired(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _remove_partial(directory: Path) -> None:

@@ -3,20 +3,23 @@
 The stage `prepare` runs the units in parallel.
 """
 
-import hashlib
 import tempfile
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.artifacts import hash_file
 from pipeline.config import DataConfig
 from pipeline.data.decode import UnreadableImage, decode_image
-from pipeline.data.listing import Split
+from pipeline.data.listing import Listing
 from pipeline.data.shards import ImageShardWriter, ShardRecord, StoredExample
 from pipeline.data.sources import Unit, read_unit
+from pipeline.data.split import Split, split_of
+from pipeline.data.tars import TarUnit
 from pipeline.errors import DataError
 from pipeline.storage import Storage
 
@@ -31,7 +34,7 @@ class Quarantined(BaseModel):
 
 
 class PreparedUnit(BaseModel):
-    """The result of a unit: at most one shard per split, and the excluded images."""
+    """The result of a unit: the shards of its images, and the excluded ones."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,30 +43,47 @@ class PreparedUnit(BaseModel):
     quarantined: tuple[Quarantined, ...]
 
 
-def prepare_unit(unit: Unit, data: DataConfig, seed: int, storage: Storage, prefix: str) -> PreparedUnit:
-    """Write the unit's readable images to `{prefix}/shards/{split}-{index}.parquet`, each to its split.
+def prepare_unit(
+    unit: Unit, data: DataConfig, seed: int, storage: Storage, prefix: str, training: frozenset[str] = frozenset()
+) -> PreparedUnit:
+    """Write the unit's readable images to `{prefix}/shards/{split}-{index}-{part}.parquet`, each to its split.
 
-    A pure function of the unit's images, `data` and `seed`: a repetition writes the same bytes to the same paths.
-    Memory is one row group; shards are written to a local disk and uploaded when complete. Errors as `read_unit`.
+    A shard ends by `data.shard_rows` or `data.shard_bytes`. `training`: keys that train whatever the hash says
+    (`exceptions_of`). A pure function of these arguments and the unit's images: a repetition writes the same bytes to
+    the same paths.
+    Memory is a row group for each split; shards are written to a local disk and uploaded when complete, one at a time.
+    Errors as `read_unit`.
     """
-    with tempfile.TemporaryDirectory(prefix="dvae-") as folder:
-        writers, quarantined = _write_shards(unit, data, seed, Path(folder))
-        shards = [_upload(writers[split], split, unit.index, storage, prefix) for split in sorted(writers)]
-    return PreparedUnit(index=unit.index, shards=tuple(shards), quarantined=tuple(quarantined))
+    quarantined = [Quarantined(key=key, reason=reason) for key, reason in _excluded(unit)]
+    writers: dict[Split, _Shards] = {}
+    with tempfile.TemporaryDirectory(prefix="dvae-") as folder, ExitStack() as stack:
+        for key, label, image in read_unit(unit, data):
+            try:
+                width, height = decode_image(image, data.max_pixels).size
+            except UnreadableImage as error:
+                quarantined.append(Quarantined(key=key, reason=error.reason))
+                continue
+            split = unit.split or ("train" if key in training else split_of(key, seed, data.validation_share))
+            if split not in writers:
+                shards = _Shards(split, unit.index, data, Path(folder), storage, prefix)
+                writers[split] = stack.enter_context(shards)
+            writers[split].add(StoredExample(key, label, image, width, height))
+    records = [record for split in sorted(writers) for record in writers[split].records]
+    return PreparedUnit(index=unit.index, shards=tuple(records), quarantined=tuple(quarantined))
 
 
-def split_of(key: str, seed: int, validation_share: float) -> Split:
-    """The split of an image of a source without splits: validation if a hash of (seed, key) is below the share.
+def broken_links(listing: Listing, index: int) -> PreparedUnit:
+    """The symbolic links of the source that lead nowhere: images that are excluded before any is read."""
+    excluded = [Quarantined(key=link.path, reason=link.reason) for link in listing.broken]
+    return PreparedUnit(index=index, shards=(), quarantined=tuple(excluded))
 
-    It is independent of the other images: adding images does not change the split of existing ones.
+
+def check_prepared(units: Iterable[PreparedUnit], data: DataConfig, names: Sequence[str] = ()) -> None:
+    """DataError if there is no training image, or more than the share `data.quarantine_budget` is unreadable.
+
+    Also if a class of two or more readable images has none for training, as those that would train are unreadable.
+    `names`: of the classes by label.
     """
-    digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
-    drawn = int.from_bytes(digest[:8], "big") / 2**64
-    return "validation" if drawn < validation_share else "train"
-
-
-def check_prepared(units: Iterable[PreparedUnit], data: DataConfig) -> None:
-    """DataError if there is no training image, or more than the share `data.quarantine_budget` is unreadable."""
     units = list(units)
     quarantined = [image for unit in units for image in unit.quarantined]
     total = len(quarantined) + sum(shard.rows for unit in units for shard in unit.shards)
@@ -77,29 +97,74 @@ def check_prepared(units: Iterable[PreparedUnit], data: DataConfig) -> None:
         raise DataError(
             f"{data.uri or data.format}: no training image is left", "Check the source and data.validation_share."
         )
+    if quarantined:
+        _check_trained(units, names)
 
 
-def _write_shards(
-    unit: Unit, data: DataConfig, seed: int, folder: Path
-) -> tuple[dict[Split, ImageShardWriter], list[Quarantined]]:
-    writers: dict[Split, ImageShardWriter] = {}
-    quarantined = []
-    with ExitStack() as stack:
-        for key, label, image in read_unit(unit, data):
-            try:
-                width, height = decode_image(image, data.max_pixels).size
-            except UnreadableImage as error:
-                quarantined.append(Quarantined(key=key, reason=error.reason))
-                continue
-            split = unit.split or split_of(key, seed, data.validation_share)
-            if split not in writers:
-                writers[split] = stack.enter_context(ImageShardWriter(folder / f"{split}.parquet"))
-            writers[split].add(StoredExample(key, label, image, width, height))
-    return writers, quarantined
+def _check_trained(units: Sequence[PreparedUnit], names: Sequence[str]) -> None:
+    counts: dict[Split, Counter[int]] = {"train": Counter(), "validation": Counter()}
+    for shard in (shard for unit in units for shard in unit.shards):
+        counts[shard.split].update(shard.labels)
+    for label, held in sorted(counts["validation"].items()):
+        if held > 1 and not counts["train"][label]:
+            name = f"'{names[label]}'" if label < len(names) else str(label)
+            raise DataError(
+                f"class {name} has no readable training image, and {held} for validation",
+                "Repair or remove its unreadable images (`data/quarantined`): then another of them trains.",
+            )
 
 
-def _upload(writer: ImageShardWriter, split: Split, index: int, storage: Storage, prefix: str) -> ShardRecord:
-    path = f"shards/{split}-{index:05d}.parquet"
-    record = hash_file(writer.path)
-    storage.upload(writer.path, f"{prefix}/{path}" if prefix else path)
-    return ShardRecord(path=path, split=split, rows=writer.rows, bytes=record.bytes, sha256=record.sha256)
+def _excluded(unit: Unit) -> tuple[tuple[str, str], ...]:
+    return unit.excluded if isinstance(unit, TarUnit) else ()
+
+
+class _Shards:
+    """The shards of one split of a unit, written one after the other. Use it in a `with` block, then read `records`."""
+
+    def __init__(self, split: Split, index: int, data: DataConfig, folder: Path, storage: Storage, prefix: str) -> None:
+        self.split, self.index, self.data = split, index, data
+        self.folder, self.storage, self.prefix = folder, storage, prefix
+        self.records: list[ShardRecord] = []
+        self._writer: ImageShardWriter | None = None
+
+    def add(self, example: StoredExample) -> None:
+        if self._writer is not None and self._is_full(self._writer, len(example.image)):
+            self._store(self._writer)
+        if self._writer is None:
+            self._writer = ImageShardWriter(self.folder / f"{self.split}.parquet")
+        self._writer.add(example)
+
+    def _is_full(self, writer: ImageShardWriter, size: int) -> bool:
+        return writer.rows >= self.data.shard_rows or writer.bytes + size > self.data.shard_bytes
+
+    def _store(self, writer: ImageShardWriter) -> None:
+        """Complete the current shard and upload it; its local file goes."""
+        self._writer = None
+        writer.close()
+        path = f"shards/{self.split}-{self.index:05d}-{len(self.records):03d}.parquet"
+        record = hash_file(writer.path)
+        self.storage.upload(writer.path, f"{self.prefix}/{path}" if self.prefix else path)
+        writer.path.unlink()
+        self.records.append(
+            ShardRecord(
+                path=path,
+                split=self.split,
+                rows=writer.rows,
+                labels=dict(sorted(writer.labels.items())),
+                bytes=record.bytes,
+                sha256=record.sha256,
+            )
+        )
+
+    def __enter__(self) -> "_Shards":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._writer is None:
+            return
+        if error is None:
+            self._store(self._writer)
+        else:
+            self._writer.discard()

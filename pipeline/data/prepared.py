@@ -3,18 +3,20 @@
 The trainers read a mirror instead (`mirror.py`, `store.py`). Legend: N images, H rows, W columns.
 """
 
-import io
 import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import Manifest, read_checked
+from pipeline.artifacts import Manifest, checked_copy
 from pipeline.config import DataConfig
 from pipeline.data.decode import Pixels, decode_batch
-from pipeline.data.listing import Split
+from pipeline.data.split import Split
 from pipeline.data.store import Labels
 from pipeline.storage import Storage
 
@@ -52,11 +54,32 @@ def choose_rows(prepare: Manifest, split: Split, most: int) -> list[Rows]:
 def read_images(storage: Storage, prepare: Manifest, unit: Rows, data: DataConfig) -> tuple[Pixels, Labels]:
     """Decoded images uint8 (N, 3, H, W) at `data.image_size` and labels int64 (N,).
 
-    ContractError if the file does not match its manifest.
+    ContractError if the file does not match its manifest. Beside the result, one row group is in memory.
     """
-    with pq.ParquetFile(io.BytesIO(read_checked(storage, prepare, unit.path))) as file:
-        table = file.read(columns=["label", "image"]).take(list(unit.rows))
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        pixels = decode_batch(table["image"].to_pylist(), data.image_size, data.center_crop, None, pool)
-    labels: Labels = table["label"].to_numpy().astype(np.int64)
+    pixels = np.empty((len(unit.rows), 3, data.image_size, data.image_size), np.uint8)
+    labels = np.empty(len(unit.rows), np.int64)
+    done = 0
+    with (
+        checked_copy(storage, prepare, unit.path) as path,
+        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
+    ):
+        for table in read_rows(path, unit.rows, ("label", "image")):
+            part = slice(done, done + table.num_rows)
+            images = table["image"].to_pylist()
+            pixels[part] = decode_batch(images, data.image_size, data.center_crop, None, pool)
+            labels[part] = table["label"].to_numpy()
+            done = part.stop
     return pixels, labels
+
+
+def read_rows(path: Path, rows: Sequence[int], columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The rows (ascending) of a local shard, a row group at a time, which is all that is read into memory."""
+    wanted = np.asarray(rows, np.int64)
+    with pq.ParquetFile(path) as file:
+        first = 0  # row of the file
+        for group in range(file.num_row_groups):
+            stop = first + file.metadata.row_group(group).num_rows
+            inside = wanted[(wanted >= first) & (wanted < stop)]
+            if len(inside):
+                yield file.read_row_group(group, columns=list(columns)).take(inside - first)
+            first = stop

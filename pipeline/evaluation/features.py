@@ -18,6 +18,7 @@ from models.inception import Inception
 from models.metrics import FeatureMoments
 from models.perceptual import ImageNetFeatures
 from pipeline.config import EvaluateConfig
+from pipeline.evaluation.precision import tensor_cores
 from pipeline.inference import fetch_weights, task_device
 from pipeline.storage import Storage
 
@@ -71,7 +72,8 @@ def extract(images_NCHW: Tensor, config: EvaluateConfig) -> Features:
     """Features of uint8 images, in batches of `evaluate.batch_size`, on the CPU."""
     device = evaluation_device()
     network = feature_network(config, device)
-    parts = [network(batch.to(device)) for batch in torch.split(images_NCHW, config.batch_size)]
+    with tensor_cores(config.precision):
+        parts = [network(batch.to(device)) for batch in torch.split(images_NCHW, config.batch_size)]
     return {kind: torch.cat([part[kind].cpu() for part in parts]) for kind in parts[0]}
 
 

@@ -93,8 +93,14 @@ def sample_grid(images_NCHW: Array, labels_N: Array, names: Sequence[str] | None
     tiles = _tiles(images_NCHW, most=128)
     labels = np.unique(labels_N).tolist()
     rows = [[tile for tile, label in zip(tiles, labels_N, strict=True) if label == row_label] for row_label in labels]
-    row_names = [names[label] if names else f"class {label}" for label in labels]
+    row_names = [_fitted(names[label]) if names else f"class {label}" for label in labels]
     return _page(rows, row_names, "Generated images", "A row for each class that was asked for.")
+
+
+def _fitted(name: str) -> str:
+    """A name that fits beside a row."""
+    most = int(_LABEL_WIDTH / _CHARACTER)
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def latent_levels(images_BCHW: Array, rgb_LBhwC: Array) -> bytes:
@@ -215,7 +221,9 @@ def _page(rows: Sequence[Sequence[Array]], names: Sequence[str], title: str, not
         figure.figimage(canvas, 0, 0, origin="upper")
         for r, name in enumerate(names):
             middle = top + r * (side + _GAP) + side / 2
-            figure.text(_MARGIN / width, 1 - middle / height, name, va="center", fontsize=9, color=_MUTED)
+            figure.text(
+                _MARGIN / width, 1 - middle / height, name, va="center", fontsize=9, color=_MUTED, parse_math=False
+            )
         _headline(figure, _MARGIN / width, title, "\n".join(lines))
         return _png(figure)
 

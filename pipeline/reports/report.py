@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.artifacts import SHORT, Manifest
@@ -34,14 +35,26 @@ _CAPTIONS = {  # in the order of the page
 
 
 def collect(config: Config, nodes: list[Node], storage: Storage) -> dict[str, Any]:
-    """Each stage's status and duration in seconds (0 if not done), and the metrics of all stages."""
+    """Each stage's status and duration in seconds (0 if not done), the metrics of all stages, the classes' names."""
     stages = {
         node.stage.name: {"status": node.status, "seconds": node.manifest.seconds if node.manifest else 0.0}
         for node in nodes
     }
     metrics = {name: value for node in nodes if node.manifest for name, value in node.manifest.metrics.items()}
     source = config.data.uri or config.data.format
-    return {"source": source, "root": storage.root, "stages": stages, "metrics": metrics}
+    return {
+        "source": source,
+        "root": storage.root,
+        "class_names": _class_names(nodes),
+        "stages": stages,
+        "metrics": metrics,
+    }
+
+
+def _class_names(nodes: list[Node]) -> list[str]:
+    """The names of the classes by label; empty if images are not prepared, or have none."""
+    manifest = next((node.manifest for node in nodes if node.stage.name == "prepare"), None)
+    return list(manifest.details.get("class_names") or []) if manifest is not None else []
 
 
 def _meaning(key: str) -> str:
@@ -49,6 +62,7 @@ def _meaning(key: str) -> str:
     return metric.meaning if metric else ""
 
 
+_NAMED, _LISTED = 10, 50  # classes that are named on the page, and on the terminal
 _WIDE = 130  # terminal columns from which a metric's meaning is shown
 
 
@@ -75,6 +89,11 @@ def render_table(console: Console, report: dict[str, Any]) -> None:
         metrics.add_row(name, value_text(name, value), *([_meaning(name)] if explained else []))
     console.print()
     console.print(metrics)
+    if names := report["class_names"]:
+        console.print()
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        listed = ", ".join(f"{label} {name}" for label, name in enumerate(names[:_LISTED]))
+        console.print(escape(f"classes: {listed}{more}"), highlight=False)
 
 
 def write_page(config: Config, nodes: list[Node], storage: Storage, preset: str) -> str:
@@ -107,7 +126,7 @@ def _facts(config: Config, nodes: list[Node]) -> list[str]:
     facts = [
         source,
         f"{config.data.image_size} × {config.data.image_size} pixels",
-        f"{config.data.classes or 'unknown'} classes",
+        _classes(config, _class_names(nodes)),
     ]
     if manifests:
         facts.append(
@@ -115,6 +134,13 @@ def _facts(config: Config, nodes: list[Node]) -> list[str]:
         )
         facts.append(f"last created {max(manifest.created for manifest in manifests)[:16].replace('T', ' ')} UTC")
     return facts
+
+
+def _classes(config: Config, names: list[str]) -> str:
+    """The number of classes, with their names if they are few."""
+    count = f"{config.data.classes or 'unknown'} classes"
+    shown = ", ".join(names[:_NAMED])
+    return f"{count}: {shown}{', …' if len(names) > _NAMED else ''}" if names else count
 
 
 def _headline(metrics: dict[str, float]) -> list[tuple[str, str, str]]:
@@ -199,11 +225,12 @@ def _notes(nodes: list[Node]) -> list[str]:
 
 
 def _configs(nodes: list[Node]) -> list[tuple[str, str]]:
-    """(stage, table of the fields that its result depends on)."""
+    """(stage, table of the fields that it was made with)."""
     parts = []
     for node in nodes:
         if node.manifest:
-            rows = [[page.code(name), page.code(str(value))] for name, value in sorted(node.manifest.config.items())]
+            fields = node.manifest.config | node.manifest.uncounted
+            rows = [[page.code(name), page.code(str(value))] for name, value in sorted(fields.items())]
             parts.append((node.stage.name, page.table(("field", "value"), rows)))
     return parts
 

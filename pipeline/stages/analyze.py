@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.choices import LEVELS
+from models.choices import LEVELS, EvaluationPrecision
 from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome
 from pipeline.config import DataConfig
 from pipeline.data import choose_rows, read_images
@@ -45,6 +45,7 @@ class Spec:
     tokenizer: Manifest
     fingerprint: str
     data: DataConfig
+    precision: EvaluationPrecision
 
 
 def run(context: StageContext) -> Outcome:
@@ -54,6 +55,7 @@ def run(context: StageContext) -> Outcome:
         context.inputs["train-tokenizer"],
         context.fingerprint,
         context.config.data,
+        context.config.evaluate.precision,
     )
     rows = sum(len(unit.rows) for unit in choose_rows(spec.prepare, "validation", _IMAGES))
     (record,) = context.map(look, [spec], [rows], unit="images", gpu=True)
@@ -89,15 +91,16 @@ def _latents(spec: Spec, images: np.ndarray) -> "Tensor":
     import torch
 
     from models.metrics import from_uint8
-    from pipeline.evaluation import evaluation_device
+    from pipeline.evaluation import evaluation_device, tensor_cores, tokenizer_autocast
     from pipeline.inference import load_tokenizer
 
     device = evaluation_device()
     tokenizer, latent_filter = load_tokenizer(open_storage(spec.root), spec.tokenizer, device)
     parts = []
-    with torch.inference_mode():
+    with torch.inference_mode(), tensor_cores(spec.precision):
         for x_BCHW in torch.split(torch.from_numpy(images.copy()), _BATCH):
-            z_BDhw = tokenizer.encode(from_uint8(x_BCHW.to(device))).mean_BDhw
+            with tokenizer_autocast(spec.precision, device):
+                z_BDhw = tokenizer.encode(from_uint8(x_BCHW.to(device))).mean_BDhw
             parts.append(torch.stack([latent_filter(z_BDhw, level) for level in range(LEVELS)]).cpu())
     return torch.cat(parts, dim=1)
 

@@ -14,11 +14,9 @@ import numpy as np
 from pipeline.artifacts import Manifest, Outcome, read_checked
 from pipeline.config import Config
 from pipeline.data import Labels, Pixels, Rows, Split, choose_rows, read_images
-from pipeline.errors import PipelineError
 from pipeline.storage import Storage, open_storage
-from pipeline.workflow import StageContext
+from pipeline.workflow import StageContext, check_compared
 
-_MINIMUM_IMAGES = 4  # images per side: precision and recall use three neighbours
 _TASK_SAMPLES = 500
 
 
@@ -56,11 +54,7 @@ def run(context: StageContext) -> Outcome:
     reference = choose_rows(prepare, "train", own.reference_images)
     real = sum(len(unit.rows) for unit in reference)
     fake = sum(shard["rows"] for shard in sample.details["shards"])
-    if min(real, fake) < _MINIMUM_IMAGES:
-        raise PipelineError(
-            f"evaluate-samples needs {_MINIMUM_IMAGES} real and generated images; there are {real} and {fake}",
-            "Raise sample.count, or evaluate.reference_images.",
-        )
+    check_compared(real, fake)
     specs = [Spec(work, "real", index, unit) for index, unit in enumerate(reference)]
     weights = [len(unit.rows) for unit in reference]
     for index, (shards, rows) in enumerate(_grouped(sample)):

@@ -14,9 +14,8 @@ from models.choices import LEVELS
 from pipeline.artifacts import ArtifactWriter, Manifest, Outcome
 from pipeline.config import Config, WeightFile
 from pipeline.data import Rows, choose_rows, read_images
-from pipeline.errors import DataError
 from pipeline.storage import open_storage
-from pipeline.workflow import StageContext
+from pipeline.workflow import StageContext, check_reconstructed
 
 if TYPE_CHECKING:
     import torch
@@ -60,11 +59,7 @@ def run(context: StageContext) -> Outcome:
     )
     units = choose_rows(prepare, "validation", own.images)
     rows = sum(len(unit.rows) for unit in units)
-    if rows < 2:
-        raise DataError(
-            f"evaluate-tokenizer: a Frechet distance needs 2 validation images; there are {rows}",
-            "Raise data.validation_share or evaluate.images.",
-        )
+    check_reconstructed(rows)
     specs = [Spec(work, index, unit) for index, unit in enumerate(units)]
     records = context.map(measure, specs, [len(unit.rows) for unit in units], unit="images", gpu=True)
     (distance,) = context.map(compare, [Comparison(work, len(units))], [1], unit="distance", gpu=True)
@@ -119,10 +114,12 @@ def _reconstructions(work: Work, x_BCHW: "Tensor") -> "list[Tensor]":
     import torch
 
     from models.metrics import from_uint8, to_uint8
+    from pipeline.evaluation import tensor_cores, tokenizer_autocast
     from pipeline.inference import load_tokenizer
 
     tokenizer, latent_filter = load_tokenizer(open_storage(work.root), work.tokenizer, x_BCHW.device)
-    with torch.inference_mode():
+    precision = work.config.evaluate.precision
+    with torch.inference_mode(), tensor_cores(precision), tokenizer_autocast(precision, x_BCHW.device):
         z_BDhw = tokenizer.encode(from_uint8(x_BCHW)).mean_BDhw
         return [to_uint8(tokenizer.decode(latent_filter(z_BDhw, level))) for level in range(LEVELS)]
 
@@ -132,10 +129,11 @@ def _measures(config: Config, x_BCHW: "Tensor", y_BCHW: "Tensor") -> "dict[str, 
     import torch
 
     from models.metrics import from_uint8, psnr_B, ssim_B
+    from pipeline.evaluation import tensor_cores
 
     measures = {"psnr": psnr_B(y_BCHW, x_BCHW), "ssim": ssim_B(y_BCHW, x_BCHW)}
     if config.tokenizer.lpips is not None:
-        with torch.inference_mode():
+        with torch.inference_mode(), tensor_cores(config.evaluate.precision):
             lpips = _lpips(config.tokenizer.lpips, x_BCHW.device)
             measures["lpips"] = lpips(from_uint8(y_BCHW), from_uint8(x_BCHW))
     return measures

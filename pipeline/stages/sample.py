@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome
+from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome, read_manifest
 from pipeline.config import SampleConfig
 from pipeline.storage import open_storage
 from pipeline.workflow import StageContext
@@ -47,10 +47,21 @@ def run(context: StageContext) -> Outcome:
         context.writer.add_stored(record["path"], FileRecord(bytes=record["bytes"], sha256=record["sha256"]))
     shards = [{"path": record["path"], "rows": record["rows"]} for record in records]
     spec = GridSpec(
-        context.storage.root, context.writer.folder, context.fingerprint, [s["path"] for s in shards], specs[0].classes
+        context.storage.root,
+        context.writer.folder,
+        context.fingerprint,
+        [shard["path"] for shard in shards],
+        specs[0].classes,
+        _class_names(context),
     )
     context.figure(draw_grid, spec, "grid.png")
     return context.writer.outcome(own.count, {"samples/count": float(own.count)}, shards=shards)
+
+
+def _class_names(context: StageContext) -> list[str]:
+    """The names of the classes by label, from the prepare artifact of the latents; empty if it is gone or has none."""
+    prepared = read_manifest(context.storage, "prepare", context.inputs["encode"].inputs.get("prepare", ""))
+    return list(prepared.details.get("class_names") or []) if prepared is not None else []
 
 
 def generate(spec: Spec) -> dict[str, Any]:
@@ -83,10 +94,11 @@ class GridSpec:
     fingerprint: str
     paths: list[str]
     classes: int
+    names: list[str]  # of the classes, by label; empty without
 
 
 def draw_grid(spec: GridSpec) -> dict[str, Any]:
-    """Draw grid.png: the first images of the first ten classes, one row per class."""
+    """Draw grid.png: the first images of the first ten classes, one row per class, with its name."""
     from pipeline.reports import sample_grid
 
     storage = open_storage(spec.root)
@@ -99,5 +111,5 @@ def draw_grid(spec: GridSpec) -> dict[str, Any]:
     writer = ArtifactWriter(storage, "sample", spec.fingerprint)
     images = np.stack([image for row in rows.values() for image in row])
     labels = np.array([label for label, row in rows.items() for _ in row])
-    writer.add_bytes(sample_grid(images, labels), "grid.png")
+    writer.add_bytes(sample_grid(images, labels, spec.names or None), "grid.png")
     return writer.files["grid.png"].model_dump()

@@ -4,19 +4,26 @@ Files are written as a whole: readers never see partial content.
 """
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from pipeline.errors import StorageError
 
+Block = bytes | memoryview
+"""Consecutive bytes of a file."""
+
 
 class Entry(NamedTuple):
-    """A file below a root: its path relative to it (with forward slashes) and its size."""
+    """A file below a root: its path relative to it (with forward slashes), its size, and a tag of its content.
+
+    The tag is another one whenever the content may be: S3's ETag without quotes, the times of a local file.
+    """
 
     path: str
     bytes: int
+    tag: str
 
 
 class Storage(Protocol):
@@ -31,6 +38,11 @@ class Storage(Protocol):
     def write(self, path: str, data: bytes) -> None:
         """Create or replace the file atomically: a reader sees the old or the new content."""
 
+    def write_stream(self, path: str, blocks: Iterable[Block]) -> None:
+        """As `write`, with the content as consecutive blocks. They are iterated once; a few of them are in use at a
+        time, 80 MiB at most if none is larger than 16 MiB. An object on S3 has at most 160 GB.
+        """
+
     def write_new(self, path: str, data: bytes) -> bool:
         """Create the file if it does not exist. False if it exists."""
 
@@ -44,11 +56,14 @@ class Storage(Protocol):
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """Every file below the folder `prefix`, sorted by path."""
 
+    def tag_is_md5(self, path: str) -> bool:
+        """Whether the tag of this existing file is the MD5 of its content, if it looks like one."""
+
     def folders(self, prefix: str = "") -> Sequence[str]:
         """The names of the folders directly below `prefix`, sorted."""
 
-    def open(self, path: str) -> BinaryIO:
-        """A stream for reading."""
+    def open(self, path: str, start: int = 0) -> BinaryIO:
+        """A stream for reading from byte `start` on. Only the stream of a local file can be sought in."""
 
     def download(self, path: str, target: Path) -> None: ...
     def upload(self, source: Path, path: str) -> None: ...

@@ -6,14 +6,15 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipeline.storage.base import Entry, storage_errors
+from pipeline.storage.base import Block, Entry, storage_errors
 
 _TEMPORARY = ".tmp-"
+_ABSENT = (errno.ENOENT, errno.ELOOP)
 
 
 class LocalStorage:
@@ -41,13 +42,16 @@ class LocalStorage:
             return self.local_path(path).read_bytes()
 
     def write(self, path: str, data: bytes) -> None:
+        self.write_stream(path, [data])
+
+    def write_stream(self, path: str, blocks: Iterable[Block]) -> None:
         with self._temporary(path) as temporary:
-            _write_through(temporary, data)
+            _write_through(temporary, blocks)
             os.replace(temporary, self.local_path(path))
 
     def write_new(self, path: str, data: bytes) -> bool:
         with self._temporary(path) as temporary:
-            _write_through(temporary, data)
+            _write_through(temporary, [data])
             try:
                 os.link(temporary, self.local_path(path))
             except FileExistsError:
@@ -88,22 +92,28 @@ class LocalStorage:
             if not base.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "is not a folder", str(base))
             found = []
-            for folder, _, names in os.walk(base, onerror=on_error, followlinks=True):
+            for folder, folders, names in os.walk(base, onerror=on_error, followlinks=True):
+                folders[:] = [name for name in folders if not _leads_up(Path(folder, name))]
                 for name in names:
                     if not name.startswith(_TEMPORARY):
                         file = Path(folder, name)
-                        with suppress(FileNotFoundError):  # deleted in the meantime
-                            found.append(Entry(file.relative_to(self.folder).as_posix(), file.stat().st_size))
+                        with _absent():  # deleted in the meantime, or a link that leads nowhere
+                            found.append(local_entry(file.relative_to(self.folder).as_posix(), file.stat()))
         yield from sorted(found)
+
+    def tag_is_md5(self, path: str) -> bool:  # noqa: ARG002  # the same for all
+        return False
 
     def folders(self, prefix: str = "") -> Sequence[str]:
         base = self.local_path(prefix)
         with storage_errors(str(base)):
             return sorted(entry.name for entry in base.iterdir() if entry.is_dir()) if base.exists() else []
 
-    def open(self, path: str) -> BinaryIO:
+    def open(self, path: str, start: int = 0) -> BinaryIO:
         with storage_errors(str(self.local_path(path))):
-            return open(self.local_path(path), "rb")
+            stream = open(self.local_path(path), "rb")  # noqa: SIM115  # the caller closes it
+            stream.seek(start)
+            return stream
 
     def download(self, path: str, target: Path) -> None:
         with storage_errors(str(target)):
@@ -140,9 +150,58 @@ class LocalStorage:
                 temporary.unlink(missing_ok=True)
 
 
-def _write_through(path: Path, data: bytes) -> None:
+def local_entry(path: str, status: os.stat_result) -> Entry:
+    """The entry of a local file. Its tag has the time of change of the inode too, which a copy that keeps the time of
+    modification cannot set back.
+    """
+    return Entry(path, status.st_size, f"{status.st_mtime_ns}.{status.st_ctime_ns}")
+
+
+def broken_links(folder: Path) -> Iterator[tuple[str, str]]:
+    """The paths of symbolic links below a folder that lead nowhere, relative to it, and what is wrong with each.
+
+    `Storage.list` leaves them out.
+    """
+    waiting = [str(folder)]
+    while waiting:
+        path = waiting.pop()
+        with storage_errors(path), os.scandir(path) as scanned:
+            entries = list(scanned)
+        for entry in entries:
+            wrong = _what_is_wrong(entry) if entry.is_symlink() else ""
+            if wrong:
+                yield Path(entry.path).relative_to(folder).as_posix(), wrong
+            elif entry.is_dir() and not _leads_up(Path(entry.path)):
+                waiting.append(entry.path)
+
+
+def _what_is_wrong(link: os.DirEntry[str]) -> str:
+    try:
+        link.stat()
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
+        return "a link to itself" if error.errno == errno.ELOOP else "a link to nothing"
+    return ""
+
+
+def _leads_up(folder: Path) -> bool:
+    """Whether it is a link to a folder that contains it."""
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
+
+
+@contextmanager
+def _absent() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
+
+
+def _write_through(path: Path, blocks: Iterable[Block]) -> None:
     """Write and fsync, so that the renamed file is not empty after a power failure."""
     with open(path, "wb") as handle:
-        handle.write(data)
+        handle.writelines(blocks)
         handle.flush()
         os.fsync(handle.fileno())

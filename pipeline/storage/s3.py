@@ -8,14 +8,15 @@ import io
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from pipeline.errors import StorageError
-from pipeline.storage.base import Entry, storage_errors
+from pipeline.storage import s3_upload
+from pipeline.storage.base import Block, Entry, storage_errors
 from pipeline.storage.s3_errors import error_code, is_bare_status, is_s3_error, is_transient, not_s3_error, s3_error
 
 Result = TypeVar("Result")
@@ -27,6 +28,7 @@ _BARE_STATUS_SECONDS = 2.0  # after an answer without an S3 error code: truncate
 _LONGEST_PAUSE = 10.0
 _ONE_PUT = 64 * 1024**2  # bytes; larger uploads are multipart (S3 limits a single put to 5 GB)
 _BLOCK = 1024**2
+_QUEUED_BLOCKS = 64  # of 256 KiB
 
 _reached = threading.Event()  # S3 has answered this process; before that, no answer means a wrong endpoint
 _creating = threading.Lock()  # a session must not create two clients concurrently
@@ -150,8 +152,8 @@ class S3Storage:
                 time.sleep(random.uniform(0, 1 / (1 + left)))
         raise AssertionError  # the last attempt returns or raises
 
-    def open(self, path: str) -> BinaryIO:
-        return cast(BinaryIO, io.BufferedReader(_Body(self, path), _BLOCK))
+    def open(self, path: str, start: int = 0) -> BinaryIO:
+        return cast(BinaryIO, io.BufferedReader(_Body(self, path, start), _BLOCK))
 
     def download(self, path: str, target: Path) -> None:
         with storage_errors(str(target)):
@@ -160,8 +162,12 @@ class S3Storage:
 
     def _download(self, path: str, target: Path) -> None:
         """Download in parallel parts, all of one version."""
+        from boto3.s3.transfer import TransferConfig
+
+        # By default 250 MiB would wait in memory for a slow disk.
+        config = TransferConfig(max_io_queue=_QUEUED_BLOCKS)
         try:
-            self.client.download_file(self.bucket, self.key(path), str(target))
+            self.client.download_file(self.bucket, self.key(path), str(target), Config=config)
         except Exception as error:
             if is_bare_status(error):  # from its HeadObject, which has no error body
                 self.client.get_object(**self._arguments(path), Range="bytes=0-0")
@@ -177,7 +183,18 @@ class S3Storage:
         start = len(self.prefix) + 1 if self.prefix else 0
         for page in self._pages(prefix):
             for item in page.get("Contents", []):
-                yield Entry(item["Key"][start:], item["Size"])
+                yield Entry(item["Key"][start:], item["Size"], item["ETag"].strip('"'))
+
+    def tag_is_md5(self, path: str) -> bool:
+        """False for an object that is encrypted with a key of KMS or of the user: then S3's ETag is no MD5."""
+
+        def read_headers() -> bool:  # errors of HeadObject have no body
+            answer = self.client.get_object(**self._arguments(path))
+            answer["Body"].close()
+            with_key = answer.get("ServerSideEncryption", "").startswith("aws:kms")
+            return not with_key and "SSECustomerAlgorithm" not in answer
+
+        return self.call(path, read_headers)
 
     def folders(self, prefix: str = "") -> Sequence[str]:
         start = len(self._folder(prefix))
@@ -201,6 +218,8 @@ class S3Storage:
         page: dict[str, Any] = self.client.list_objects_v2(Bucket=self.bucket, **query)
         if "IsTruncated" not in page:
             raise not_s3_error("a listing without IsTruncated")
+        if any("ETag" not in item for item in page.get("Contents", ())):
+            raise not_s3_error("a listing without ETags")
         return page
 
     # --- writing ---
@@ -210,6 +229,9 @@ class S3Storage:
             self.call(path, lambda: self.client.upload_fileobj(io.BytesIO(data), **self._arguments(path)))
         else:
             self.call(path, lambda: self.client.put_object(**self._arguments(path), Body=data))
+
+    def write_stream(self, path: str, blocks: Iterable[Block]) -> None:
+        s3_upload.write_stream(self, path, blocks)
 
     def upload(self, source: Path, path: str) -> None:
         def send() -> None:
@@ -294,13 +316,13 @@ class _BrokenOffError(StorageError):
 
 
 class _Body(io.RawIOBase):
-    """An object's content as a stream. A broken connection is resumed at its offset, in the same version of the
-    object; _BrokenOffError if the object was replaced or the content is damaged.
+    """An object's content from byte `start` on, as a stream. A broken connection is resumed at its offset, in the same
+    version of the object; _BrokenOffError if the object was replaced or the content is damaged.
     """
 
-    def __init__(self, storage: S3Storage, path: str) -> None:
+    def __init__(self, storage: S3Storage, path: str, start: int = 0) -> None:
         super().__init__()
-        self._storage, self._path, self._at = storage, path, 0
+        self._storage, self._path, self._start, self._at = storage, path, start, start
         self._size, self.tag = 0, ""
         self._stream: Any = None
         self._stream = storage.call(path, self._get)
@@ -308,13 +330,15 @@ class _Body(io.RawIOBase):
     def _get(self) -> Any:
         request = self._storage._arguments(self._path)
         if self._at:
-            request |= {"Range": f"bytes={self._at}-", "IfMatch": self.tag}
+            request["Range"] = f"bytes={self._at}-"
+        if self._at > self._start:
+            request["IfMatch"] = self.tag
         answer = self._storage.client.get_object(**request)
         if "ETag" not in answer:
             raise not_s3_error("an object without an ETag")
-        if not self._at:
+        if self._at == self._start:
             # Without quotes: S3 accepts both forms in a condition, Ceph 16 at a put only the unquoted one.
-            self._size, self.tag = answer["ContentLength"], answer["ETag"].strip('"')
+            self._size, self.tag = self._at + answer["ContentLength"], answer["ETag"].strip('"')
         return answer["Body"]
 
     def readable(self) -> bool:

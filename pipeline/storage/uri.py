@@ -23,11 +23,12 @@ def open_storage(uri: str) -> Storage:
             )
         return LocalStorage(Path(unquote(parsed.path)))
     if parsed.scheme == "s3":
-        if not parsed.netloc:
+        bucket, _, prefix = uri.partition("://")[2].partition("/")  # a key may contain ? and #
+        if not bucket:
             raise ConfigError(f"'{uri}' names no bucket", "Write s3://BUCKET/PREFIX.")
         from pipeline.storage.s3 import S3Storage
 
-        return S3Storage(parsed.netloc, parsed.path.strip("/"))
+        return S3Storage(bucket, prefix.strip("/"))
     raise ConfigError(f"'{uri}' is neither file:// nor s3://", "Use a local path, file:///PATH or s3://BUCKET/PREFIX.")
 
 

@@ -17,21 +17,24 @@ from pipeline.data import (
 )
 from pipeline.storage import Storage
 
+Mirrored = Callable[[int, int], None]
+"""Is told how many rows are mirrored, and their total."""
+
 
 def training_images(
-    storage: Storage, prepare: Manifest, config: Config, progress: Callable[[int], None] | None = None
+    storage: Storage, prepare: Manifest, config: Config, mirrored: Mirrored | None = None
 ) -> ImageStore:
     """The encoded images of the training split, mirrored to this node. Errors as `Mirror.fetch`."""
     shards = prepare.details["splits"]["train"]
-    return ImageStore(_mirror(storage, prepare, shards, IMAGE_COLUMNS, config, config.data.shard_rows, progress))
+    return ImageStore(_mirror(storage, prepare, shards, IMAGE_COLUMNS, config, config.data.shard_rows, mirrored))
 
 
 def training_latents(
-    storage: Storage, encode: Manifest, config: Config, progress: Callable[[int], None] | None = None
+    storage: Storage, encode: Manifest, config: Config, mirrored: Mirrored | None = None
 ) -> LatentStore:
     """The moments of the training split, mirrored to this node. Errors as `Mirror.fetch`."""
     shards = encode.details["shards"]
-    return LatentStore(_mirror(storage, encode, shards, LATENT_COLUMNS, config, config.encode.shard_rows, progress))
+    return LatentStore(_mirror(storage, encode, shards, LATENT_COLUMNS, config, config.encode.shard_rows, mirrored))
 
 
 def reading_plan(config: Config, batch_size: int, group_rows: int, rank: int, world: int) -> Plan:
@@ -47,7 +50,7 @@ def _mirror(
     columns: tuple[str, ...],
     config: Config,
     group_rows: int,
-    progress: Callable[[int], None] | None,
+    mirrored: Mirrored | None,
 ) -> Mirror:
     folder = manifest.name
     stored = []
@@ -55,4 +58,6 @@ def _mirror(
         record = manifest.files[str(shard["path"])]
         stored.append(StoredShard(f"{folder}/{shard['path']}", int(shard["rows"]), record.bytes, record.sha256))
     directory = mirror_directory(config.cluster.mirror)
+    total = sum(shard.rows for shard in stored)
+    progress = (lambda rows: mirrored(rows, total)) if mirrored else None
     return open_mirror(storage, stored, directory, columns, config.data, group_rows, progress)

@@ -6,6 +6,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from pipeline.cluster import publish
 from pipeline.tracking import Outbox, metric_event
 from pipeline.training.job import Loop
@@ -17,42 +20,61 @@ _FLUSH_SECONDS = 2.0
 class History:
     """The log lines with mean losses since the previous line, and the number of skipped steps.
 
-    Means are unweighted, over the steps that were not skipped; a term counts only in the steps that have it.
+    Means are unweighted, over the steps that were not skipped; a term counts only in the steps that have it. Sums and
+    counts stay on the device until `close_line` reads them, so that no step waits for the device.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.lines: list[dict[str, float]] = []
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
-        self.skipped = 0
-        self.in_a_row = 0
+        self._names: list[str] = []  # of the terms in this line, sorted
+        self._totals = torch.zeros(2, 0, dtype=torch.float64, device=device)  # sum and count of each term
+        # Skipped steps: in all, in a row up to now, and the most in a row since the last line.
+        self._skips = torch.zeros(3, dtype=torch.float64, device=device)
 
-    def add(self, losses: dict[str, float]) -> None:
-        if not math.isfinite(losses["loss"]):
-            self.skipped += 1
-            self.in_a_row += 1
-            return
-        self.in_a_row = 0
-        for name, value in losses.items():
-            if math.isfinite(value):  # NaN for a bin of t without samples
-                self.sums[name] = self.sums.get(name, 0.0) + value
-                self.counts[name] = self.counts.get(name, 0) + 1
+    def add(self, means: dict[str, Tensor]) -> None:
+        """Add a step's losses, fp64 scalars on the device. The step was skipped if "loss" is not finite."""
+        if missing := means.keys() - set(self._names):
+            self._insert(missing)
+        nothing = self._totals.new_full((), math.nan)
+        values_N = torch.stack([means.get(name, nothing) for name in self._names])
+        made = torch.isfinite(means["loss"])
+        counted_N = torch.isfinite(values_N) & made  # NaN for a bin of t without samples
+        self._totals += torch.stack([torch.where(counted_N, values_N, 0.0), counted_N.double()])
+        skipped, in_a_row, most = self._skips.unbind()
+        in_a_row = torch.where(made, 0.0, in_a_row + 1)
+        self._skips = torch.stack([skipped + (~made).double(), in_a_row, torch.maximum(most, in_a_row)])
 
-    def close_line(self, step: int) -> dict[str, float]:
-        """The line for the steps since the last one; `step` counts from 1. The loss is NaN if all were skipped."""
+    def _insert(self, missing: set[str]) -> None:
+        """Make room for terms that no earlier step of this line had."""
+        total_of = dict(zip(self._names, self._totals.unbind(1), strict=True))
+        self._names = sorted(total_of.keys() | missing)
+        self._totals = torch.stack([total_of.get(name, self._totals.new_zeros(2)) for name in self._names], 1)
+
+    def close_line(self, step: int) -> tuple[dict[str, float], int]:
+        """The line for the steps since the last one, and the most steps in a row that were skipped in them.
+
+        `step` counts from 1. The loss is NaN if all were skipped. This reads from the device, and so waits for it.
+        """
+        read = torch.cat([self._totals.flatten(), self._skips]).tolist()
+        terms = len(self._names)
         line: dict[str, float] = {"step": step}
-        line.update({name: total / self.counts[name] for name, total in self.sums.items()})
+        for name, total, count in zip(self._names, read[:terms], read[terms : 2 * terms], strict=True):
+            if count:
+                line[name] = total / count
         line.setdefault("loss", math.nan)
-        line["skipped"] = self.skipped
+        line["skipped"] = int(read[-3])
         self.lines.append(line)
-        self.sums, self.counts = {}, {}
-        return line
+        self._names, self._totals = [], self._totals.new_zeros(2, 0)
+        self._skips = torch.stack([*self._skips[:2], self._skips[1]])
+        return line, int(read[-1])
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return {"lines": self.lines, "names": self._names, "totals": self._totals, "skips": self._skips}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        device = self._totals.device
+        self.lines, self._names = state["lines"], state["names"]
+        self._totals, self._skips = state["totals"].to(device), state["skips"].to(device)
 
     def text(self) -> str:
         """JSON lines; a non-finite loss is null."""

@@ -4,6 +4,7 @@ Nothing here needs torch or Ray: the driver creates a job, and each worker build
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.artifacts import Manifest
 from pipeline.config import Config, SitConfig, TokenizerConfig
@@ -47,6 +48,7 @@ class Loop:
     keep: int
     storage: Storage
     work: str
+    disk: Path  # folder of this node for a checkpoint while it is restored
     lease: str
     outbox: str
     stage: str
@@ -55,6 +57,8 @@ class Loop:
 
 
 def loop_of(job: Job, peak_flops: float) -> Loop:
+    from pipeline.data import mirror_directory
+
     own = job.section
     return Loop(
         name=SECTIONS[job.stage],
@@ -65,6 +69,7 @@ def loop_of(job: Job, peak_flops: float) -> Loop:
         keep=job.config.cluster.keep_checkpoints,
         storage=open_storage(job.config.root),
         work=job.work,
+        disk=mirror_directory(job.config.cluster.mirror) / "checkpoints",
         lease=job.lease,
         outbox=job.outbox,
         stage=job.stage,

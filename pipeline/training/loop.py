@@ -19,6 +19,8 @@ from pipeline.errors import PipelineError
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.history import History, Meter, Reporter
 from pipeline.training.job import Loop
+from pipeline.training.restore import check_work_folder, newest_state, restore_part
+from pipeline.training.tensor_file import file_blocks
 from pipeline.training.trainee import Trainee
 from pipeline.training.world import World
 
@@ -32,14 +34,13 @@ def _full_state(trainee: Trainee[Any], history: History, step: int) -> dict[str,
 
 def _restore(trainee: Trainee[Any], history: History, checkpoints: Checkpoints, world: World) -> int:
     """Load the newest complete checkpoint, the same on every rank. Returns the step to resume from."""
-    newest = world.shared(checkpoints.newest() if world.rank == 0 else None)
-    if newest is None:
+    state = newest_state(checkpoints, world)
+    if state is None:
         return 0
-    state = checkpoints.load(newest)
     parts = trainee.states()
     assert parts.keys() == state["parts"].keys()
     for name, part in parts.items():
-        part.load_state_dict(state["parts"][name])
+        restore_part(part, state["parts"][name])
     history.load_state_dict(state["history"])
     return int(state["step"])
 
@@ -50,10 +51,14 @@ def train(trainee: Trainee[Any], loop: Loop, world: World, notice: Callable[[], 
     `notice` is called every `log_every` steps. It returns when a node of this group will be preempted, in seconds since
     the epoch (inf if unknown), or None if none will. After a notice a checkpoint is saved every `log_every` steps, as
     far as they can be written in time, so that the preemption loses few steps. Raises PipelineError after too many
-    skipped steps in a row, LeaseError if another driver has taken over.
+    skipped steps in a row, LeaseError if another driver has taken over, and errors as `newest_state`.
+
+    The host waits for the device every `log_every` steps and for checkpoints, not in a step: it is then that the number
+    of skipped steps is known. A checkpoint between is good all the same, since a skipped step changes no weight.
     """
-    checkpoints = Checkpoints(loop.storage, f"{loop.work}/checkpoints", loop.keep)
-    history = History()
+    check_work_folder(loop.storage, loop.work, loop.lease, world)
+    checkpoints = Checkpoints(loop.storage, f"{loop.work}/checkpoints", loop.keep, loop.disk)
+    history = History(world.device)
     start = _restore(trainee, history, checkpoints, world)
     reporter = Reporter(loop, history.lines) if world.rank == 0 else None
     if start < loop.steps:
@@ -83,11 +88,11 @@ def _run_steps(
         losses = trainee.step(batch, step - 1)
         history.add(global_means(losses, world))
         meter.steps += 1
-        if history.in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise _too_many_skipped(history, checkpoints, loop)
         due = step % loop.checkpoint_every == 0 or step == loop.steps
         if step % loop.log_every == 0 or step == loop.steps:
-            line, measured = history.close_line(step), meter.read()
+            (line, skipped), measured = history.close_line(step), meter.read()
+            if skipped >= MAX_SKIPPED_IN_A_ROW:
+                raise _too_many_skipped(skipped, checkpoints, loop)
             if reporter:
                 reporter.line(line, measured)
             end = notice()
@@ -107,36 +112,34 @@ def _warm_up_ddp(trainee: Trainee[Any], world: World, start: int) -> None:
     batches.close()
 
 
-def global_means(losses: dict[str, Tensor], world: World) -> dict[str, float]:
-    """Means over the global batch, in float64, by one all-reduce; NaN if no sample counts."""
+def global_means(losses: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+    """Means over the global batch, fp64 scalars on the device, by one all-reduce; NaN if no sample counts."""
     names = sorted(losses)
     pairs = torch.stack([_as_pair(losses[name].detach().double()) for name in names])
     sums, counts = world.mean(pairs).unbind(1)
-    return dict(zip(names, (sums / counts).tolist(), strict=True))
+    return dict(zip(names, (sums / counts).unbind(), strict=True))
 
 
 def _as_pair(value: Tensor) -> Tensor:
     return value if value.ndim else torch.stack([value, torch.ones_like(value)])
 
 
-def _too_many_skipped(history: History, checkpoints: Checkpoints, loop: Loop) -> PipelineError:
+def _too_many_skipped(skipped: int, checkpoints: Checkpoints, loop: Loop) -> PipelineError:
     checkpoints.wait()
     newest = checkpoints.newest()
     good = f"the last good checkpoint is step {newest}" if newest else "there is no checkpoint yet"
     return PipelineError(
-        f"{loop.stage}: {history.in_a_row} steps in a row had a non-finite gradient; {good}",
+        f"{loop.stage}: {skipped} steps in a row had a non-finite gradient; {good}",
         f"Lower {loop.name}.learning_rate, or use precision fp32.",
     )
 
 
 def _write_result(trainee: Trainee[Any], loop: Loop, history: History) -> None:
     """Write the artifact's files, and their hashes for the driver, which commits."""
-    from safetensors.torch import save
-
     check_lease(loop.storage, f"{loop.work}/lease.json", loop.lease)
     writer = ArtifactWriter(loop.storage, loop.stage, loop.fingerprint)
-    weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in trainee.weights().items()}
-    writer.add_bytes(save(weights), "weights.safetensors")
+    weights = {name: tensor.detach().float() for name, tensor in trainee.weights().items()}
+    writer.add_stream(file_blocks(weights), "weights.safetensors")
     writer.add_bytes(history.text().encode(), "history.jsonl")
     last = {name: value for name, value in history.lines[-1].items() if name != "step"}
     last = {name: value for name, value in last.items() if math.isfinite(value)}

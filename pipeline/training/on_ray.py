@@ -18,6 +18,7 @@ from pipeline.errors import ContractError, LeaseError, PipelineError, StorageErr
 from pipeline.metrics import METRICS
 from pipeline.storage import open_storage, storage_error
 from pipeline.training.job import SECTIONS, Job
+from pipeline.training.progress import show_progress
 from pipeline.workflow import StageContext
 
 _POLL_SECONDS = 0.5
@@ -29,7 +30,8 @@ def run_training(context: StageContext, **details: Any) -> Outcome:
     `details` are stored in the manifest. PipelineError if the workers raise one, or if training fails on them.
     """
     storage, work, job = context.storage, context.work, _job(context)
-    storage.delete(f"{work}/failure.json")
+    for left in ("failure.json", "progress.json"):  # of an earlier attempt
+        storage.delete(f"{work}/{left}")
     if not storage.exists(f"{work}/result.json"):
         with _progress_shown(context, job):
             fit(job)
@@ -162,12 +164,7 @@ def _progress_shown(context: StageContext, job: Job) -> Iterator[None]:
 def _watch(context: StageContext, job: Job, stop: threading.Event) -> None:
     shown = {metric.key.partition("/")[2] for metric in METRICS if metric.beside_bar}
     while not stop.wait(_POLL_SECONDS):
-        try:
-            line = json.loads(context.storage.read(f"{context.work}/progress.json"))
-        except (FileNotFoundError, ValueError, PipelineError):
-            continue  # missing, or the storage is unavailable: try at the next poll
-        values = {name: value for name, value in line.items() if name in shown}
-        context.progress(int(line["step"]), job.section.steps, unit="steps", **values)
+        show_progress(context.storage, job, shown, context.progress)
 
 
 # --- a worker ---
@@ -204,7 +201,7 @@ def _world(gpu: bool) -> Any:
     ranks = ray.train.get_context()
     device = ray.train.torch.get_device() if gpu else torch.device("cpu")
     assert isinstance(device, torch.device)
-    return World(ranks.get_world_rank(), ranks.get_world_size(), device)
+    return World(ranks.get_world_rank(), ranks.get_world_size(), device, ranks.get_node_rank(), ranks.get_local_rank())
 
 
 def _notice() -> float | None:

@@ -1,15 +1,14 @@
-"""Building blocks of both trainees: keyed random generators, seeded networks, AdamW, learning rate, clipped step."""
+"""Building blocks of both trainees: keyed random generators, seeded networks, autocast, learning rate."""
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import nn
 
 from models.choices import Precision
-from pipeline.config import TrainerConfig
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -28,22 +27,9 @@ def seeded(build: Callable[[], Module], seed: int, purpose: str, device: torch.d
     return module.to(device)
 
 
-def compile_blocks(network: nn.Module) -> None:
-    """torch.compile each transformer block separately: one small graph, compiled once for all of them."""
-    for module in network.modules():
-        if type(module).__name__ == "Block":
-            module.compile()
-
-
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """The autocast context of a forward pass; disabled for fp32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-def adamw(parameters: Iterable[nn.Parameter], own: TrainerConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW with the config's settings; the learning rate is set at each step."""
-    fused = device.type == "cuda"
-    return torch.optim.AdamW(parameters, own.learning_rate, own.betas, weight_decay=own.weight_decay, fused=fused)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float, decay: str) -> float:
@@ -60,13 +46,3 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float, decay: str)
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-def clipped_step(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float) -> bool:
-    """Clip the gradient's norm and step; False, without a step, if the norm is not finite. The gradient is freed."""
-    norm = nn.utils.clip_grad_norm_(parameters, clip)
-    finite = bool(torch.isfinite(norm))
-    if finite:
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return finite

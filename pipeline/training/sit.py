@@ -5,15 +5,16 @@ Shapes: B batch, D latent channels, h w latent grid.
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from models.alignment import ALIGNMENTS, AlignedSiT, Alignment
 from models.choices import TOP_LEVEL
+from models.compiling import compile_blocks
 from models.ema import EMA
 from models.generator import LatentStatistics
 from models.objective import SitBatch, SitDraws, SitObjective
+from models.optimizer import adamw, clipped_step
 from models.sit import SiT
 from models.spectral import LatentFilter
 from models.tokenizers import DiagonalGaussian
@@ -22,22 +23,19 @@ from pipeline.config import Config
 from pipeline.data import LatentLoader
 from pipeline.errors import ContractError
 from pipeline.storage import Storage
-from pipeline.training.examples import reading_plan, training_latents
+from pipeline.training.compiling import compiles
+from pipeline.training.examples import Mirrored, reading_plan, training_latents
 from pipeline.training.optimizer import (
-    adamw,
     autocast,
-    clipped_step,
-    compile_blocks,
     generator,
     learning_rate,
     seeded,
     set_learning_rate,
 )
+from pipeline.training.prefetch import Tensors, on_device
+from pipeline.training.trainee import Batches
 from pipeline.training.world import World
 from pipeline.workflow import sit_gflops
-
-Moments = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Mean and log-variance (B, D, h, w) fp16, labels (B,) int64: a batch from the loader."""
 
 
 def alignment_of(config: Config) -> Alignment:
@@ -72,17 +70,25 @@ def check_contract(config: Config, inputs: dict[str, Manifest]) -> None:
 class SitTrainee:
     """SiT with the alignment head, its optimizer and its EMA (the teacher). A `Trainee`."""
 
-    def __init__(self, config: Config, storage: Storage, inputs: dict[str, Manifest], world: World) -> None:
+    def __init__(
+        self,
+        config: Config,
+        storage: Storage,
+        inputs: dict[str, Manifest],
+        world: World,
+        mirrored: Mirrored | None = None,
+    ) -> None:
         own = self.config = config.sit
         self.seed, self.world = config.seed, world
         encode, tokenizer = inputs["encode"], inputs["train-tokenizer"]
-        self.store = training_latents(storage, encode, config)
+        self.store = training_latents(storage, encode, config, mirrored)
         self.plan = reading_plan(config, own.batch_size, config.encode.shard_rows, world.rank, world.size)
         alignment = alignment_of(config)
         self.model = seeded(lambda: AlignedSiT(SiT(**config.sit_network), alignment), self.seed, "sit", world.device)
         self.ema = EMA(self.model.sit, own.ema_decay)
-        if config.cluster.compile:
+        if compiles(config.cluster, world.device):
             compile_blocks(self.model)
+            compile_blocks(self.ema.model)  # the teacher
         self.parallel = world.parallel(self.model)
         self.objective = SitObjective(
             self.parallel,
@@ -95,7 +101,7 @@ class SitTrainee:
             null_label=config.data.class_count,
         )
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = adamw(self.trained, own, world.device)
+        self.optimizer = adamw(self.trained, own.learning_rate, own.betas, own.weight_decay)
         # Forward and backward pass of the student, forward pass of the teacher's blocks.
         teacher = alignment.teacher_block / own.shape[1] if alignment.aligns else 0.0
         self.flops_per_step = (3.0 + teacher) * 1e9 * own.batch_size * sit_gflops(config, attention=True)
@@ -106,8 +112,8 @@ class SitTrainee:
     def weights(self) -> dict[str, Tensor]:
         return self.ema.state_dict()
 
-    def batches(self, start: int, stop: int) -> LatentLoader:
-        return LatentLoader(self.store, self.plan, start_step=start, stop_step=stop)
+    def batches(self, start: int, stop: int) -> Batches[Tensors]:
+        return on_device(LatentLoader(self.store, self.plan, start_step=start, stop_step=stop), self.world.device)
 
     def _draw(self, step: int, purpose: str, *shape: int, normal: bool = False) -> Tensor:
         """This rank's part of a global draw, uniform in [0, 1) or standard normal."""
@@ -127,24 +133,21 @@ class SitTrainee:
             teacher_t_B=self._draw(step, "teacher_t"),
         )
 
-    def _batch(self, batch: Moments) -> SitBatch:
-        mean, logvar, labels = (torch.from_numpy(part).to(self.world.device) for part in batch)
-        return SitBatch(DiagonalGaussian(mean.float(), logvar.float()), labels)
-
-    def step(self, batch: Moments, step: int) -> dict[str, Tensor]:
+    def step(self, batch: Tensors, step: int) -> dict[str, Tensor]:
+        """`batch`: mean and log-variance (B, D, h, w) in fp16, labels (B,) in int64."""
         own = self.config
         with autocast(own.precision, self.world.device):
-            losses = self.objective(self._batch(batch), self.draws(step))
+            losses = self.objective(_sit_batch(batch), self.draws(step))
         loss, losses["loss"] = losses["loss"], losses["loss"].detach()
         torch.autograd.backward(loss)
         set_learning_rate(self.optimizer, learning_rate(step, own.steps, own.learning_rate, own.warmup, own.decay))
-        if not clipped_step(self.optimizer, self.trained, own.clip):
-            return {**losses, "loss": torch.full_like(losses["loss"], torch.nan)}
-        self.ema.update(self.model.sit)
-        return losses
+        made = clipped_step(self.optimizer, self.trained, own.clip)
+        self.ema.update(self.model.sit, made)
+        return {**losses, "loss": torch.where(made, losses["loss"], torch.nan)}
 
-    def warm_up_ddp(self, batch: Moments) -> None:
-        z_BDhw, label_B = self._batch(batch).posterior.mean_BDhw, self._batch(batch).label_B
+    def warm_up_ddp(self, batch: Tensors) -> None:
+        mean_BDhw, _, label_B = batch
+        z_BDhw = mean_BDhw.float()
         t_B = torch.full((z_BDhw.shape[0],), 0.5, device=self.world.device)
         with autocast(self.config.precision, self.world.device):
             predicted_BDhw, projected_BNK = self.parallel(z_BDhw, t_B, label_B)
@@ -153,3 +156,8 @@ class SitTrainee:
             loss = loss + projected_BNK.float().mean()
         torch.autograd.backward(loss)
         self.optimizer.zero_grad(set_to_none=True)
+
+
+def _sit_batch(batch: Tensors) -> SitBatch:
+    mean_BDhw, logvar_BDhw, label_B = batch
+    return SitBatch(DiagonalGaussian(mean_BDhw.float(), logvar_BDhw.float()), label_B)

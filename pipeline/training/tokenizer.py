@@ -6,13 +6,14 @@ Shapes: B batch, C channels, H W pixels, D latent channels, h w latent grid.
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.compiling import compile_blocks
 from models.discriminator import PatchDiscriminator
 from models.ema import EMA
 from models.metrics import from_uint8
+from models.optimizer import adamw, clipped_step
 from models.perceptual import LPIPS, ConvNeXtLogits, PerceptualLoss
 from models.reconstruction import LossWeights, TokenizerDraws, TokenizerObjective, discriminator_loss
 from models.regularizers import REGULARIZERS, RegularizerOptions
@@ -22,18 +23,18 @@ from pipeline.config import Config
 from pipeline.data import ImageLoader
 from pipeline.inference import fetch_weights
 from pipeline.storage import Storage
-from pipeline.training.examples import reading_plan, training_images
+from pipeline.training.compiling import compiles
+from pipeline.training.examples import Mirrored, reading_plan, training_images
 from pipeline.training.optimizer import (
     Module,
-    adamw,
     autocast,
-    clipped_step,
-    compile_blocks,
     generator,
     learning_rate,
     seeded,
     set_learning_rate,
 )
+from pipeline.training.prefetch import Tensors, on_device
+from pipeline.training.trainee import Batches
 from pipeline.training.world import World
 from pipeline.workflow import tokenizer_gflops
 
@@ -41,25 +42,33 @@ from pipeline.workflow import tokenizer_gflops
 class TokenizerTrainee:
     """Tokenizer, discriminator, their optimizers and the tokenizer's EMA. A `Trainee`."""
 
-    def __init__(self, config: Config, storage: Storage, inputs: dict[str, Manifest], world: World) -> None:
+    def __init__(
+        self,
+        config: Config,
+        storage: Storage,
+        inputs: dict[str, Manifest],
+        world: World,
+        mirrored: Mirrored | None = None,
+    ) -> None:
         own = self.config = config.tokenizer
         self.seed, self.world, self.data = config.seed, world, config.data
         self.loader_threads = config.cluster.loader_threads
-        self.store = training_images(storage, inputs["prepare"], config)
+        self.store = training_images(storage, inputs["prepare"], config, mirrored)
         self.plan = reading_plan(config, own.batch_size, config.data.shard_rows, world.rank, world.size)
         self.tokenizer = self._seeded(lambda: Tokenizer(**config.tokenizer_network), "tokenizer")
         self.discriminator = self._seeded(
             lambda: PatchDiscriminator(3, own.discriminator_width, own.discriminator_layers), "discriminator"
         )
         self.ema = EMA(self.tokenizer, own.ema_decay)
-        if config.cluster.compile:
+        if compiles(config.cluster, world.device):
             compile_blocks(self.tokenizer)
         self.parallel_tokenizer = world.parallel(self.tokenizer)
         self.parallel_discriminator = world.parallel(self.discriminator)
         self.objective = self._objective(config.grid)
-        self.optimizer = adamw(self.tokenizer.parameters(), own, world.device)
-        self.discriminator_optimizer = adamw(self.discriminator.parameters(), own, world.device)
-        set_learning_rate(self.discriminator_optimizer, own.discriminator_learning_rate)
+        self.optimizer = adamw(self.tokenizer.parameters(), own.learning_rate, own.betas, own.weight_decay)
+        self.discriminator_optimizer = adamw(
+            self.discriminator.parameters(), own.discriminator_learning_rate, own.betas, own.weight_decay
+        )
         self.flops_per_step = 3e9 * own.batch_size * tokenizer_gflops(config, attention=True)
 
     def _seeded(self, build: Callable[[], Module], purpose: str) -> Module:
@@ -97,8 +106,8 @@ class TokenizerTrainee:
     def weights(self) -> dict[str, Tensor]:
         return self.ema.state_dict()
 
-    def batches(self, start: int, stop: int) -> ImageLoader:
-        return ImageLoader(
+    def batches(self, start: int, stop: int) -> Batches[Tensors]:
+        loader = ImageLoader(
             self.store,
             self.plan,
             image_size=self.data.image_size,
@@ -108,10 +117,7 @@ class TokenizerTrainee:
             stop_step=stop,
             threads=self.loader_threads,
         )
-
-    def _images(self, batch: tuple[np.ndarray, np.ndarray]) -> Tensor:
-        """This rank's images, (B, 3, H, W) fp32 in [-1, 1]."""
-        return from_uint8(torch.from_numpy(batch[0]).to(self.world.device, non_blocking=True))
+        return on_device(loader, self.world.device)
 
     def draws(self, step: int) -> TokenizerDraws:
         """This rank's part of the random draws of a step."""
@@ -125,35 +131,37 @@ class TokenizerTrainee:
             self.world.slice(noise), drawn.slice(self.world.rank * rows, (self.world.rank + 1) * rows)
         )
 
-    def step(self, batch: tuple[np.ndarray, np.ndarray], step: int) -> dict[str, Tensor]:
+    def step(self, batch: Tensors, step: int) -> dict[str, Tensor]:
+        """`batch`: images (B, 3, H, W) in uint8, and labels, which are not used."""
         own = self.config
         trains_discriminator = step >= own.discriminator_start * own.steps
         uses_discriminator = step >= own.adversarial_start * own.steps
         with autocast(own.precision, self.world.device):
             terms, target_BCHW, output_BCHW = self.objective(
-                self._images(batch), self.draws(step), uses_discriminator=uses_discriminator
+                from_uint8(batch[0]), self.draws(step), uses_discriminator=uses_discriminator
             )
         losses = {name: term.detach() for name, term in terms.items() if name != "total"}
         losses["loss"] = terms["total"].detach()
         torch.autograd.backward(terms["total"])
         set_learning_rate(self.optimizer, learning_rate(step, own.steps, own.learning_rate, own.warmup, "cosine"))
-        if not clipped_step(self.optimizer, list(self.tokenizer.parameters()), own.clip):
-            return {**losses, "loss": torch.full_like(losses["loss"], torch.nan)}
-        self.ema.update(self.tokenizer)
+        made = clipped_step(self.optimizer, list(self.tokenizer.parameters()), own.clip)
+        self.ema.update(self.tokenizer, made)
+        losses["loss"] = torch.where(made, losses["loss"], torch.nan)
         if trains_discriminator:
-            losses["discriminator"] = self._discriminator_step(target_BCHW, output_BCHW.detach())
+            losses["discriminator"] = self._discriminator_step(target_BCHW, output_BCHW.detach(), made)
         return losses
 
-    def _discriminator_step(self, real_BCHW: Tensor, fake_BCHW: Tensor) -> Tensor:
-        """One step of D, with G_l(x) as the real image. Skipped if the gradient is not finite."""
+    def _discriminator_step(self, real_BCHW: Tensor, fake_BCHW: Tensor, made: Tensor) -> Tensor:
+        """One step of D, with G_l(x) as the real image. Skipped if its gradient or the tokenizer's is not finite."""
         with autocast(self.config.precision, self.world.device):
             loss = discriminator_loss(self.parallel_discriminator, real_BCHW, fake_BCHW)
         torch.autograd.backward(loss)
-        clipped_step(self.discriminator_optimizer, list(self.discriminator.parameters()), self.config.clip)
+        parameters = list(self.discriminator.parameters())
+        clipped_step(self.discriminator_optimizer, parameters, self.config.clip, only_if=made)
         return loss.detach()
 
-    def warm_up_ddp(self, batch: tuple[np.ndarray, np.ndarray]) -> None:
-        x_BCHW = self._images(batch)
+    def warm_up_ddp(self, batch: Tensors) -> None:
+        x_BCHW = from_uint8(batch[0])
         with autocast(self.config.precision, self.world.device):
             output_BCHW, posterior = self.parallel_tokenizer(x_BCHW, self.draws(0).noise_BDhw, lambda z: z)
             logits = self.parallel_discriminator(torch.cat([x_BCHW, x_BCHW]))

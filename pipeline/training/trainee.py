@@ -12,7 +12,9 @@ Item = TypeVar("Item", covariant=True)
 class Batches(Protocol[Item]):
     """An iterator over a rank's batches."""
 
-    waited: float  # total seconds that the consumer has waited
+    @property
+    def waited(self) -> float:
+        """Total seconds that the consumer has waited."""
 
     def __iter__(self) -> Iterator[Item]: ...
     def close(self) -> None: ...
@@ -33,7 +35,8 @@ class Trainee(Protocol[Batch]):
         """One optimizer step; `step` counts from 0. Returns this rank's detached losses, including "loss": scalars that
         are means over the batch, or pairs (sum, count) if not every sample counts.
 
-        A non-finite gradient must leave every state unchanged and result in a non-finite "loss".
+        A non-finite gradient must leave every state unchanged and result in a non-finite "loss". Nothing here may wait
+        for the device, as `.item()` or a copy from unpinned memory would.
         """
 
     def warm_up_ddp(self, batch: Batch) -> None:

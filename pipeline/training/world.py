@@ -1,5 +1,6 @@
 """A training worker's rank, the number of workers, and their collective operations."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    node: int = 0  # index of this worker's node
+    local_rank: int = 0  # among the workers of its node
 
     @classmethod
     def alone(cls, device: str = "cpu") -> "World":
@@ -35,6 +38,15 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Every rank's value, in the order of the ranks, on every rank."""
+        values: list[Any] = [value] * self.size
+        if self.size > 1:
+            # NCCL gathers on the current GPU.
+            with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+                dist.all_gather_object(values, value)
+        return values
 
     def slice(self, batch_B: Tensor) -> Tensor:
         """This rank's rows of a tensor for the global batch."""

@@ -28,6 +28,7 @@ class StageContext:
     lease: Lease
     outbox: Outbox
     progress: Callable[..., None]  # progress(done, total, unit=..., **values)
+    say: Callable[[str], None]  # a line for the person who watches
 
     def map(
         self,

@@ -4,24 +4,43 @@ import hashlib
 import json
 from typing import Any
 
-from pipeline.config import Config, flattened
+from pipeline.config import Config, WeightFile, flattened
 from pipeline.workflow.graph import STAGES, Stage
 
 
 def counted_config(stage: Stage, config: Config) -> dict[str, Any]:
-    """The fields that the stage's result depends on, by dotted name.
+    """The fields that the stage's result depends on, by dotted name. Of a weight file only its hash counts.
 
     Fields added after a release are omitted while they have the value of the old behaviour (`config.added_field`), so
     that an upgrade still finds earlier artifacts.
     """
     fields = flattened(config, without_added=True)
-    return {name: value for name, value in sorted(fields.items()) if is_counted(stage, name)}
+    return {name: _content(value) for name, value in sorted(fields.items()) if is_counted(stage, name)}
+
+
+def uncounted_config(stage: Stage, config: Config) -> dict[str, Any]:
+    """The other fields that the stage reads, by dotted name, and whole weight files: what a repair needs besides."""
+    fields = flattened(config, without_added=True)
+    read = {name: value for name, value in sorted(fields.items()) if is_read(stage, name)}
+    return {name: value for name, value in read.items() if not is_counted(stage, name) or _content(value) != value}
 
 
 def is_counted(stage: Stage, name: str) -> bool:
     """Whether the stage's result depends on the field of this dotted name."""
     listed = name in stage.fields or name.partition(".")[0] in stage.fields
-    return listed and name not in stage.without
+    return listed and name not in (*stage.without, *stage.uncounted)
+
+
+def is_read(stage: Stage, name: str) -> bool:
+    """Whether the stage reads the field of this dotted name, counted or not."""
+    return name in stage.uncounted or is_counted(stage, name)
+
+
+def _content(value: Any) -> Any:
+    """The value without the place of a weight file."""
+    if isinstance(value, dict) and value.keys() == WeightFile.model_fields.keys():
+        return {name: part for name, part in value.items() if name != "uri"}
+    return value
 
 
 def stage_fingerprints(config: Config) -> dict[str, str | None]:

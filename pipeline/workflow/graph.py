@@ -19,7 +19,10 @@ class Stage:
     version: int  # raised when the code changes the result for the same config and inputs
     inputs: tuple[str, ...]
     fields: tuple[str, ...]  # sections or single fields that its result depends on
-    without: tuple[str, ...] = ()  # fields of these sections that it does not depend on
+    without: tuple[str, ...] = ()  # fields of these sections that it does not read
+    # Fields that it reads, though no example, weight or latent depends on them: tolerances, places, what is only told.
+    # The manifest keeps them apart, for a repair.
+    uncounted: tuple[str, ...] = ()
 
     @property
     def body(self) -> Callable[..., Any]:
@@ -28,6 +31,15 @@ class Stage:
         body: Callable[..., Any] = module.run
         return body
 
+    @property
+    def salvage(self) -> Callable[..., None] | None:
+        """`salvage(storage, manifest, broken, work)` of that module, if the stage can use the whole files of a broken
+        artifact: it leaves what a later `run` needs for that in the work folder.
+        """
+        module = importlib.import_module(f"pipeline.stages.{self.name.replace('-', '_')}")
+        salvage: Callable[..., None] | None = getattr(module, "salvage", None)
+        return salvage
+
 
 _READING = ("data.image_size", "data.center_crop")  # how a stored image is converted to the models' input
 _ORDER = ("data.shuffle", "data.window_rows", "seed")
@@ -35,17 +47,18 @@ _ORDER = ("data.shuffle", "data.window_rows", "seed")
 STAGES: tuple[Stage, ...] = (
     Stage(
         "prepare",
-        1,
+        2,
         (),
         ("data", "seed"),
         without=(*_READING, "data.horizontal_flip", "data.shuffle", "data.window_rows"),
+        uncounted=("data.uri", "data.validation_uri", "data.quarantine_budget"),  # the revision stands for the URIs
     ),
     Stage(
         "train-tokenizer",
         1,
         ("prepare",),
         (*_READING, *_ORDER, "data.horizontal_flip", "tokenizer"),
-        without=("tokenizer.checkpoint_every",),
+        uncounted=("tokenizer.checkpoint_every", "tokenizer.log_every"),
     ),
     Stage(
         "evaluate-tokenizer",
@@ -53,18 +66,32 @@ STAGES: tuple[Stage, ...] = (
         ("prepare", "train-tokenizer"),
         (*_READING, "evaluate"),
         without=("evaluate.class_accuracy",),
+        uncounted=("evaluate.batch_size",),
     ),
-    Stage("analyze", 1, ("prepare", "train-tokenizer"), _READING),
-    Stage("encode", 1, ("prepare", "train-tokenizer"), (*_READING, "encode")),
+    Stage("analyze", 1, ("prepare", "train-tokenizer"), (*_READING, "evaluate.precision")),
+    Stage(
+        "encode",
+        2,
+        ("prepare", "train-tokenizer"),
+        (*_READING, "encode"),
+        uncounted=("data.quarantine_budget", "encode.batch_size", "encode.canary_margin"),
+    ),
     Stage(
         "train-sit",
         1,
         ("train-tokenizer", "encode"),
         (*_ORDER, "data.classes", "sit"),
-        without=("sit.checkpoint_every",),
+        uncounted=("sit.checkpoint_every", "sit.log_every"),
     ),
     Stage("sample", 1, ("train-tokenizer", "encode", "train-sit"), ("sample",)),
-    Stage("evaluate-samples", 1, ("prepare", "sample"), (*_READING, "evaluate"), without=("evaluate.images",)),
+    Stage(
+        "evaluate-samples",
+        1,
+        ("prepare", "sample"),
+        (*_READING, "evaluate"),
+        without=("evaluate.images",),
+        uncounted=("evaluate.batch_size",),
+    ),
     Stage(
         "register",
         1,

@@ -1,10 +1,12 @@
 """The lineage of artifacts: their ancestors, the config that produced them, and artifacts that are unneeded."""
 
+from collections.abc import Iterable
+
 from pipeline.artifacts import SHORT, Manifest, all_manifests
 from pipeline.config import Config, flattened, unflattened, values_as_before
 from pipeline.errors import ConfigError, ContractError
 from pipeline.storage import Storage
-from pipeline.workflow.fingerprints import is_counted, stage_fingerprints
+from pipeline.workflow.fingerprints import is_read, stage_fingerprints
 from pipeline.workflow.graph import find_stage
 
 
@@ -34,17 +36,21 @@ def ancestors(storage: Storage, manifest: Manifest) -> list[Manifest]:
     return list(found.values())
 
 
-def config_of(storage: Storage, manifest: Manifest, place: Config) -> Config:
+def config_of(storage: Storage, manifest: Manifest, place: Config, given: Iterable[str] = ()) -> Config:
     """The config that an artifact was produced with; cluster, root and tracking are those of `place`.
 
-    ContractError if its fingerprint differs: the code has changed, or an ancestor is missing.
+    So are the `given` fields, by dotted name, that do not count: a source may have moved. ContractError if its
+    fingerprint differs: the code has changed, or an ancestor is missing.
     """
-    fields = flattened(place)
+    here = flattened(place)
+    fields, uncounted = dict(here), set[str]()
     for ancestor in reversed(ancestors(storage, manifest)):
         stage = find_stage(ancestor.stage)
         # A field that is not in the manifest was added later; it gets the value of the old behaviour.
-        fields |= {name: value for name, value in values_as_before().items() if is_counted(stage, name)}
-        fields |= ancestor.config
+        fields |= {name: value for name, value in values_as_before().items() if is_read(stage, name)}
+        fields |= ancestor.config | ancestor.uncounted
+        uncounted |= ancestor.uncounted.keys()
+    fields |= {name: here[name] for name in given if name in uncounted}
     config = Config.model_validate(unflattened(fields))
     if stage_fingerprints(config)[manifest.stage] != manifest.fingerprint:
         raise ContractError(

@@ -12,6 +12,7 @@ from pipeline.config import Config
 from pipeline.console import duration
 from pipeline.data import DIGITS, read_index
 from pipeline.storage import open_storage
+from pipeline.workflow.preflight import warnings
 from pipeline.workflow.status import Node
 
 # ImageNet's, assumed until the source has been listed.
@@ -104,6 +105,7 @@ def make_plan(config: Config, nodes: list[Node]) -> dict[str, Any]:
         "tokenizer": tokenizer_sizes(config),
         "sit": sit_sizes(config),
         "images": {"train": images, "validation": validation_images},
+        "warnings": list(warnings(config, [node.stage.name for node in nodes if node.status != "cached"])),
     }
 
 
@@ -139,6 +141,8 @@ def print_plan(console: Console, config: Config, plan: dict[str, Any]) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    for line in plan["warnings"]:
+        console.print(f"[yellow]![/] {line}", highlight=False, soft_wrap=True)
 
 
 def _source(config: Config) -> str:

@@ -1,23 +1,77 @@
 """Resolves a config's data revision and classes, and checks configs at submission and in the submitted job."""
 
+import time
+
+from rich.markup import escape
+
 from pipeline.artifacts import SHORT
 from pipeline.config import Config, fields_changed_here
-from pipeline.data import known_classes, recorded_revision, revision_of
+from pipeline.console import Display, duration
+from pipeline.data import (
+    Listener,
+    check_folders,
+    index_source,
+    known_classes,
+    read_index,
+    recorded_revision,
+    revision_of,
+)
 from pipeline.errors import ConfigError
 from pipeline.storage import open_storage
 from pipeline.workflow.fingerprints import stage_fingerprints
 
 
-def resolved(config: Config, fresh: bool) -> Config:
+class _Shown:
+    """The listing and reading of a source, shown like a stage, from its first sign of life on."""
+
+    def __init__(self, display: Display) -> None:
+        self.display, self.begun = display, 0.0
+        self.listener = Listener(lambda text: display.say(escape(text)), self._progress)
+
+    def begin(self) -> None:
+        if not self.begun:
+            self.display.begin("source")
+            self.begun = time.monotonic()
+
+    def _progress(self, done: int, total: int, unit: str) -> None:
+        self.begin()
+        self.display.progress(done, total, unit)
+
+    def end(self, text: str) -> None:
+        if self.begun:
+            self.display.end("source", "[green]✓[/]", f"{duration(time.monotonic() - self.begun):<10} {text}")
+
+
+def resolved(config: Config, fresh: bool, display: Display | None = None) -> Config:
     """The config with `data.revision` and `data.classes` filled in, as far as they are known.
 
-    If `fresh`, a local source is listed; otherwise both come from the recorded index.
+    If `fresh`, a local source is listed, and a remote one without a recorded index, which the display shows. Otherwise
+    both come from the recorded index. DataError as `list_source`.
     """
-    storage = open_storage(config.root)
-    # Even with `fresh`, a remote source is taken from its recorded index: listing a bucket is slow.
-    revision = revision_of(config.data, storage, fresh=False) if fresh else recorded_revision(config.data, storage)
-    known = {"revision": revision, "classes": known_classes(config.data, storage)}
-    return config.model_copy(update={"data": config.data.model_copy(update=known)})
+    storage, data = open_storage(config.root), config.data
+    if not fresh:
+        revision = recorded_revision(data, storage)
+    elif display is None:
+        revision = revision_of(data, storage)
+    else:
+        shown = _Shown(display)
+        revision = revision_of(data, storage, shown.listener)
+        index = read_index(storage, data)
+        shown.end(index.text if index else "")
+    if fresh and (index := read_index(storage, data)) is not None and index.classes:
+        check_folders(data, index.classes)
+    known = {"revision": revision, "classes": known_classes(data, storage)}
+    return config.model_copy(update={"data": data.model_copy(update=known)})
+
+
+def index_now(config: Config, display: Display) -> None:
+    """List the source, whatever is recorded, and record its index; the display shows it. Errors as `index_source`."""
+    shown = _Shown(display)
+    shown.begin()
+    index = index_source(config.data, open_storage(config.root), shown.listener)
+    shown.end(index.text)
+    for remark in index.remarks:
+        shown.listener.say(remark)
 
 
 def check_source(config: Config, name: str) -> None:

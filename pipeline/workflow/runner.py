@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+
+from rich.markup import escape
 
 from pipeline import cluster, metrics, tracking
 from pipeline.artifacts import (
@@ -36,10 +37,13 @@ from pipeline.errors import ConfigError, ContractError, StorageError
 from pipeline.inference import fetch_weights
 from pipeline.storage import Storage, open_storage
 from pipeline.workflow.context import StageContext
-from pipeline.workflow.fingerprints import counted_config, stage_fingerprints
+from pipeline.workflow.fingerprints import counted_config, stage_fingerprints, uncounted_config
 from pipeline.workflow.graph import Stage, find_stage, stages_until
+from pipeline.workflow.preflight import check_images, check_start, warnings
 from pipeline.workflow.resolve import check_source
 from pipeline.workflow.status import Node, survey
+from pipeline.workflow.tolerances import check_tolerances
+from pipeline.workflow.work_folder import begin_work
 
 _DELIVERY_SECONDS = 60.0  # wait for MLflow at the end of a run
 _TRAINERS = ("tokenizer/", "sit/")  # metrics that the trainers log themselves, by step
@@ -69,18 +73,22 @@ class Runner:
         """Run every stage up to `until` that is not cached, in order."""
         names = [stage.name for stage in stages_until(until)]
         nodes = {node.stage.name: node for node in self._nodes()}
+        check_tolerances([nodes[name].manifest for name in names], self.config)
         missing = [name for name in names if nodes[name].status != "cached"]
         if not missing:
             for name in names:
                 self._say_cached(name, nodes[name].manifest)
             return
+        self._check(missing, nodes["prepare"].manifest)
         with self._services(missing, {name: self.fingerprint(name) for name in names if name not in missing}):
             for name in names:
                 node = nodes[name]
                 if node.status == "cached":
                     self._say_cached(name, node.manifest)
                 else:
-                    self.produce(name)
+                    manifest = self.produce(name)
+                    if name == "prepare":
+                        check_images(self.config, missing, manifest)
                     # The new artifact may differ from an earlier one: then its consumers are outdated.
                     nodes = {node.stage.name: node for node in survey(self.config)}
 
@@ -94,21 +102,34 @@ class Runner:
                     f"{name} needs {needed} ({self.fingerprint(needed)[:SHORT]}), which is missing",
                     f"Run `python -m pipeline stage {needed} {self.name}` first (with the same --set and --root).",
                 )
+        check_tolerances([nodes[needed].manifest for needed in (*stage.inputs, name)], self.config)
         if nodes[name].status == "cached":
             self._say_cached(name, nodes[name].manifest)
             return
+        self._check([name], nodes["prepare"].manifest)
         with self._services([name], {needed: self.fingerprint(needed) for needed in stage.inputs}):
             self.produce(name)
 
-    def rerun(self, name: str) -> Manifest:
-        """Run a stage again and replace its artifact, which is deleted only when the stage is ready to run."""
+    def rerun(self, name: str, broken: list[str]) -> Manifest:
+        """Run a stage again for its `broken` files, and replace its artifact.
+
+        The artifact is deleted only when the stage is ready to run. If the stage can use its whole files, they stay.
+        """
         with self._services([name], {}):
-            return self.produce(name, replace=True)
+            return self.produce(name, broken)
 
     def _nodes(self) -> list[Node]:
         check_source(self.config, self.name)
         _ = self.config.data.class_count  # raises ConfigError before anything is started
         return survey(self.config)
+
+    def _check(self, stages: list[str], prepare: Manifest | None) -> None:
+        """Refuse before anything starts what these stages would refuse later, and say what is hardly meant."""
+        check_start(self.config, stages)
+        if prepare is not None:
+            check_images(self.config, stages, prepare)
+        for line in warnings(self.config, stages):
+            self.display.say(f"[yellow]![/] {line}")
 
     def _say_cached(self, name: str, manifest: Manifest | None) -> None:
         assert manifest is not None
@@ -158,16 +179,16 @@ class Runner:
         tags.update({f"dvae.input.{name}": manifest.fingerprint for name, manifest in inputs.items()})
         return tags
 
-    def produce(self, name: str, replace: bool = False) -> Manifest:
-        """Run one stage and commit its artifact; `replace` deletes a committed one first."""
+    def produce(self, name: str, broken: list[str] | None = None) -> Manifest:
+        """Run one stage and commit its artifact; with `broken` files, a committed one is taken back first."""
         stage, fingerprint = find_stage(name), self.fingerprint(name)
         self.display.begin(name)
         await_free(self.storage, name, fingerprint, self.display.say)
         lease = Lease(self.storage, name, fingerprint)
         finished = False
         try:
-            if replace:
-                remove_artifact(self.storage, name, fingerprint)
+            if broken is not None:
+                self._take_back(stage, fingerprint, broken)
             manifest = self._committed(stage, fingerprint)
             if manifest is None:
                 manifest = self._attempt(stage, fingerprint, lease)
@@ -179,6 +200,16 @@ class Runner:
         finally:
             lease.release(finished)
 
+    def _take_back(self, stage: Stage, fingerprint: str, broken: list[str]) -> None:
+        """Delete the artifact, except for whole files that the stage can use; its manifest is deleted first."""
+        manifest = read_manifest(self.storage, stage.name, fingerprint)
+        if manifest is None or stage.salvage is None:
+            remove_artifact(self.storage, stage.name, fingerprint)
+            return
+        stage.salvage(self.storage, manifest, broken, work_path(stage.name, fingerprint))
+        for name in ("manifest.json", *broken):
+            self.storage.delete(f"{manifest.name}/{name}")
+
     def _committed(self, stage: Stage, fingerprint: str) -> Manifest | None:
         """The current artifact, if another driver has committed it in the meantime; an outdated one is deleted."""
         (node,) = [node for node in survey(self.config) if node.stage == stage]
@@ -189,6 +220,7 @@ class Runner:
     def _attempt(self, stage: Stage, fingerprint: str, lease: Lease) -> Manifest:
         cluster.await_pool(self.config.cluster, stage.name, self.display.say)
         inputs = self._inputs(stage)
+        begin_work(self.storage, stage.name, work_path(stage.name, fingerprint), inputs, self.display.say)
         outbox = self._opened_outbox(stage, fingerprint, inputs)
         with _tracked(stage.name, outbox), _scratch(stage.name) as scratch:
             context = StageContext(
@@ -203,9 +235,10 @@ class Runner:
                 lease=lease,
                 outbox=outbox,
                 progress=self.display.progress,
+                say=lambda text: self.display.say(f"  {escape(text)}"),
             )
             outcome: Outcome = stage.body(context)
-            manifest = _manifest(context, counted_config(stage, self.config), outcome, lease.seconds())
+            manifest = _manifest(context, outcome, lease.seconds())
             commit(self.storage, manifest, lease)
             measured = {name: value for name, value in manifest.metrics.items() if not name.startswith(_TRAINERS)}
             outbox.metrics({**measured, "seconds": manifest.seconds})
@@ -224,7 +257,7 @@ class Runner:
         """Open the stage's MLflow run, a child of the pipeline's, with its config and inputs."""
         outbox = tracking.Outbox(self.storage, f"{self.key}/{stage.name}")
         outbox.open(stage.name, self._tags(stage.name, fingerprint, inputs), parent=self.key)
-        outbox.params(counted_config(stage, self.config))
+        outbox.params(counted_config(stage, self.config) | uncounted_config(stage, self.config))
         for needed, manifest in inputs.items():
             outbox.dataset(needed, manifest.content[:36], self.storage.uri(manifest.name), stage.name)
         return outbox
@@ -256,13 +289,15 @@ def _scratch(stage: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _manifest(context: StageContext, config: dict[str, Any], outcome: Outcome, seconds: float) -> Manifest:
+def _manifest(context: StageContext, outcome: Outcome, seconds: float) -> Manifest:
+    stage = find_stage(context.stage)
     return Manifest(
         stage=context.stage,
         fingerprint=context.fingerprint,
         inputs={name: manifest.fingerprint for name, manifest in context.inputs.items()},
         input_contents={name: manifest.content for name, manifest in context.inputs.items()},
-        config=config,
+        config=counted_config(stage, context.config),
+        uncounted=uncounted_config(stage, context.config),
         files=outcome.files,
         rows=outcome.rows,
         metrics={name: value for name, value in outcome.metrics.items() if math.isfinite(value)},  # JSON has no NaN
@@ -311,9 +346,9 @@ def _warm_up(stages: list[str]) -> None:
         importlib.import_module(module)
 
 
-def repair(runner: Runner, manifest: Manifest, say: Callable[[str], None]) -> None:
-    """Produce an artifact again with its own config, and report whether the result is identical."""
-    result = runner.rerun(manifest.stage)
+def repair(runner: Runner, manifest: Manifest, broken: list[str], say: Callable[[str], None]) -> None:
+    """Produce an artifact's broken files again with its own config, and report whether the result is identical."""
+    result = runner.rerun(manifest.stage, broken)
     if result.content == manifest.content:
         say("restored: every file matches its recorded hash")
         return

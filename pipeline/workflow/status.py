@@ -11,6 +11,7 @@ from pipeline.storage import Storage, open_storage
 from pipeline.tracking import has_version, tracking_uri
 from pipeline.workflow.fingerprints import stage_fingerprints
 from pipeline.workflow.graph import STAGES, Stage
+from pipeline.workflow.work_folder import changed_inputs
 
 Status = Literal["cached", "resumable", "new", "unresolved"]
 
@@ -67,7 +68,7 @@ def _node(
         manifest = None
     if manifest is not None and stage.name == "register" and not registered(fingerprint):
         manifest = None
-    status: Status = "cached" if manifest else _work_status(storage, stage.name, fingerprint)
+    status: Status = "cached" if manifest else _work_status(storage, stage, fingerprint, earlier)
     return Node(stage, fingerprint, status, storage.uri(artifact_path(stage.name, fingerprint)), manifest)
 
 
@@ -80,6 +81,10 @@ def _is_current(manifest: Manifest, earlier: dict[str, Node]) -> bool:
     return True
 
 
-def _work_status(storage: Storage, stage: str, fingerprint: str) -> Status:
-    """resumable if an earlier attempt left partial results, else new."""
-    return "resumable" if set(storage.folders(work_path(stage, fingerprint))) - {"attempts"} else "new"
+def _work_status(storage: Storage, stage: Stage, fingerprint: str, earlier: dict[str, Node]) -> Status:
+    """resumable if an earlier attempt left partial results that were made from the current inputs, else new."""
+    work = work_path(stage.name, fingerprint)
+    if not set(storage.folders(work)) - {"attempts"}:
+        return "new"
+    contents = {name: node.manifest.content for name in stage.inputs if (node := earlier[name]).manifest is not None}
+    return "new" if changed_inputs(storage, work, contents) else "resumable"

@@ -45,7 +45,7 @@ def test_the_kubelet_is_away_for_a_minute(place: Installation, undisturbed: dict
 def test_a_worker_is_killed_while_it_encodes(place: Installation, undisturbed: dict[str, str]):
     """The latent store holds each key once."""
     root = f"{ROOT}-undisturbed"
-    sets = (*TRAINING, "encode.canary_psnr=1", "encode.shard_rows=4", "encode.batch_size=4")
+    sets = (*TRAINING, "encode.shard_rows=4", "encode.batch_size=4")
     encoding = start(place, submission(root, "stage", "encode", "quickstart", sets=sets, attempts=5))
     place.wait(lambda: encoded_shards(root) >= 10, "it does not encode")
     kill(place, WORKERS)

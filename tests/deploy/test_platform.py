@@ -20,7 +20,7 @@ from tests.support import PROJECT
 from tests.support.trainers import SETS
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
-TINY = [*SETS, "tokenizer.steps=60", "sample.count=20", "sample.steps=4", "encode.canary_psnr=1",
+TINY = [*SETS, "tokenizer.steps=60", "sample.count=20", "sample.steps=4",
         "register.gate.minimum=0"]  # fmt: skip
 
 

@@ -174,7 +174,7 @@ def test_killed_worker(undisturbed: Path, tmp_path: Path, moment: str) -> None:
     root = tmp_path / "runs"
     process = start(root, undisturbed, moment)
     when(root, MOMENTS[moment][1], process)
-    names = ("RayTrainWorker", "MapWorker", "decode_chunks", "draw_losses")
+    names = ("RayTrainWorker", "MapWorker", "ray::decode", "draw_losses")
     victims: list[psutil.Process] = []
     while not victims and process.poll() is None:
         victims = [p for p in family(process) if any(name in " ".join(p.cmdline()) for name in names)]

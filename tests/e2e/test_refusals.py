@@ -74,6 +74,12 @@ OVERRIDES = {
     "guidance that never acts": ("sample.guidance_interval=[0.7, 0.1]", ("guidance_interval",)),
     "negative seed": ("sample.seed=-1", ("sample.seed",)),
     "a metric that nobody measures": ("evaluate.class_accuracy=false", ("register.gate.metric", "class_accuracy off")),
+    "a metric that no gate sees": (
+        "register.gate.metric=latent/uniform_off_dc",
+        ("register.gate.metric", "psnr_level1"),
+    ),
+    "Inception's without it": ("register.gate.metric=samples/sfid", ("register.gate.metric", "efficientnet_lite0")),
+    "LPIPS without weights": ("register.gate.metric=reconstruction/lpips", ("gate.metric", "without tokenizer.lpips")),
     "no metric": ("register.gate.metric=nonsense", ("register.gate.metric", "'nonsense'")),
     "no tracking server": ("tracking.uri=foo", ("tracking.uri", "'foo'")),
     "batch that cannot be shared": ("cluster.workers=5", ("cluster.workers", "divisible")),
@@ -96,6 +102,7 @@ COMMANDS = {
     "command": (("walk", "quickstart"), ("walk", "--help")),
     "class": (("sample", "quickstart", "--class", "10", "--out", "x"), ("--class 10", "0 to 9")),
     "negative class": (("sample", "quickstart", "--class", "-1", "--out", "x"), ("--class",)),
+    "class by an unknown name": (("sample", "quickstart", "--class", "cat", "--out", "x"), ("--class cat", "0 to 9")),
     "artifact's stage": (("artifact", "show", "nothing/0123"), ("'nothing'", "train-tokenizer")),
     "artifact": (("artifact", "show", "encode/0123"), ("encode/0123", "artifact ls")),
     "repair": (("artifact", "repair", "encode/0123"), ("encode/0123", "artifact ls")),
@@ -131,13 +138,16 @@ def test_sources(refused: Call, tmp_path: Path) -> None:
     refused(*folder, "--set", "data.uri=ftp://host/x", said=("ftp://host/x", "s3://"))
 
 
-def test_more_class_folders_than_classes(refused: Call, tmp_path: Path) -> None:
+def test_another_number_of_class_folders_than_classes(refused: Call, tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "images" / name).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "images" / name / "a.png")
-    sets = [f"data.uri=file://{tmp_path}/images", "data.format=folder", "data.classes=1"]
-    words = [word for pair in sets for word in ("--set", pair)]
-    refused("run", "quickstart", *words, said=("label out of range", "data.classes=2"), code=1)
+    sets = [f"data.uri=file://{tmp_path}/images", "data.format=folder"]
+    words = ["run", "quickstart", *(word for pair in sets for word in ("--set", pair)), "--set"]
+    refused(*words, "data.classes=1", said=("label out of range", "data.classes=2"), code=1)
+    refused(
+        *words, "data.classes=12", said=("10 classes without any image", "2 class folders", "data.classes=2"), code=1
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

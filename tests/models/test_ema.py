@@ -4,6 +4,8 @@ from torch import nn
 
 from models.ema import EMA
 
+MADE = torch.tensor(True)
+
 
 def test_closed_form():
     model = nn.Linear(3, 2)
@@ -12,7 +14,7 @@ def test_closed_form():
     with torch.no_grad():
         model.weight.add_(1.0)
     for _ in range(5):
-        ema.update(model)
+        ema.update(model, MADE)
     torch.testing.assert_close(ema.model.weight, start + 1 - 0.9**5)
 
 
@@ -33,7 +35,7 @@ def test_decay_0_follows_and_buffers_are_copied():
         model.weight.fill_(3.0)
         assert model.running_mean is not None
         model.running_mean.fill_(5.0)
-    ema.update(model)
+    ema.update(model, MADE)
     assert torch.equal(ema.model.weight, model.weight)
     assert ema.model.running_mean is not None
     assert torch.equal(ema.model.running_mean, model.running_mean)
@@ -45,7 +47,7 @@ def test_average_of_bf16_weights_is_fp32():
     with torch.no_grad():
         model.weight.add_(1.0)
     before = ema.model.weight.clone()
-    ema.update(model)
+    ema.update(model, MADE)
     assert ema.model.weight.dtype == torch.float32
     assert bool((ema.model.weight != before).all())
 

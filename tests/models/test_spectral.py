@@ -11,6 +11,7 @@ from models.spectral import (
     ImageBlur,
     LatentFilter,
     high_frequency_share,
+    level_sums,
     radial_spectrum,
     uniform_artifact,
 )
@@ -145,3 +146,19 @@ def test_uniform_artifact():
     z = latent()
     expected = (z - z.mean((2, 3), keepdim=True)).square().sum() / z.square().sum()
     assert float(uniform_artifact(z)) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_level_sums_are_those_of_the_filtered_latents(mask):
+    """To 1e-6, though products are taken in fp32; in parts, as images do not all fit one."""
+    filtered = LatentFilter(8, mask)
+    mean, logvar = 0.7 * latent(0, batch=300) + latent(1, batch=1), latent(2, batch=300) - 4
+    sums = level_sums(filtered.matrices, mean.half(), logvar.half())
+    assert sums.shape == (LEVELS, 2, 4)
+    z, variance = mean.half().double().flatten(2), logvar.half().float().exp().double().flatten(2)
+    for level in range(LEVELS):
+        matrix = filtered.matrices[level].double()
+        z_level = z @ matrix.T
+        second = z_level.square() + variance @ matrix.square().T
+        assert torch.allclose(sums[level, 0], z_level.sum((0, 2)), rtol=1e-9, atol=1e-9)
+        assert torch.allclose(sums[level, 1], second.sum((0, 2)), rtol=1e-6)

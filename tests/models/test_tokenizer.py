@@ -3,7 +3,7 @@ import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
 from models.reconstruction import LossWeights, reconstruction_terms
-from models.tokenizers.vit import DiagonalGaussian, Tokenizer, rotary_table
+from models.tokenizers.vit import DiagonalGaussian, Tokenizer, _patches, rotary_table
 from tests.support.full_size import assert_a_step_does_what_its_gradient_says
 
 SMALL = {"image_size": 16, "patch_size": 4, "latent_dim": 3, "width": 16, "depth": 2, "heads": 2, "hidden": 24}
@@ -38,6 +38,18 @@ def test_an_image_does_not_depend_on_its_batch():
     model, x = tokenizer(), images(4)
     alone = model.decode(model.encode(x[1:2]).mean_BDhw)
     torch.testing.assert_close(model.decode(model.encode(x).mean_BDhw)[1:2], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_latents_do_not_depend_on_the_batch(batch):
+    """As they are stored, in fp16: but for the last place, which float sums in another order could move."""
+    model, x = tokenizer(), images(8)
+    torch.nn.init.normal_(model.moments_head.weight)
+    with torch.inference_mode():
+        parts = torch.cat([model.encode(part).mean_BDhw for part in torch.split(x, batch)])
+        whole = model.encode(x).mean_BDhw
+    assert whole.std() > 0.1
+    torch.testing.assert_close(parts.half(), whole.half(), rtol=2**-10, atol=2**-14)
 
 
 def test_kl_is_that_of_torch_distributions_summed():
@@ -106,3 +118,10 @@ def test_one_training_step_at_full_size():
         return reconstruction_terms(reconstruction, x, posterior, weights=LossWeights())["total"]
 
     assert_a_step_does_what_its_gradient_says(model, loss_of, 1e-3)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_patches_are_those_of_pixel_unshuffle(layout):
+    x = images(3).to(memory_format=layout)
+    expected = torch.nn.functional.pixel_unshuffle(x, 4).flatten(2).transpose(1, 2)
+    assert torch.equal(_patches(x, 4), expected)

@@ -7,18 +7,18 @@ import numpy as np
 
 from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, artifact_path
 from pipeline.config import Config, load_config
-from pipeline.data import known_classes, list_source, prepare_unit, work_units, write_latent_shard
+from pipeline.data import checked_listing, known_classes, prepare_unit, work_units, write_latent_shard
 from pipeline.storage import open_storage
-from pipeline.workflow.fingerprints import counted_config, stage_fingerprints
+from pipeline.workflow.fingerprints import counted_config, stage_fingerprints, uncounted_config
 from pipeline.workflow.graph import find_stage
 
 
 def config_at(root: Path, preset: str, *sets: str) -> Config:
     """A preset's config with its mirror below `root`, and what its source holds."""
     config = load_config(preset, [f"cluster.mirror={root / 'mirror'}", *sets], root.as_uri())
-    listing = list_source(config.data)
-    classes = known_classes(config.data, open_storage(config.root)) or len(listing.classes)
-    known = {"revision": listing.digest, "classes": classes}
+    storage = open_storage(config.root)
+    listing, revision = checked_listing(config.data, storage)
+    known = {"revision": revision, "classes": known_classes(config.data, storage) or len(listing.classes)}
     return config.model_copy(update={"data": config.data.model_copy(update=known)})
 
 
@@ -39,7 +39,8 @@ def manifest(
         stage=stage, fingerprint=fingerprint_of(config, stage),
         inputs={name: made.fingerprint for name, made in inputs.items()},
         input_contents={name: made.content for name, made in inputs.items()},
-        config=counted_config(find_stage(stage), config), files=dict(writer.files), rows=1, metrics={},
+        config=counted_config(find_stage(stage), config), uncounted=uncounted_config(find_stage(stage), config),
+        files=dict(writer.files), rows=1, metrics={},
         details=details, seconds=0.0, git_sha=None, image_digest=None, created="2026-01-01T00:00:00+00:00",
     )  # fmt: skip
 
@@ -55,7 +56,7 @@ def prepared(config: Config) -> Manifest:
     """The config's source, prepared."""
     writer, storage = artifact_writer(config, "prepare"), open_storage(config.root)
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
-    for unit in work_units(list_source(config.data), config.data):
+    for unit in work_units(checked_listing(config.data, storage)[0], config.data):
         for shard in prepare_unit(unit, config.data, config.seed, storage, writer.folder).shards:
             writer.add_stored(shard.path, FileRecord(bytes=shard.bytes, sha256=shard.sha256))
             splits[shard.split].append({"path": shard.path, "rows": shard.rows})

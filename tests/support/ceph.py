@@ -1,6 +1,7 @@
 """A Ceph RADOS Gateway for tests, an S3 server that checks keys, permissions and conditions as Amazon's does.
 
-One monitor, one object store in memory, one gateway, on free ports, in a fresh folder. From Debian's packages.
+One monitor, one object store (in memory, or on disk for what is larger), one gateway, on free ports, in a fresh
+folder. From Debian's packages.
 """
 
 import os
@@ -24,6 +25,12 @@ _KEYS = {  # who -> what they may
     "client.admin": {"mon": "allow *", "osd": "allow *"},
     "osd.0": {"mon": "allow profile osd", "osd": "allow *"},
 }
+
+_IN_MEMORY = f"osd objectstore = memstore\nmemstore device bytes = {4 * 1024**3}"
+_ON_DISK = f"""osd objectstore = bluestore
+bluestore block size = {40 * 1024**3}
+bluestore cache autotune = false
+bluestore cache size = {256 * 1024**2}"""
 
 
 def act_as(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
@@ -85,8 +92,11 @@ class Ceph:
 
 
 @contextmanager
-def running_ceph(host: str = "127.0.0.1") -> Iterator[Ceph]:
-    """Up within seconds, its gateway at this address. Skips, saying what to install, where Ceph is not there."""
+def running_ceph(host: str = "127.0.0.1", on_disk: bool = False) -> Iterator[Ceph]:
+    """Up within seconds, its gateway at this address. Skips, saying what to install, where Ceph is not there.
+
+    It holds 4 GiB in memory; `on_disk` up to 40 GiB in the temporary folder, by BlueStore.
+    """
     if not ceph_is_installed():
         pytest.skip("Ceph is not installed: apt-get install --no-install-recommends radosgw ceph-mon ceph-osd")
     folder = Path(tempfile.mkdtemp(prefix="dvae-ceph-"))  # short: sockets lie in it
@@ -94,18 +104,18 @@ def running_ceph(host: str = "127.0.0.1") -> Iterator[Ceph]:
     ceph = Ceph(f"http://{host}:{port}", folder)
     try:
         with ExitStack() as stack:
-            _start(ceph, host, port, stack)
+            _start(ceph, host, port, _ON_DISK if on_disk else _IN_MEMORY, stack)
             yield ceph
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(ceph: Ceph, host: str, port: int, stack: ExitStack) -> None:
+def _start(ceph: Ceph, host: str, port: int, store: str, stack: ExitStack) -> None:
     folder, environment, identity = ceph.folder, ceph.environment, str(uuid.uuid4())
     monitor = f"v2:127.0.0.1:{free_port()}"
     (folder / "mon").mkdir()
     (folder / "osd").mkdir()
-    (folder / "ceph.conf").write_text(_configuration(folder, identity, monitor, f"{host}:{port}"))
+    (folder / "ceph.conf").write_text(_configuration(folder, identity, monitor, f"{host}:{port}", store))
     keyring = str(folder / "keyring")
     for name, caps in _KEYS.items():
         words = [word for kind, allowed in caps.items() for word in ("--cap", kind, allowed)]
@@ -115,16 +125,16 @@ def _start(ceph: Ceph, host: str, port: int, stack: ExitStack) -> None:
     ceph._run("monmaptool", "--create", "--fsid", identity, "--addv", "a", f"[{monitor}]", monmap)
     ceph._run("ceph-mon", "--mkfs", "-i", "a", "--monmap", monmap, "--keyring", keyring)
     stack.enter_context(running(["ceph-mon", "-i", "a", "-f"], folder / "mon.out", environment))
-    store = str(uuid.uuid4())
-    ceph._run("ceph", "--connect-timeout", "30", "osd", "new", store)
-    ceph._run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", store)
+    osd_identity = str(uuid.uuid4())
+    ceph._run("ceph", "--connect-timeout", "30", "osd", "new", osd_identity)
+    ceph._run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd_identity)
     osd = stack.enter_context(running(["ceph-osd", "-i", "0", "-f"], folder / "osd.out", environment))
     osd.wait_until(lambda: " 1 up" in ceph._run("ceph", "osd", "stat"))
     gateway = ["radosgw", "-f", "-n", "client.admin"]
     stack.enter_context(running(gateway, folder / "gateway.out", environment)).wait_until(lambda: listens(port, host))
 
 
-def _configuration(folder: Path, identity: str, monitor: str, gateway: str) -> str:
+def _configuration(folder: Path, identity: str, monitor: str, gateway: str, store: str) -> str:
     """One of everything, on this host only. Short rounds of the monitor make the start one of seconds."""
     return f"""
 [global]
@@ -149,8 +159,7 @@ mon max pg per osd = 1000
 paxos propose interval = 0.05
 paxos min wait = 0.01
 osd data = {folder}/osd
-osd objectstore = memstore
-memstore device bytes = {4 * 1024**3}
+{store}
 osd crush chooseleaf type = 0
 osd pool default size = 1
 osd pool default min size = 1

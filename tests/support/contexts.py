@@ -53,6 +53,7 @@ def local_context(config: Config, stage: str, inputs: dict[str, Manifest], scrat
         lease=None,  # type: ignore[arg-type]  # nothing here commits
         outbox=Outbox(storage, f"test/{stage}"),
         progress=lambda *_, **__: None,
+        say=lambda _: None,
     )
 
 

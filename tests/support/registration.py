@@ -103,6 +103,7 @@ class Registration:
                 lease=lease,
                 outbox=outbox,
                 progress=lambda *_, **__: None,
+                say=lambda _: None,
             )
             return register.run(context)
         finally:

@@ -32,8 +32,9 @@ def examples(count: int, classes: int = 3) -> list[tuple[bytes, int]]:
 def put_folder(storage: Storage, images: Sequence[tuple[bytes, int]]) -> None:
     for i, (image, label) in enumerate(images):
         storage.write(f"class{label}/{i:03d}.png", image)
-    storage.write("class0/notes.txt", b"no image")
-    storage.write("class0/.hidden.png", b"no image")
+    first = f"class{images[0][1]}"
+    storage.write(f"{first}/notes.txt", b"no image")
+    storage.write(f"{first}/.hidden.png", b"no image")
     storage.write("loose.png", b"an image in no class")
 
 

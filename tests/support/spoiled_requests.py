@@ -19,6 +19,16 @@ def gets(seen: Seen) -> bool:
     return seen.method == "GET" and "list-type" not in seen.path
 
 
+def begins(seen: Seen) -> bool:
+    """Begins a multipart upload."""
+    return seen.method == "POST" and "uploads" in seen.path
+
+
+def ends(seen: Seen) -> bool:
+    """Completes a multipart upload."""
+    return seen.method == "POST" and "uploadId" in seen.path
+
+
 def refusal(work: Callable[[], Any]) -> str:
     with pytest.raises(StorageError) as refused:
         work()

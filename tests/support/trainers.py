@@ -111,7 +111,7 @@ def run_ranks(ranks: Ranks) -> None:
 def _rank(ranks: Ranks, rank: int, port: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks.world)
-    world = World(rank, ranks.world, torch.device("cpu"))
+    world = World(rank, ranks.world, torch.device("cpu"), local_rank=rank)
     train(make_trainee(ranks, world), ranks.loop, world, no_notice)
     dist.destroy_process_group()
 
@@ -129,6 +129,14 @@ def history(ranks: Ranks) -> list[dict[str, float]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_bytes_of(a), _bytes_of(b))
+
+
+def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
 def same_state(a: Any, b: Any) -> bool:
     """Are two states equal to the last bit?"""
     tree_a, tensors_a = flatten_state(a)
@@ -136,5 +144,5 @@ def same_state(a: Any, b: Any) -> bool:
     return (
         bool(tree_a == tree_b)
         and tensors_a.keys() == tensors_b.keys()
-        and all(torch.equal(tensors_a[name], tensors_b[name]) for name in tensors_a)
+        and all(same_bits(tensors_a[name], tensors_b[name]) for name in tensors_a)
     )

@@ -10,7 +10,7 @@ from tests.support.trainers import SETS
 
 TINY = [
     *SETS, "tokenizer.steps=120", "tokenizer.checkpoint_every=20", "sit.steps=120", "sit.checkpoint_every=20",
-    "sample.count=20", "sample.steps=4", "encode.canary_psnr=1", "register.gate.minimum=0", "evaluate.images=64",
+    "sample.count=20", "sample.steps=4", "register.gate.minimum=0", "evaluate.images=64",
     "evaluate.reference_images=128",
 ]  # fmt: skip
 ENVIRONMENT = {"DVAE_GIT_SHA": "tests"}  # it goes into the model's card, which has to be the same

@@ -21,8 +21,6 @@ from pipeline.config.schema import Config
 from pipeline.errors import ConfigError
 from tests.support import PROJECT
 
-INERT = ("root", "cluster.", "tracking.", "tokenizer.checkpoint_every", "sit.checkpoint_every")
-
 
 def leaves(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
     """The dotted names of all fields that are no sections."""

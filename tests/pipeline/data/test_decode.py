@@ -1,11 +1,15 @@
 import io
+import struct
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.data.decode import UnreadableImage, decode_batch, decode_image, transform
@@ -50,6 +54,53 @@ def test_sixteen_bits_are_scaled(value: int, expected: int) -> None:
         assert pixel(image, kind) == (expected,) * 3
     big_endian = b"P5 2 2 65535 " + value.to_bytes(2, "big") * 4
     assert decode_image(big_endian, LIMIT).getpixel((1, 1)) == (expected,) * 3
+
+
+def test_all_sixteen_bits_are_rounded() -> None:
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    decoded = np.asarray(decode_image(sources.encoded(Image.fromarray(values)), LIMIT))[..., 0]
+    assert np.array_equal(decoded, np.rint(values / 257).astype(np.uint8))
+
+
+def tiff(pixels: bytes, bits: int, sample_format: int = 1, photometric: int = 1) -> bytes:
+    """A grey TIFF of 4 x 2 pixels."""
+    tags = {256: 4, 257: 2, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 2, 279: len(pixels)}
+    tags[339] = sample_format
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    body = pixels + b"\0" * (len(pixels) % 2)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(body)) + body + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_tiffs_of_many_ranges() -> None:
+    """Eight values over the whole range, as 8, 12 and 16 bits, with white or black as 0."""
+    deep = np.array([0, 257, 4369, 8738, 21845, 43690, 61166, 65535], np.uint16)
+    packed = int("".join(f"{value >> 4:012b}" for value in deep.tolist()), 2).to_bytes(12, "big")
+    expected = np.rint(deep / 257)
+    for content, tolerance in (
+        (tiff(deep.tobytes(), 16), 0),
+        (tiff(packed, 12), 1),
+        (tiff((deep // 257).astype(np.uint8).tobytes(), 8), 0),
+        (tiff((65535 - deep).tobytes(), 16, photometric=0), 0),
+        (tiff((255 - deep // 257).astype(np.uint8).tobytes(), 8, photometric=0), 0),
+    ):
+        found = np.asarray(decode_image(content, LIMIT))[..., 0].reshape(-1)
+        assert np.abs(found - expected).max() <= tolerance
+
+
+@pytest.mark.parametrize(("bits", "sample_format"), [(8, 2), (16, 2), (32, 1), (32, 2), (32, 3)])
+def test_tiffs_of_unknown_range(bits: int, sample_format: int) -> None:
+    """Small values of 32 bits came out black, signed ones of 16 bits partly so."""
+    pixels = np.arange(8, dtype=f"int{bits}").tobytes()
+    with pytest.raises(UnreadableImage, match="no known range"):
+        decode_image(tiff(pixels, bits, sample_format), LIMIT)
+
+
+def test_the_first_frame_is_read() -> None:
+    frames = [sources.picture(i) for i in range(3)]
+    for kind in ("TIFF", "WEBP", "PNG"):
+        options = {"lossless": True} if kind == "WEBP" else {}
+        content = sources.encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+        assert np.array_equal(np.asarray(decode_image(content, LIMIT)), np.asarray(frames[0]))
 
 
 def test_transparency_is_laid_on_white() -> None:
@@ -157,6 +208,46 @@ def test_large_images_are_halved_by_boxes_first() -> None:
     board = np.indices((256, 256)).sum(0) % 2 * 255
     image = Image.fromarray(board.astype(np.uint8)).convert("RGB")
     assert set(np.unique(transform(image, 32, True))) <= {127, 128}
+
+
+def resized_as_a_whole(image: Image.Image, size: int) -> np.ndarray:
+    """ADM's centre crop as its authors wrote it: the crop comes last."""
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    pixels, left, top = np.asarray(image), (image.width - size) // 2, (image.height - size) // 2
+    return pixels[top : top + size, left : left + size]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.floats(1, 3.9), st.booleans(), st.sampled_from([16, 32, 64]), st.integers(0, 99))
+def test_ordinary_images_are_as_adm_has_them(side: int, ratio: float, upright: bool, size: int, seed: int) -> None:
+    sides = (side, round(side * ratio)) if upright else (round(side * ratio), side)
+    image = sources.picture(seed, *sides)
+    assert np.array_equal(transform(image, size, True), resized_as_a_whole(image, size))
+
+
+@pytest.mark.parametrize("sides", [(40, 300), (300, 40), (60, 500), (1000, 90), (9, 700)])
+def test_elongated_images_differ_by_roundings_between_rows_and_columns(sides: tuple[int, int]) -> None:
+    image = sources.picture(1, sides[0] // 8 + 1, sides[1] // 8 + 1).resize(sides, Image.Resampling.BICUBIC)
+    difference = transform(image, 64, True).astype(int) - resized_as_a_whole(image, 64)
+    assert np.abs(difference).max() <= 2
+
+
+@pytest.mark.parametrize("sides", [(1, 65_000), (12_000, 1), (65_000, 3)])
+def test_elongated_images_are_cropped_first(sides: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a whole, 1 x 65000 pixels at 256 would be 12 GB."""
+    made, resize = list[tuple[int, int]](), Image.Image.resize
+
+    def recorded(image: Image.Image, size: tuple[int, int], *more: Any, **options: Any) -> Image.Image:
+        made.append(size)
+        return resize(image, size, *more, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", recorded)
+    pixels = transform(Image.new("RGB", sides, (7, 8, 9)), 256, True)
+    assert (pixels == (7, 8, 9)).all()
+    assert made == [(256, 256)]
 
 
 def test_an_image_of_the_right_size_is_untouched() -> None:

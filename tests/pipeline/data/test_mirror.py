@@ -1,17 +1,21 @@
 import errno
 import multiprocessing
 import os
+import threading
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.artifacts.files import hash_file
 from pipeline.config.schema import DataConfig
+from pipeline.data import mirror
 from pipeline.data.mirror import Mirror, StoredShard, mirror_directory, open_mirror
-from pipeline.data.shards import ImageShardWriter, StoredExample, write_latent_shard
+from pipeline.data.shards import IMAGE_SCHEMA, ImageShardWriter, StoredExample, write_latent_shard
 from pipeline.data.store import IMAGE_COLUMNS, LATENT_COLUMNS, ImageStore, LatentStore
 from pipeline.errors import ContractError, StorageError
 from pipeline.storage.base import Storage
@@ -84,6 +88,41 @@ def test_latents_are_found_by_row_number(any_root: str, tmp_path: Path) -> None:
     assert np.array_equal(found_mean, mean[order])
     assert np.array_equal(found_logvar, logvar[order])
     assert np.array_equal(labels, order)
+
+
+def test_rows_come_in_any_order_as_often_as_asked(tmp_path: Path) -> None:
+    """From shards of several record batches, beside one without a row."""
+    storage, random = open_storage(str(tmp_path / "root")), np.random.default_rng(2)
+    shards, mean, logvar = latent_shards(storage, tmp_path)
+    for i, shard in enumerate([*shards]):
+        pq.write_table(table := pq.read_table(tmp_path / "root" / shard.path), tmp_path / "shard", row_group_size=3)
+        shards[i] = stored(storage, tmp_path / "shard", shard.path, shard.rows)
+    pq.write_table(table.slice(0, 0), tmp_path / "shard")
+    shards.insert(2, stored(storage, tmp_path / "shard", "encode/abc/empty.parquet", 0))
+    store = LatentStore(open_mirror(storage, shards, tmp_path / "mirror", LATENT_COLUMNS, FULL, 8))
+    for rows in (0, 1, 7, 200):
+        chosen = random.integers(0, 40, rows)
+        found_mean, found_logvar, labels = store.take(chosen)
+        assert found_mean.shape == (rows, 4, 3, 2)
+        assert np.array_equal(found_mean, mean[chosen])
+        assert np.array_equal(found_logvar, logvar[chosen])
+        assert np.array_equal(labels, chosen)
+
+
+def test_large_binary_columns_are_read(tmp_path: Path) -> None:
+    """Their offsets have 64 bits."""
+    storage = open_storage(str(tmp_path / "root"))
+    image_shards(storage, tmp_path)
+    table = pq.read_table(tmp_path / "shard").cast(
+        pa.schema([pa.field(f.name, pa.large_binary() if f.name == "image" else f.type) for f in IMAGE_SCHEMA])
+    )
+    pq.write_table(table, tmp_path / "shard")
+    shard = stored(storage, tmp_path / "shard", "large.parquet", ROWS[-1])
+    images, labels = ImageStore(open_mirror(storage, [shard], tmp_path / "mirror", IMAGE_COLUMNS, FULL, 8)).take(
+        np.array([4, 0, 2])
+    )
+    assert [bytes(image) for image in images] == [bytes([n]) * (n + 1) for n in (39, 35, 37)]
+    assert labels.tolist() == [39, 35, 37]
 
 
 def test_latents_must_say_their_shape(tmp_path: Path) -> None:
@@ -211,6 +250,28 @@ def test_workers_of_a_node_share_one_mirror(tmp_path: Path) -> None:
     for process in workers:
         process.join()
     assert len(list(directory.glob("*.arrow"))) == len(ROWS)
+
+
+def test_who_waits_for_another_worker_sees_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As rank 0 does, whose progress is shown, where another rank of its node was first."""
+    monkeypatch.setattr(mirror, "_LOCK_SECONDS", 0.01)
+    storage, directory = open_storage(str(tmp_path / "root")), tmp_path / "mirror"
+    shards, told, fourth = image_shards(storage, tmp_path), list[int](), threading.Event()
+    other = Mirror(storage, shards, directory, IMAGE_COLUMNS, None)
+
+    def tell(rows: int) -> None:
+        told.append(rows)
+        if rows == 21:
+            fourth.set()
+
+    with ThreadPoolExecutor(1) as pool, mirror._locked(directory):
+        waits = pool.submit(open_mirror, storage, shards, directory, IMAGE_COLUMNS, FULL, 8, tell)
+        for i in range(3):
+            other._create(i)
+        assert fourth.wait(60), told
+        assert not waits.done()
+    assert told[-1] == 40
+    assert is_right(ImageStore(waits.result()), np.arange(40))
 
 
 def test_where_the_mirror_lies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,9 @@
 from pathlib import Path
 
+import datasets
+import duckdb
 import numpy as np
+import pandas
 import pyarrow.parquet as pq
 import pytest
 
@@ -33,10 +36,23 @@ def test_row_groups_end_at_their_bytes(tmp_path: Path, monkeypatch: pytest.Monke
     with ImageShardWriter(tmp_path / "a") as writer:
         for i in range(6):
             writer.add(StoredExample(str(i), 0, b"x" * 60, 1, 1))
-    assert pq.read_metadata(tmp_path / "a").num_row_groups == 3
+    assert pq.read_metadata(tmp_path / "a").num_row_groups == 6
 
 
-def test_latent_shard_round_trip_and_encoding(tmp_path: Path) -> None:
+def test_an_image_that_would_pass_the_bytes_begins_another_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.data.shards._GROUP_BYTES", 100)
+    sizes = [60, 40, 1, 500, 30, 30]
+    with ImageShardWriter(tmp_path / "a") as writer:
+        for i, size in enumerate(sizes):
+            writer.add(StoredExample(str(i), i % 2, b"x" * size, 1, 1))
+    assert (writer.rows, writer.bytes, dict(writer.labels)) == (6, sum(sizes), {0: 3, 1: 3})
+    metadata = pq.read_metadata(tmp_path / "a")
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [2, 1, 1, 2]
+
+
+def test_latent_shard_round_trip(tmp_path: Path) -> None:
     mean, logvar = moments(50)
     write_latent_shard(tmp_path / "a", [str(i) for i in range(50)], np.arange(50), mean, logvar)
     table = pq.read_table(tmp_path / "a")
@@ -49,20 +65,22 @@ def test_latent_shard_round_trip_and_encoding(tmp_path: Path) -> None:
         column = group.column(i)
         assert column.compression == "ZSTD"
         assert not column.has_dictionary_page
-        moment = column.path_in_schema in ("mean.list.element", "logvar.list.element")
-        assert moment == ("BYTE_STREAM_SPLIT" in column.encodings)
 
 
-def test_a_wrong_column_path_does_not_pass_silently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mean, logvar = moments(3)
-    write = pq.write_table
-
-    def misspelt(*args: object, use_byte_stream_split: list[str], **options: object) -> None:
-        write(*args, use_byte_stream_split=["mean", "logvar"], **options)
-
-    monkeypatch.setattr(pq, "write_table", misspelt)
-    with pytest.raises(AssertionError, match=r"mean.list.element is stored as"):
-        write_latent_shard(tmp_path / "a", ["a", "b", "c"], [0, 1, 2], mean, logvar)
+def test_latents_open_in_other_programs(tmp_path: Path) -> None:
+    """By what everybody has, without anything of ours."""
+    mean, logvar = moments(50)
+    path = tmp_path / "a.parquet"
+    write_latent_shard(path, [str(i) for i in range(50)], np.arange(50), mean, logvar)
+    frame = pandas.read_parquet(path)
+    assert np.array_equal(np.stack(frame["mean"]).reshape(mean.shape), mean)
+    rows = duckdb.sql(f"select key, label, mean, logvar from '{path}' order by label").fetchall()
+    assert [(key, label) for key, label, _, _ in rows] == [(str(i), i) for i in range(50)]
+    assert np.array_equal(np.array([row[2] for row in rows], np.float16).reshape(mean.shape), mean)
+    assert np.array_equal(np.array([row[3] for row in rows], np.float16).reshape(mean.shape), logvar)
+    opened = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    assert np.array_equal(np.array(opened["mean"], np.float16).reshape(mean.shape), mean)
+    assert list(opened["label"]) == list(range(50))
 
 
 def test_moments_of_another_shape_or_type_are_refused(tmp_path: Path) -> None:

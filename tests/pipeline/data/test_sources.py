@@ -113,13 +113,11 @@ def test_parquet_that_holds_something_else(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"column is missing; it has picture, label"):
         units_of(config("parquet", str(tmp_path)))
     storage.write("a.parquet", sources.parquet([(b"x", None)]))
-    with pytest.raises(DataError, match="label None is not an integer"):
+    with pytest.raises(DataError, match="label None is missing, not an integer"):
         read(config("parquet", str(tmp_path)))
     storage.write("a.parquet", sources.parquet([]))
     with pytest.raises(DataError, match="no rows"):
         units_of(config("parquet", str(tmp_path)))
-    storage.write("a.parquet", sources.parquet([(None, 1)]))
-    assert read(config("parquet", str(tmp_path))) == [("a.parquet#0", 1, b"")]
 
 
 def test_tar_without_labels(tmp_path: Path) -> None:
@@ -137,7 +135,7 @@ def test_tar_without_labels(tmp_path: Path) -> None:
 
 
 def test_real_photographs_in_folders(real_data: Path) -> None:
-    data = config("folder", str(real_data / "imagenet-sample"), classes=1000, shard_rows=100)
+    data = config("folder", str(real_data / "imagenet-sample"), classes=256, shard_rows=100)
     units = units_of(data)
     assert len(units) == 3
     found = [example for unit in units for example in read_unit(unit, data)]

@@ -121,6 +121,21 @@ def test_a_lost_picture_is_named(config):
         report.render_html(config, nodes(config), storage, "quickstart")
 
 
+def test_classes_have_their_names(config):
+    storage = open_storage(config.root)
+    plain = report.collect(config, nodes(config), storage)
+    assert plain["class_names"] == []
+    (manifest,) = [node.manifest for node in nodes(config) if node.stage.name == "prepare"]
+    assert manifest is not None
+    put(config, manifest.model_copy(update={"details": {**manifest.details, "class_names": ["ant", "[bee]"]}}))
+    collected = report.collect(config, nodes(config), storage)
+    assert collected["class_names"] == ["ant", "[bee]"]
+    page_text = io.StringIO()
+    report.render_table(Console(file=page_text, width=120), collected)
+    assert "classes: 0 ant, 1 [bee]" in page_text.getvalue()
+    assert "classes: ant, [bee]" in report.render_html(config, nodes(config), storage, "quickstart")
+
+
 def test_the_table_names_stages_and_numbers(config):
     page = io.StringIO()
     report.render_table(Console(file=page, width=120), report.collect(config, nodes(config), open_storage(config.root)))

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from models.choices import FeatureNetwork
 from models.metrics import from_uint8, psnr_B, to_uint8
 from models.spectral import high_frequency_share
 from pipeline.artifacts.manifest import artifact_path
+from pipeline.config.checks import judging_metrics
 from pipeline.errors import DataError
 from pipeline.inference.networks import load_tokenizer
 from pipeline.stages import analyze, evaluate_tokenizer
@@ -45,6 +47,10 @@ def shown(context: LocalContext) -> set[str]:
     return {json.loads(line)["path"].rpartition("/")[2] for text in lines for line in text.splitlines()}
 
 
+def measured(network: FeatureNetwork, lpips: bool) -> set[str]:
+    return {key for key in judging_metrics(network, False, lpips) if key.startswith("reconstruction/")}
+
+
 def test_every_level_is_measured_against_the_image_itself(tmp_path):
     context = made(tmp_path, "evaluate-tokenizer")
     outcome = evaluate_tokenizer.run(context)
@@ -55,7 +61,7 @@ def test_every_level_is_measured_against_the_image_itself(tmp_path):
         assert outcome.metrics[name] == pytest.approx(float(psnr_B(reconstruction, images).mean()), abs=1e-3)
         assert -1 <= outcome.metrics[name.replace("psnr", "ssim")] <= 1
     assert outcome.metrics["reconstruction/frechet_distance/efficientnet_lite0"] > 0
-    assert not [name for name in outcome.metrics if "rfid" in name or "lpips" in name]
+    assert set(outcome.metrics) == measured("efficientnet_lite0", lpips=False)
     assert set(outcome.files) == shown(context) == {"reconstructions.png"}
     folder = artifact_path("evaluate-tokenizer", context.fingerprint)
     assert context.storage.read(f"{folder}/reconstructions.png").startswith(b"\x89PNG")
@@ -63,6 +69,7 @@ def test_every_level_is_measured_against_the_image_itself(tmp_path):
 
 def test_only_inceptions_distance_is_called_rfid():
     assert evaluate_tokenizer.distance_name("inception") == "reconstruction/rfid"
+    assert "reconstruction/rfid" in measured("inception", lpips=False)
     assert evaluate_tokenizer.distance_name("x") == "reconstruction/frechet_distance/x"
 
 
@@ -81,6 +88,8 @@ def test_lpips_is_measured_where_its_weights_are_given(tmp_path, monkeypatch):
         name = "reconstruction/lpips" + (f"_level{level}" if level else "")
         expected = distance(from_uint8(reconstruction), from_uint8(images)).mean()
         assert outcome.metrics[name] == pytest.approx(float(expected), rel=1e-3)
+
+    assert set(outcome.metrics) == measured("efficientnet_lite0", lpips=True)
 
 
 def test_one_image_has_no_distance(tmp_path):

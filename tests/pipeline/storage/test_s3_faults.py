@@ -10,13 +10,13 @@ import pytest
 
 from pipeline.artifacts.lease import Lease
 from pipeline.errors import LeaseError, StorageError
-from pipeline.storage import s3
+from pipeline.storage import s3, s3_upload
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.uri import open_storage
 from tests.support.ceph import act_as
 from tests.support.fault_proxy import FAULTS, FaultProxy, Seen
-from tests.support.spoiled_requests import KEYS, gets, puts
+from tests.support.spoiled_requests import KEYS, begins, ends, gets, puts
 
 
 def together(work: Callable[[int], None], count: int = 6) -> None:
@@ -38,6 +38,10 @@ def operate(storage: Storage, scratch: Path, seed: int, count: int) -> list[Any]
         data, tags[path] = storage.read_tagged(path)
         return data
 
+    def own(data: bytes) -> bytes:
+        """Content that no other writer has: equal content counts as the writer's own if an answer was lost."""
+        return data or chance.randbytes(8)
+
     def stream(path: str, _: bytes) -> bytes:
         with storage.open(path) as opened:
             return opened.read(5) + opened.read()
@@ -51,11 +55,12 @@ def operate(storage: Storage, scratch: Path, seed: int, count: int) -> list[Any]
         return (scratch / "down").read_bytes()
 
     operations: list[Callable[[str, bytes], Any]] = [
-        storage.write, storage.write_new, read_tagged, stream, upload, download,
+        storage.write, lambda path, data: storage.write_new(path, own(data)), read_tagged, stream, upload, download,
+        lambda path, data: storage.write_stream(path, [data[:7], data[7:]]),
         lambda path, _: storage.read(path),
-        lambda path, data: storage.replace(path, data, tags.get(path, "0")),
+        lambda path, data: storage.replace(path, own(data), tags.get(path, "0")),
         lambda path, _: storage.exists(path),
-        lambda path, _: list(storage.list(path[:1])),
+        lambda path, _: [entry[:2] for entry in storage.list(path[:1])],  # tags are the storage's own
         lambda path, _: list(storage.folders(path[:1])),
         lambda path, _: storage.delete(path),
         lambda path, _: storage.delete_folder(path[:1]),
@@ -91,6 +96,34 @@ def test_what_goes_in_parts(
     assert (tmp_path / "large").read_bytes() == content
     storage.upload(tmp_path / "large", "again")
     assert storage.read("again") == content
+    monkeypatch.setattr(s3_upload, "_PART", 5 * 1024**2)
+    storage.write_stream("streamed", [content[:10], content[10:]])
+    assert storage.read("streamed") == content
+
+
+@pytest.mark.parametrize("fault", ["lost", "truncated", "reset", "503"])
+def test_a_stream_whose_end_is_not_answered(
+    proxy: FaultProxy, root: str, hurried: None, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Where the answer is lost, the upload is gone and the object there."""
+    monkeypatch.setattr(s3_upload, "_PART", 5 * 1024**2)
+    storage, content = open_storage(root), random.Random(0).randbytes(12_000_000)
+    for asked in (begins, puts, ends):
+        proxy.spoil_next(fault, asked, times=2)
+    storage.write_stream("streamed", [content])
+    assert storage.read("streamed") == content
+
+
+@pytest.mark.parametrize("asked", [puts, ends])
+def test_an_upload_that_another_aborts(
+    proxy: FaultProxy, root: str, monkeypatch: pytest.MonkeyPatch, asked: Callable[[Seen], bool]
+) -> None:
+    """Refused at once: the blocks cannot be read again."""
+    monkeypatch.setattr(s3_upload, "_PART", 5 * 1024**2)
+    proxy.spoil_next("404 NoSuchUpload", asked)
+    with pytest.raises(StorageError, match=r"streamed: the upload was aborted on the server\. Run again"):
+        open_storage(root).write_stream("streamed", [bytes(11 * 1024**2)])
+    assert not open_storage(root).exists("streamed")
 
 
 # --- conditions, and answers that are lost ---
@@ -172,6 +205,9 @@ def test_a_body_that_breaks_off_goes_on_where_it_was(proxy: FaultProxy, root: st
     proxy.spoil_next("truncated", gets, times=4)
     with storage.open("a") as stream:
         assert b"".join(iter(lambda: stream.read(100_000), b"")) == content
+    proxy.spoil_next("truncated", gets, times=4)
+    with storage.open("a", 2_000_000) as stream:
+        assert stream.read() == content[2_000_000:]
 
 
 def test_two_versions_are_never_mixed(proxy: FaultProxy, root: str, hurried: None) -> None:

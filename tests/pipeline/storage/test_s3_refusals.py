@@ -75,7 +75,9 @@ def test_arrow_is_refused(ceph_owner: dict[str, str], monkeypatch: pytest.Monkey
     owned.client.create_bucket(Bucket="tests")
     owned.write("a.parquet", b"1")
     act_as(monkeypatch, {**ceph_owner, "AWS_SECRET_ACCESS_KEY": "wrong"})
-    assert refusal(lambda: list(ParquetUnit(0, "train", "s3://tests/x", "a.parquet", 0, 1).read())) == (
+    assert refusal(
+        lambda: list(ParquetUnit(0, "train", "s3://tests/x", "a.parquet", 0, 1, "image", "label").read())
+    ) == (
         "s3://tests/x/a.parquet: permission denied for these credentials (ACCESS_DENIED during HeadObject "
         "operation: No response body.). Grant s3:GetObject on it."
     )

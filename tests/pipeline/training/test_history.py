@@ -1,11 +1,16 @@
 """The history of the losses: its lines, and that each of them reaches the outbox."""
 
+import functools
 import json
 import math
+import operator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.errors import StorageError
 from pipeline.tracking.outbox import OUTBOX, Outbox
@@ -49,16 +54,58 @@ def test_metrics_that_could_not_be_written_go_with_the_next(tmp_path: Path, monk
     assert posted(made) == list(range(1, 25))
 
 
+CPU = torch.device("cpu")
+
+
+def step_of(**means: float) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in means.items()}
+
+
 def test_history_averages_what_counts() -> None:
-    lines = History()
-    lines.add({"loss": 1.0, "diffusion_t0": math.nan})
-    lines.add({"loss": 3.0, "diffusion_t0": 5.0})
-    lines.add({"loss": math.nan})
-    assert lines.close_line(3) == {"step": 3, "loss": 2.0, "diffusion_t0": 5.0, "skipped": 1}
+    lines = History(CPU)
+    lines.add(step_of(loss=1.0, diffusion_t0=math.nan))
+    lines.add(step_of(loss=3.0, diffusion_t0=5.0))
+    lines.add(step_of(loss=math.nan, diffusion_t0=7.0))
+    assert lines.close_line(3) == ({"step": 3, "loss": 2.0, "diffusion_t0": 5.0, "skipped": 1}, 1)
 
 
 def test_a_line_without_a_loss_is_json() -> None:
-    history = History()
-    history.add({"loss": math.nan})
+    history = History(CPU)
+    history.add(step_of(loss=math.nan))
     history.close_line(1)
     assert json.loads(history.text()) == {"step": 1, "loss": None, "skipped": 1}
+
+
+def test_a_term_that_begins_within_a_line_counts_in_its_steps() -> None:
+    history = History(CPU)
+    history.add(step_of(loss=1.0, mse=1.0))
+    history.add(step_of(loss=2.0, mse=2.0, adversarial=8.0))
+    history.add(step_of(loss=3.0, adversarial=10.0))
+    line, _ = history.close_line(3)
+    assert line == {"step": 3, "adversarial": 9.0, "loss": 2.0, "mse": 1.5, "skipped": 0}
+    history.add(step_of(loss=4.0))
+    assert history.close_line(4)[0] == {"step": 4, "loss": 4.0, "skipped": 0}
+
+
+def test_the_most_skipped_in_a_row_are_counted_across_lines() -> None:
+    history, most = History(CPU), []
+    for index, line in enumerate(["..xx", "xx.x", "x...", "...."]):
+        for step in line:
+            history.add(step_of(loss=math.nan if step == "x" else 1.0))
+        most.append(history.close_line(index)[1])
+    assert most == [2, 4, 2, 0]
+
+
+@given(st.lists(st.floats(-1e3, 1e3) | st.just(math.nan), min_size=1, max_size=8), st.integers(0, 8))
+def test_a_history_goes_on_within_a_line_as_if_it_had_not_stopped(losses: list[float], cut: int) -> None:
+    """To the last bit: its sums are a part of the state, and they are summed as numbers of fp64 in Python are."""
+    whole, first, second = (History(CPU) for _ in range(3))
+    for index, loss in enumerate(losses):
+        whole.add(step_of(loss=loss))
+        if index == cut:
+            second.load_state_dict(first.state_dict())
+        (first if index < cut else second).add(step_of(loss=loss))
+    resumed = second if cut < len(losses) else first
+    assert repr(resumed.close_line(1)) == repr(whole.close_line(1))
+    kept = [loss for loss in losses if math.isfinite(loss)]
+    assert not kept or whole.lines[0]["loss"] == functools.reduce(operator.add, kept, 0.0) / len(kept)

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.errors import LeaseError, PipelineError
-from pipeline.training.checkpoint import Checkpoints
+from pipeline.errors import ContractError, LeaseError, PipelineError
+from pipeline.training.checkpoint import Checkpoints, flatten_state
 from pipeline.training.loop import MAX_SKIPPED_IN_A_ROW, train
 from pipeline.training.worker import no_notice
 from pipeline.training.world import World
-from tests.support.trainers import history, make_trainee, put_lease, ranks_of
+from tests.support.trainers import Dies, Ranks, history, make_trainee, put_lease, ranks_of
 
 
 def test_a_lost_lease_stops_the_writer(tmp_path: Path) -> None:
@@ -26,6 +26,24 @@ def test_a_lost_lease_stops_the_writer(tmp_path: Path) -> None:
         train(make_trainee(made, world), made.loop, world, no_notice)
     assert not made.loop.storage.exists(f"{made.loop.work}/result.json")
     assert Checkpoints(made.loop.storage, f"{made.loop.work}/checkpoints", 2).newest() is None
+
+
+def test_damaged_checkpoints_stop_the_training(tmp_path: Path) -> None:
+    """It neither begins anew nor removes what may be repaired."""
+    made = ranks_of(tmp_path, "train-sit", 1, 14)
+    put_lease(made.job)
+    world = World.alone()
+    with pytest.raises(Dies):
+        train(make_trainee(made, world), made.loop, world, no_notice)
+    checkpoints = Checkpoints(made.loop.storage, f"{made.loop.work}/checkpoints", 2)
+    while checkpoints.steps() != [12, 8]:
+        time.sleep(0.01)  # the last one is still being written
+    for step in (12, 8):
+        made.loop.storage.write(f"{checkpoints.folder}/{step:09d}/state.safetensors", b"damaged")
+    again = Ranks(made.job)
+    with pytest.raises(ContractError, match="no checkpoint to resume from"):
+        train(make_trainee(again, world), again.loop, world, no_notice)
+    assert checkpoints.steps() == [12, 8]
 
 
 def poison(trainee: Any, steps: set[int]) -> None:
@@ -61,6 +79,43 @@ def test_too_many_in_a_row_stop_the_run(tmp_path: Path) -> None:
     poison(trainee, set(range(6, 60)))
     with pytest.raises(PipelineError, match=rf"{MAX_SKIPPED_IN_A_ROW} steps in a row .* checkpoint is step"):
         train(trainee, made.loop, world, no_notice)
+
+
+def test_skipped_steps_are_known_at_the_next_line(tmp_path: Path) -> None:
+    """Also if the last of them were not skipped. What is saved before is the state of the last step that was made."""
+    made = ranks_of(tmp_path, "train-sit", 1, None, "sit.steps=60", "sit.log_every=50", "sit.checkpoint_every=15")
+    put_lease(made.job)
+    world = World.alone()
+    trainee = make_trainee(made, world)
+    poison(trainee, set(range(6, 40)))
+    with pytest.raises(PipelineError, match=r"34 steps in a row .* checkpoint is step 45"):
+        train(trainee, made.loop, world, no_notice)
+
+
+def test_a_checkpoint_among_skipped_steps_is_that_of_the_last_that_was_made(tmp_path: Path) -> None:
+    made = ranks_of(tmp_path, "train-sit", 1, None, "sit.steps=12", "sit.log_every=20", "sit.checkpoint_every=4")
+    put_lease(made.job)
+    world = World.alone()
+    trainee = make_trainee(made, world)
+    poison(trainee, set(range(4, 12)))
+    train(trainee, made.loop, world, no_notice)
+    checkpoints = Checkpoints(made.loop.storage, f"{made.loop.work}/checkpoints", 2)
+    parts = [flatten_state(checkpoints.load(step)["parts"])[1] for step in (8, 12)]
+    assert parts[0].keys() == parts[1].keys()
+    assert [name for name in parts[0] if not torch.equal(parts[0][name], parts[1][name])] == []
+
+
+def test_where_the_tokenizer_does_not_step_neither_does_the_discriminator(tmp_path: Path) -> None:
+    trainee = make_trainee(ranks_of(tmp_path, "train-tokenizer"), World.alone())
+    batches = trainee.batches(20, 22)
+    trainee.step(next(iter(batches)), 20)
+    before = flatten_state({name: part.state_dict() for name, part in trainee.states().items()})[1]
+    next(iter(trainee.tokenizer.parameters())).register_hook(lambda grad: grad * math.nan)
+    losses = trainee.step(next(iter(batches)), 21)
+    batches.close()
+    after = flatten_state({name: part.state_dict() for name, part in trainee.states().items()})[1]
+    assert losses["loss"].isnan()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
 
 
 def saved_after_a_notice(folder: Path, notice: Callable[[], float | None], seconds: float = 0.0) -> list[int]:

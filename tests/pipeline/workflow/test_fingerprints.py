@@ -15,7 +15,6 @@ from pipeline.workflow.fingerprints import counted_config, stage_fingerprints
 from pipeline.workflow.graph import NAMES, STAGES, find_stage, stages_until
 from tests.pipeline.config.test_config import LEAVES
 
-INERT = ("root", "cluster.", "tracking.", "tokenizer.checkpoint_every", "sit.checkpoint_every")
 GOLDEN = json.loads(Path(__file__).with_name("golden_fingerprints.json").read_text())
 
 
@@ -27,7 +26,7 @@ def config() -> Config:
 def test_the_catalogue_names_fields_that_exist():
     sections = {name.partition(".")[0] for name in LEAVES}
     for stage in STAGES:
-        for field in (*stage.fields, *stage.without):
+        for field in (*stage.fields, *stage.without, *stage.uncounted):
             assert field in sections or any(leaf == field or leaf.startswith(f"{field}.") for leaf in LEAVES), field
         for field in stage.without:
             assert field.partition(".")[0] in stage.fields, f"{stage.name} does not count {field} anyway"
@@ -57,14 +56,6 @@ def changed(section: BaseModel, name: str) -> BaseModel:
     head, _, rest = name.partition(".")
     current = getattr(section, head)
     return section.model_copy(update={head: changed(current, rest) if rest else other(current)})
-
-
-@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
-@pytest.mark.parametrize("name", LEAVES)
-def test_a_field_moves_a_fingerprint_unless_it_is_about_where_and_how_fast(config, name):
-    before, after = stage_fingerprints(config), stage_fingerprints(changed(config, name))  # type: ignore[arg-type]
-    moved = [stage for stage in NAMES if before[stage] != after[stage]]
-    assert bool(moved) != name.startswith(INERT), moved
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")

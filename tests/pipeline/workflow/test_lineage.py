@@ -8,7 +8,7 @@ from pipeline.config import load_config
 from pipeline.errors import ContractError
 from pipeline.storage import open_storage
 from pipeline.workflow import lineage
-from tests.support.artifacts import prepared, put
+from tests.support.artifacts import prepared, put, trainer_inputs
 from tests.support.trainers import small_config
 
 
@@ -19,6 +19,23 @@ def test_the_config_of_an_artifact_is_its_own_and_the_place_is_here(tmp_path: Pa
     found = lineage.config_of(open_storage(config.root), made, place)
     assert found.data == config.data
     assert found.cluster == place.cluster
+
+
+def test_what_does_not_count_is_as_it_was_too(tmp_path: Path) -> None:
+    """A repair reads the source where it was, and writes as many lines of history; unless it is told otherwise."""
+    config = small_config(tmp_path, "data.quarantine_budget=0.2", "tokenizer.log_every=3", "encode.batch_size=7")
+    inputs = trainer_inputs(config, "train-sit", tmp_path / "scratch")
+    for made in (prepared(config), *inputs.values()):
+        put(config, made)
+    latents = inputs["encode"]
+    assert latents.uncounted["encode.batch_size"] == 7
+    storage, given = open_storage(config.root), ["data.uri=/moved", "data.image_size=64", "encode.batch_size=9"]
+    place = load_config("quickstart", given, config.root)
+    found = lineage.config_of(storage, latents, place)
+    assert (found.data, found.tokenizer, found.encode) == (config.data, config.tokenizer, config.encode)
+    names = [override.partition("=")[0] for override in given]
+    told = lineage.config_of(storage, latents, place, names)
+    assert (told.data.uri, told.encode.batch_size, told.data.image_size) == ("/moved", 9, config.data.image_size)
 
 
 def test_a_field_that_came_later_was_done_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

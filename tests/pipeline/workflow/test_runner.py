@@ -1,5 +1,6 @@
 """The driver: what is cached is used, what is stale or missing is made, by one driver at a time. Stages are fakes."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from pipeline.config.loading import load_config
 from pipeline.config.schema import Config
 from pipeline.console import Display
 from pipeline.errors import ConfigError, ContractError, DataError, LeaseError, PipelineError
+from pipeline.storage import Storage
 from pipeline.storage.uri import open_storage
 from pipeline.tracking.outbox import OUTBOX
 from pipeline.workflow import runner, status
@@ -44,6 +46,11 @@ class World:
         self.content = {name: f"made by {name}" for name in NAMES}
         self.before: dict[str, Callable[[StageContext], None]] = {}  # what else a stage does, first
         self.on_connect: Callable[[], None] = lambda: None
+        self.said = io.StringIO()
+        self.prepared: dict[str, Any] = {
+            "splits": {"train": [{"path": "t", "rows": 90}], "validation": [{"path": "v", "rows": 10}]},
+            "class_counts": {"train": [9] * 10, "validation": [1] * 10},
+        }
 
     def body(self, stage: Stage) -> Callable[[StageContext], Outcome]:
         def run(context: StageContext) -> Outcome:
@@ -53,7 +60,8 @@ class World:
             context.writer.add_bytes(self.content[stage.name].encode(), "file")
             if stage.name == "register":
                 self.registered.add(context.fingerprint)
-            return context.writer.outcome(1, {"sit/loss": 1.0, "samples/count": 3.0})
+            details = self.prepared if stage.name == "prepare" else {}
+            return context.writer.outcome(1, {"sit/loss": 1.0, "samples/count": 3.0}, **details)
 
         return run
 
@@ -65,7 +73,7 @@ class World:
         return resolved(load_config("quickstart", list(sets), str(root or self.root)), fresh=True)
 
     def driver(self, *sets: str, root: Path | None = None) -> Runner:
-        return Runner(self.config(*sets, root=root), Display(Console(quiet=True)), "quickstart")
+        return Runner(self.config(*sets, root=root), Display(Console(file=self.said, width=400)), "quickstart")
 
     def run(self, *sets: str, until: str | None = None, root: Path | None = None) -> list[str]:
         """Run; the names of the stages that were made."""
@@ -114,12 +122,68 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     return world
 
 
-def folder_of_images(folder: Path, count: int = 3) -> Path:
-    for label in ("cat", "dog"):
+def folder_of_images(folder: Path, count: int = 3, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
+    for label in classes:
         (folder / label).mkdir(parents=True)
         for i in range(count):
             Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / label / f"{i}.png")
     return folder
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (("sample.count=3",), "needs 4 real and generated images; there are 50000 and 3"),
+        (("evaluate.reference_images=2",), "needs 4 real and generated images; there are 2 and 500"),
+        (("evaluate.images=1",), "needs 2 validation images; there are 1"),
+        (("data.format=folder", "data.uri={one}"), "class_accuracy needs two classes, and the source has one"),
+    ],
+)
+def test_what_a_late_stage_would_refuse_is_refused_before_the_first(
+    world: World, tmp_path: Path, sets: tuple[str, ...], said: str
+) -> None:
+    one = folder_of_images(tmp_path / "images", classes=("cat",)).as_uri()
+    with pytest.raises(PipelineError, match=said):
+        world.run(*(pair.format(one=one) for pair in sets))
+    assert world.connected == 0
+    assert world.run(*(pair.format(one=one) for pair in sets), until="prepare"), "this stage does not need it"
+
+
+@pytest.mark.parametrize(
+    ("prepared", "said"),
+    [
+        ({"splits": {"train": [{"rows": 90}], "validation": [{"rows": 1}]}}, "needs 2 validation images; there are 1"),
+        ({"splits": {"train": [{"rows": 3}], "validation": [{"rows": 9}]}}, "generated images; there are 3 and 500"),
+        ({"class_counts": {"train": [9, 0], "validation": [0, 1]}}, "needs two classes, and the training images have"),
+    ],
+)
+def test_what_the_images_do_not_allow_is_refused_before_a_training(
+    world: World, prepared: dict[str, Any], said: str
+) -> None:
+    world.prepared |= prepared
+    with pytest.raises(PipelineError, match=said):
+        world.run()
+    assert world.made == ["prepare"]
+    with pytest.raises(PipelineError, match=said):  # now it is known before anything starts
+        world.run()
+    assert (world.made, world.connected) == ([], 1)
+
+
+def test_one_class_trains_without_a_classifier(world: World, tmp_path: Path) -> None:
+    one = folder_of_images(tmp_path / "images", classes=("cat",)).as_uri()
+    sets = ["data.format=folder", f"data.uri={one}", "evaluate.class_accuracy=false"]
+    assert world.run(*sets, "register.gate.metric=reconstruction/psnr") == list(NAMES)
+
+
+def test_settings_that_are_hardly_meant_are_said_in_a_line(world: World) -> None:
+    world.run("sit.ema_decay=0.9999", "sit.steps=300", "sample.count=7")
+    (average,) = [line for line in world.said.getvalue().splitlines() if "ema_decay" in line]
+    assert "! sit.ema_decay 0.9999 over 300 steps: the average still holds 97% of the first" in average
+    assert "0.96" in average
+    assert "! sample.count 7 is less than the number of classes, 10: 3 classes have no sample" in world.said.getvalue()
+    world.said.truncate(0)
+    world.run("sit.ema_decay=0.9999", "sit.steps=300", "sample.count=7")
+    assert "!" not in world.said.getvalue(), "there is nothing left to do"
 
 
 def test_what_is_cached_is_used(world: World) -> None:
@@ -160,7 +224,7 @@ def test_what_was_made_from_another_input_is_made_again(world: World) -> None:
     remove_artifact(open_storage(str(world.root)), "train-tokenizer", old.fingerprint)
     assert world.statuses()["encode"] == "cached", "an input that is gone makes nothing stale"
     world.content["train-tokenizer"] = "other weights"
-    assert world.driver().rerun("train-tokenizer").content != old.content
+    assert world.driver().rerun("train-tokenizer", ["file"]).content != old.content
     assert world.statuses()["encode"] == "new"
     for name in AFTER_TOKENIZER:
         world.content[name] += ", from other weights"
@@ -169,6 +233,38 @@ def test_what_was_made_from_another_input_is_made_again(world: World) -> None:
     encode = world.manifest("encode")
     assert encode is not None
     assert encode.input_contents["train-tokenizer"] != old.content
+
+
+@pytest.mark.parametrize("repaired", ["the same", "another"])
+def test_what_was_begun_with_another_input_is_not_continued(
+    world: World, monkeypatch: pytest.MonkeyPatch, repaired: str
+) -> None:
+    """As the checkpoints of a training whose latents were repaired meanwhile, on other hardware."""
+    found, said = list[bool](), list[str]()
+
+    def interrupted(context: StageContext) -> None:
+        path = f"{context.work}/checkpoints/1/state.json"
+        found.append(context.storage.exists(path))
+        context.storage.write(path, b"1")
+        context.storage.write(f"{context.work}/progress.json", b"1")
+        assert context.storage.exists(f"{context.work}/lease.json")
+        if len(found) == 1:
+            raise PipelineError("interrupted")
+
+    monkeypatch.setattr(Display, "say", lambda self, text: said.append(text))
+    world.before["train-sit"] = interrupted
+    with pytest.raises(PipelineError, match="interrupted"):
+        world.run()
+    assert world.statuses()["train-sit"] == "resumable"
+    if repaired == "another":
+        world.content["encode"] = "other latents"
+    world.driver().rerun("encode", ["shards.jsonl"])
+    resumes = repaired == "the same"
+    assert world.statuses()["train-sit"] == ("resumable" if resumes else "new")
+    world.run()
+    assert found == [False, resumes]
+    line = "train-sit: what an earlier attempt left is discarded, as encode has changed since"
+    assert (line in said) is not resumes
 
 
 def test_an_input_that_comes_out_the_same_makes_nothing_stale(world: World) -> None:
@@ -228,7 +324,7 @@ def test_a_repair_that_cannot_begin_takes_nothing_away(world: World) -> None:
 
     world.on_connect = refuse
     with pytest.raises(PipelineError, match="did not start"):
-        runner.repair(world.driver(), before, lambda text: None)
+        runner.repair(world.driver(), before, ["file"], lambda text: None)
     assert world.manifest("encode") == before
 
 
@@ -245,6 +341,56 @@ def test_a_new_image_makes_new_data(world: World, tmp_path: Path) -> None:
     assert world.run(*sets, until="prepare") == ["prepare"]
     (source / "cat" / "new.png").unlink()
     assert world.run(*sets, until="prepare") == [], "the old data are still there"
+
+
+def test_a_moved_source_is_the_same_data(world: World, tmp_path: Path) -> None:
+    source = folder_of_images(tmp_path / "images")
+    sets = ["data.format=folder"]
+    world.run(*sets, f"data.uri={source.as_uri()}", until="encode")
+    source.rename(tmp_path / "elsewhere")
+    assert world.run(*sets, f"data.uri={tmp_path / 'elsewhere'}", until="encode") == []
+    assert world.run(*sets, f"data.uri={tmp_path / 'elsewhere'}", "encode.batch_size=3", until="encode") == []
+
+
+def test_a_replaced_image_of_the_same_size_makes_new_data(world: World, tmp_path: Path) -> None:
+    source = folder_of_images(tmp_path / "images")
+    sets = ["data.format=folder", f"data.uri={source.as_uri()}"]
+    world.run(*sets, until="prepare")
+    image = source / "cat" / "1.png"
+    image.write_bytes(image.read_bytes()[::-1])
+    assert world.run(*sets, until="prepare") == ["prepare"]
+
+
+def test_a_wider_tolerance_costs_nothing_and_a_narrower_one_refuses(world: World) -> None:
+    """Whatever is cached, a run under a config ends alike."""
+    body = world.body
+
+    def of(stage: Stage) -> Any:
+        def run(context: StageContext) -> Outcome:
+            made = body(stage)(context)
+            found = {"data/quarantined": 3.0, "latents/quarantined": 0.0}
+            return Outcome(made.files, 197, {**made.metrics, **found}, {**made.details, "canary_loss": 0.7})
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stage, "body", property(of))
+        world.run("data.quarantine_budget=0.02", until="encode")
+    made = world.manifest("prepare")
+    assert made is not None
+    assert made.uncounted["data.quarantine_budget"] == 0.02
+    assert "data.quarantine_budget" not in made.config
+    assert world.run("data.quarantine_budget=0.5", until="encode") == []
+    refused = r"prepare/\w+ was made with 3 of 200 images unreadable.*data.quarantine_budget 0.01.*nothing is made anew"
+    with pytest.raises(DataError, match=refused):
+        world.run(until="encode")
+    with pytest.raises(DataError, match=refused):
+        world.driver().run_stage("train-tokenizer")
+    canary = ("data.quarantine_budget=0.02", "encode.canary_margin=0.5")
+    with pytest.raises(DataError, match=r"decode with 0.7 dB less than .* encode.canary_margin 0.5"):
+        world.run(*canary)
+    assert world.run(*canary, until="analyze") == [], "these do not need the latents"
+    assert world.connected == 1
 
 
 def test_without_a_source_nothing_starts(world: World) -> None:
@@ -350,8 +496,29 @@ def test_repair_says_whether_it_came_out_the_same(world: World) -> None:
     world.run(until="train-tokenizer")
     manifest, said = world.manifest("train-tokenizer"), list[str]()
     assert manifest is not None
-    runner.repair(world.driver(), manifest, said.append)
+    runner.repair(world.driver(), manifest, ["file"], said.append)
     world.content["train-tokenizer"] = "other weights"
-    runner.repair(world.driver(), manifest, said.append)
+    runner.repair(world.driver(), manifest, ["file"], said.append)
     assert said[0].startswith("restored")
     assert said[1].startswith("replaced: 1 files differ from the recorded ones (file)")
+
+
+def test_a_stage_that_can_use_whole_files_keeps_them(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.run(until="encode")
+    before = world.manifest("encode")
+    assert before is not None
+    folder, salvaged, found = world.root / before.name, list[tuple[str, ...]](), list[bool]()
+    (folder / "broken").write_text("half")
+
+    def salvage(storage: Storage, manifest: Manifest, broken: list[str], work: str) -> None:
+        assert storage.exists(f"{manifest.name}/manifest.json"), "a repair that dies here begins anew"
+        salvaged.append((*broken, work))
+
+    def look(context: StageContext) -> None:
+        found.extend((folder / name).exists() for name in ("manifest.json", "broken", "file"))
+
+    monkeypatch.setattr(Stage, "salvage", property(lambda stage: salvage))
+    world.before["encode"] = look
+    runner.repair(world.driver(), before, ["broken"], lambda text: None)
+    assert salvaged == [("broken", f".work/{before.name}")]
+    assert found == [False, False, True]

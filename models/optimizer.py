@@ -1,0 +1,49 @@
+"""AdamW and one step of it that never waits for the device: a non-finite gradient is skipped on the device itself.
+
+Learning rates and what is trained are the caller's.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def adamw(
+    parameters: Iterable[nn.Parameter], learning_rate: float, betas: tuple[float, float], weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW in one kernel on a GPU (`fused`), in PyTorch's reference form on a CPU."""
+    parameters = list(parameters)
+    fused = parameters[0].device.type == "cuda"
+    return torch.optim.AdamW(parameters, learning_rate, betas, weight_decay=weight_decay, fused=fused)
+
+
+def clipped_step(
+    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float, only_if: Tensor | None = None
+) -> Tensor:
+    """Clip the gradient's norm and step, unless the norm is not finite or `only_if` is False. The gradient is freed.
+
+    A skipped step leaves parameters and optimizer state as they were. Ranks agree without a message: DDP has given all
+    of them the same gradient, and with it the same norm.
+
+    Args:
+        optimizer: fused where the parameters are on a GPU: the host does not learn there whether the step is made.
+        parameters: those of the optimizer.
+        clip: maximum norm of the gradient.
+        only_if: bool scalar on the parameters' device; None: True.
+
+    Returns:
+        Whether the step was made: a bool scalar on the parameters' device.
+    """
+    made = torch.isfinite(nn.utils.clip_grad_norm_(parameters, clip))
+    if only_if is not None:
+        made = made & only_if
+    if optimizer.defaults["fused"]:
+        # The kernel skips its work where `found_inf` is 1, as for `torch.amp.GradScaler`.
+        optimizer.found_inf = (~made).float()  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.found_inf  # type: ignore[attr-defined]
+    elif made:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return made

@@ -1,0 +1,92 @@
+"""Checks of a run before it starts, and of its images once they are prepared: what a late stage needs is asked early.
+
+Fields and their combinations are checked by `pipeline.config`. Here is what depends on the stages that will run, on the
+number of classes and on the prepared images. The stages use the same functions.
+"""
+
+import math
+from collections.abc import Collection, Iterator
+
+from pipeline.artifacts import Manifest
+from pipeline.config import Config, TrainerConfig
+from pipeline.errors import ConfigError, DataError, PipelineError
+
+_RECONSTRUCTED = 2  # images: a covariance needs two
+_COMPARED = 4  # images per side: precision and recall use three neighbours
+_FIRST_WEIGHTS = 0.05  # share of the first weights in an average from which it is mostly noise
+
+
+def check_start(config: Config, stages: Collection[str]) -> None:
+    """What these stages need of the config. ConfigError or PipelineError, with the field."""
+    if "evaluate-tokenizer" in stages:
+        check_reconstructed(config.evaluate.images)
+    if "evaluate-samples" in stages:
+        check_compared(config.evaluate.reference_images, config.sample.count)
+        if config.evaluate.class_accuracy and config.data.class_count < 2:
+            raise _no_classifier(config, "the source has one class")
+
+
+def check_images(config: Config, stages: Collection[str], prepare: Manifest) -> None:
+    """What these stages need of the prepared images. ConfigError, DataError or PipelineError."""
+    rows = {split: sum(file["rows"] for file in files) for split, files in prepare.details["splits"].items()}
+    if "evaluate-tokenizer" in stages:
+        check_reconstructed(min(config.evaluate.images, rows["validation"]))
+    if "evaluate-samples" in stages:
+        check_compared(min(config.evaluate.reference_images, rows["train"]), config.sample.count)
+        counts = prepare.details.get("class_counts")  # not recorded by earlier versions
+        if config.evaluate.class_accuracy and counts and sum(count > 0 for count in counts["train"]) < 2:
+            raise _no_classifier(config, "the training images have one class")
+
+
+def check_reconstructed(images: int) -> None:
+    """DataError if there are too few validation images for a Frechet distance."""
+    if images < _RECONSTRUCTED:
+        raise DataError(
+            f"evaluate-tokenizer: a Frechet distance needs {_RECONSTRUCTED} validation images; there are {images}",
+            "Raise data.validation_share or evaluate.images.",
+        )
+
+
+def check_compared(real: int, samples: int) -> None:
+    """PipelineError if there are too few images for precision and recall."""
+    if min(real, samples) < _COMPARED:
+        raise PipelineError(
+            f"evaluate-samples needs {_COMPARED} real and generated images; there are {real} and {samples}",
+            "Raise sample.count, or evaluate.reference_images.",
+        )
+
+
+def warnings(config: Config, stages: Collection[str]) -> Iterator[str]:
+    """One line for each setting with which these stages run, but hardly as meant."""
+    trainers: tuple[tuple[str, str, TrainerConfig], ...] = (
+        ("train-tokenizer", "tokenizer", config.tokenizer),
+        ("train-sit", "sit", config.sit),
+    )
+    for stage, section, own in trainers:
+        held = own.ema_decay**own.steps
+        if stage in stages and held > _FIRST_WEIGHTS:
+            yield (
+                f"{section}.ema_decay {own.ema_decay:g} over {own.steps} steps: the average still holds {held:.0%} of "
+                f"the first, random weights. Set it to {_shorter_decay(own.steps):g}"
+            )
+    classes = config.data.classes
+    if "sample" in stages and classes is not None and config.sample.count < classes:
+        yield (
+            f"sample.count {config.sample.count} is less than the number of classes, {classes}: "
+            f"{classes - config.sample.count} classes have no sample"
+        )
+
+
+def _shorter_decay(steps: int) -> float:
+    """A decay whose average covers about the last tenth of the steps: 1 - 10 / steps, rounded down."""
+    forgotten = min(1.0, 10 / steps)
+    digit = 10.0 ** math.floor(math.log10(forgotten))
+    return 1.0 - math.ceil(forgotten / digit - 1e-9) * digit
+
+
+def _no_classifier(config: Config, reason: str) -> ConfigError:
+    gate = config.register.gate.metric
+    other = ", and another register.gate.metric" if gate.startswith("samples/class") else ""
+    return ConfigError(
+        f"evaluate.class_accuracy needs two classes, and {reason}", f"Set evaluate.class_accuracy=false{other}."
+    )

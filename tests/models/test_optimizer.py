@@ -1,0 +1,63 @@
+"""A clipped step of AdamW: what it computes, and that a skipped one changes nothing, by the host or in the kernel."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from models.ema import EMA
+from models.optimizer import clipped_step
+
+
+def network() -> nn.Linear:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Linear(5, 3)
+
+
+def give_gradients(model: nn.Module, scale: float, seed: int) -> None:
+    source = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = scale * torch.randn(parameter.shape, generator=source)
+
+
+def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    held = [value for state in optimizer.state.values() for value in state.values()]
+    return [tensor.detach().clone() for tensor in (*model.parameters(), *held)]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(("scale", "only_if"), [(math.nan, None), (math.inf, None), (1.0, False)])
+def test_a_skipped_step_leaves_everything_as_it_was(fused: bool, scale: float, only_if: bool | None) -> None:
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.1, fused=fused)
+    parameters, ema = list(model.parameters()), EMA(model, 0.9)
+    for seed in range(3):
+        give_gradients(model, 1.0, seed)
+        assert clipped_step(optimizer, parameters, 1.0)
+    before, averages = state_of(model, optimizer), [p.clone() for p in ema.model.parameters()]
+    give_gradients(model, scale, 9)
+    made = clipped_step(optimizer, parameters, 1.0, None if only_if is None else torch.tensor(only_if))
+    ema.update(model, made)
+    assert not made
+    assert all(torch.equal(a, b) for a, b in zip(state_of(model, optimizer), before, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(ema.model.parameters(), averages, strict=True))
+    assert all(parameter.grad is None for parameter in parameters)
+    give_gradients(model, 1.0, 4)
+    assert clipped_step(optimizer, parameters, 1.0)
+    assert not torch.equal(state_of(model, optimizer)[0], before[0])
+
+
+def test_a_step_that_is_made_is_that_of_the_optimizer() -> None:
+    ours, plain = network(), network()
+    optimizers = [torch.optim.AdamW(model.parameters(), 0.1, fused=True) for model in (ours, plain)]
+    for seed in range(4):
+        for model in (ours, plain):
+            give_gradients(model, 3.0, seed)
+        clipped_step(optimizers[0], list(ours.parameters()), 1.0)
+        nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizers[1].step()
+    assert all(
+        torch.equal(a, b) for a, b in zip(state_of(ours, optimizers[0]), state_of(plain, optimizers[1]), strict=True)
+    )

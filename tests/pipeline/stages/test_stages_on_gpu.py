@@ -1,0 +1,151 @@
+"""What stages compute on a GPU, on one that is not there: nothing meets a tensor that lies elsewhere."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+from benchmarks.vgg import RandomLPIPS
+from models import metrics, perceptual
+from models.choices import LEVELS, EvaluationPrecision, Prediction, SamplerMethod
+from models.generator import ImageGenerator, LatentStatistics, Sampling
+from models.inception import Inception
+from models.perceptual import ImageNetFeatures
+from pipeline.config import WeightFile
+from pipeline.evaluation import features
+from pipeline.inference import load_tokenizer
+from pipeline.inference.registered_model import ImageModel
+from pipeline.stages import analyze, evaluate_tokenizer
+from tests.support.artifacts import prepared
+from tests.support.contexts import LocalContext, local_context, untrained_tokenizer
+from tests.support.fake_device import GPU, FakeGPU, Reading, fake_gpu
+from tests.support.registration import SIT, STATISTICS, TOKENIZER, random_networks
+from tests.support.trainers import small_config
+
+
+@pytest.fixture(scope="module")
+def gpu() -> Iterator[FakeGPU]:
+    with fake_gpu() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> LocalContext:
+    """With a tokenizer of random weights, at 32 pixels."""
+    folder = tmp_path_factory.mktemp("stage")
+    config = small_config(folder)
+    prepare = prepared(config)
+    inputs = {"prepare": prepare, "train-tokenizer": untrained_tokenizer(config, prepare, folder / "scratch")}
+    return local_context(config, "evaluate-tokenizer", inputs, folder / "scratch")
+
+
+def pixels(size: int = 32) -> Tensor:
+    return torch.zeros(3, 3, size, size, dtype=torch.uint8)
+
+
+def test_encoding(gpu: FakeGPU, context: LocalContext) -> None:
+    """Moments, and the statistics of every level."""
+    tokenizer, latent_filter = load_tokenizer(context.storage, context.inputs["train-tokenizer"], GPU)
+    with gpu.mode, torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+        mean_BDhw, logvar_BDhw = tokenizer.encode(metrics.from_uint8(gpu.put(pixels())))
+        matrices = latent_filter.matrices.double()
+        mean_BDN, variance_BDN = mean_BDhw.double().flatten(2), logvar_BDhw.double().exp().flatten(2)
+        for level in range(LEVELS):
+            filtered_BDN = mean_BDN @ matrices[level].T
+            assert (filtered_BDN.square() + variance_BDN @ matrices[level].square().T).device == GPU
+
+
+@pytest.mark.parametrize("precision", get_args(EvaluationPrecision))
+def test_evaluating_a_tokenizer(
+    gpu: FakeGPU, context: LocalContext, monkeypatch: pytest.MonkeyPatch, precision: EvaluationPrecision
+) -> None:
+    evaluate = context.config.evaluate.model_copy(update={"precision": precision})
+    tokenizer = context.config.tokenizer.model_copy(update={"lpips": WeightFile(uri="file:///no", sha256="0" * 64)})
+    config = context.config.model_copy(update={"evaluate": evaluate, "tokenizer": tokenizer})
+    work = evaluate_tokenizer.Work(
+        context.storage.root, context.inputs["prepare"], context.inputs["train-tokenizer"], "", "", config
+    )
+    lpips = RandomLPIPS(width=2).to(GPU)
+    monkeypatch.setattr(evaluate_tokenizer, "_lpips", lambda weights, device: lpips)
+    with gpu.mode:
+        x_BCHW = gpu.put(pixels())
+        levels = evaluate_tokenizer._reconstructions(work, x_BCHW)
+        measured = evaluate_tokenizer._measures(config, x_BCHW, levels[1])
+    assert set(measured) == {"psnr", "ssim", "lpips"}
+    assert {values.device for values in (*levels, *measured.values())} == {GPU}
+
+
+def test_analyzing(gpu: FakeGPU, context: LocalContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "task_device", lambda: GPU)
+    spec = analyze.Spec(
+        context.storage.root,
+        context.inputs["prepare"],
+        context.inputs["train-tokenizer"],
+        "",
+        context.config.data,
+        "bf16",
+    )
+    with gpu.mode:
+        z_LBDhw = analyze._latents(spec, np.zeros((3, 3, 32, 32), np.uint8))
+    assert z_LBDhw.device.type == "cpu"
+    assert z_LBDhw.shape[:2] == (LEVELS, 3)
+
+
+@pytest.mark.parametrize(("method", "prediction"), zip(get_args(SamplerMethod), get_args(Prediction), strict=True))
+def test_sampling(gpu: FakeGPU, method: SamplerMethod, prediction: Prediction) -> None:
+    generator = ImageGenerator(*random_networks(), LatentStatistics(**STATISTICS), prediction).to(GPU).eval()
+    sampling = Sampling(method, 2, guidance=1.5, guidance_interval=(0.0, 0.7), precision="bf16")
+    with gpu.mode, Reading():
+        images_BCHW = generator.draw(torch.arange(2), [0, 1], sampling)
+    assert images_BCHW.device == GPU
+
+
+def test_feature_networks(gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "load", lambda *_, **__: {})
+    monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+    with gpu.mode:
+        inception = Inception("no file").to(GPU)
+        found = inception(gpu.put(pixels(64)))
+        classifier = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        monkeypatch.setattr(perceptual, "_efficientnet_lite0", lambda path: classifier)
+        lite = ImageNetFeatures("efficientnet_lite0", None, 32).to(GPU)(gpu.put(pixels()))
+    assert {part.device for part in (*found, lite)} == {GPU}
+
+
+def test_distances_of_features(gpu: FakeGPU) -> None:
+    with gpu.mode, Reading():
+        moments = metrics.FeatureMoments(8, GPU)
+        real_NF, fake_NF = gpu.put(torch.zeros(20, 8)), gpu.put(torch.zeros(20, 8))
+        moments.update(real_NF)
+        metrics.frechet_distance(*moments.result(), *moments.result())
+        metrics.precision_recall(real_NF, fake_NF)
+        metrics.inception_score(real_NF)
+
+
+def test_the_registered_model(gpu: FakeGPU, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, sit = random_networks()
+    sampling = {"method": "euler", "steps": 2, "guidance": 1.5, "guidance_interval": [0.0, 1.0], "seed": 0}
+    facts = {"code": "models", "tokenizer": TOKENIZER, "sit": SIT, "statistics": STATISTICS, "prediction": "velocity"}
+    (tmp_path / "model.json").write_text(json.dumps({**facts, "sampling": sampling, "batch_size": 2}))
+    save_file(tokenizer.state_dict(), tmp_path / "tokenizer")
+    save_file(sit.state_dict(), tmp_path / "sit")
+    names = {"model": "model.json", "tokenizer": "tokenizer", "sit": "sit"}
+    model = ImageModel()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        model.load_context(SimpleNamespace(artifacts={name: str(tmp_path / file) for name, file in names.items()}))
+    assert model.device.type == "cuda"
+    monkeypatch.setattr(Tensor, "numpy", lambda tensor: np.zeros(tensor.shape, np.uint8))
+    with gpu.mode, Reading():
+        table = model.predict(None, pd.DataFrame({"label": [1, 2, 3], "seed": [0, 1, 2]}))
+    assert [picture[:4] for picture in table["image"]] == [b"\x89PNG"] * 3
