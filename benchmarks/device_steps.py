@@ -3,6 +3,7 @@
 They compute what the trainers' steps compute, with the same functions of `models`. All draws are made on the device.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +81,7 @@ TINY = Sizes(
 )  # fmt: skip
 
 
-class Step:
+class Step(ABC):
     """One network's training. `step` is made with the draws of its number, so that it can be made again."""
 
     batch: int
@@ -90,11 +91,11 @@ class Step:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def __call__(self, number: int) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def __call__(self, number: int) -> Tensor: ...
 
-    def compile(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def compile(self) -> None: ...
 
     def source(self, number: int) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(number)
