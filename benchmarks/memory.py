@@ -41,7 +41,7 @@ _SETS = (
     "data.format=parquet", f"data.classes={_CLASSES}", "data.image_size=32", "data.horizontal_flip=false",
     "data.validation_share=0.02", "tokenizer.width=16", "tokenizer.depth=1", "tokenizer.heads=2",
     "tokenizer.hidden=24", "tokenizer.steps=2", "tokenizer.batch_size=12", "tokenizer.discriminator_width=8",
-    "encode.canary_psnr=0",
+    "encode.canary_margin=60",
 )  # fmt: skip
 
 Peaks = dict[str, dict[str, float]]
