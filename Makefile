@@ -6,6 +6,7 @@ INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 SHARED := --dist loadfile --no-loadscope-reorder # by several processes, a file at a time
 WORKERS ?= 3# of them for the fast tests, which wait half of the time; the slow ones are two at a time
+COVERAGE ?= # CI measures it, which takes half as long again
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-all test-slow test-image test-cluster cluster lint types docs clean
@@ -18,7 +19,7 @@ quickstart: $(INSTALLED) ## Train, sample, evaluate and register on handwritten 
 
 test: $(INSTALLED) lint types ## Lint, types and the fast tests: what every change has to pass.
 	@echo "tests"
-	@$(PYTEST) -n $(WORKERS) $(SHARED) -m "not slow and not study and not image and not cluster" --cov --cov-report=term:skip-covered
+	@$(PYTEST) -n $(WORKERS) $(SHARED) -m "not slow and not study and not image and not cluster" $(COVERAGE)
 
 test-all: test test-slow ## The same, and the slow tests.
 
