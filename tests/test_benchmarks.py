@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import checkpoint, device, device_steps, encode, loader, memory, train_step
-from tests.support import PROJECT
+from benchmarks import checkpoint, decode, device, device_steps, encode, loader, memory, train_step
+from tests.support import PROJECT, sources
 from tests.support.artifacts import config_at
 from tests.support.trainers import SETS
 
@@ -44,6 +44,14 @@ def test_loaders_give_what_they_are_compared_with(tmp_path: Path, monkeypatch: p
             assert [_channels_last(batch).shape for batch in copies()] == [batch.shape for batch in ours]
         for side in rivals.values():
             assert all(np.array_equal(a, _channels_last(b)) for a, b in zip(ours, side(), strict=True))
+
+
+def test_decoders_are_compared_by_their_pixels() -> None:
+    images = [sources.encoded(sources.picture(seed, 90, 70), "JPEG") for seed in range(3)]
+    rows = decode.measure(images, size=16, rounds=1)
+    assert rows["torchvision"]["largest_difference"] == 0, "both are libjpeg-turbo"
+    assert rows["Pillow's draft"]["images_that_differ"] == 1, "it decodes a half of the size or less"
+    assert all(row["ms_alone"] > 0 for row in rows.values())
 
 
 @pytest.mark.slow

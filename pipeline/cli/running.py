@@ -109,7 +109,7 @@ def sample(
 ) -> None:
     """Generate images of a class with the trained generator, as PNG files.
 
-    A name goes before a number: with folders named 1 to 12, `--class 2` is the folder 2.
+    A name goes before a number: with folders named 1 to 12 or 01 to 12, `--class 2` is the folder of that number.
     """
     from pipeline.inference import draw
     from pipeline.workflow import artifacts_of, resolved, survey
@@ -123,14 +123,22 @@ def sample(
 
 
 def _label_of(given: str, names: Sequence[str], classes: int) -> int:
-    """The label of the class of this name, or with this number. ConfigError if there is none."""
+    """The label of the class of this name, or with this number. ConfigError if there is none.
+
+    Of classes that are all named by numbers, a number is the name, also with other zeros in front: never a label.
+    """
     if given in names:
         return names.index(given)
-    if given.isascii() and given.isdigit():
+    is_number, by_number = _is_number(given), bool(names) and all(map(_is_number, names))
+    if is_number and by_number:
+        same = [label for label, name in enumerate(names) if int(name) == int(given)]
+        if len(same) == 1:
+            return same[0]
+    elif is_number:
         if int(given) < classes:
             return int(given)
         raise ConfigError(f"--class {given} is out of range", f"Choose a class from 0 to {classes - 1}.")
-    close = difflib.get_close_matches(given, names, n=1)
+    close = [] if by_number else difflib.get_close_matches(given, names, n=1)
     if close:
         hint = f"Did you mean '{close[0]}'?"
     elif names:
@@ -138,6 +146,10 @@ def _label_of(given: str, names: Sequence[str], classes: int) -> int:
     else:
         hint = f"Choose a class from 0 to {classes - 1}: no names are known."
     raise ConfigError(f"--class {given}: there is no class of this name", hint)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 def _print_locations(config: Config, preset: str) -> None:

@@ -91,8 +91,8 @@ def decode_image(image: Encoded, max_pixels: int | None) -> Image.Image:
             raise error from None
 
 
-# Pillow's `draft`, which decodes a JPEG at a half or less, takes half of the time at 64 px (2.2 of 4.3 ms, ImageNet
-# photographs), but gives other pixels: 5 of 255 levels in the mean. At 256 px there is nothing to halve.
+# Pillow's `draft`, which decodes a JPEG at a half or less, takes half of the time at 64 px, but gives other pixels: 5
+# of 255 levels in the mean. Decoders with the same pixels are no faster, with the crop: `benchmarks/decode.py`.
 def _decoded(image: Encoded, max_pixels: int | None) -> Image.Image:
     try:
         opened = Image.open(io.BytesIO(image), formats=FORMATS)

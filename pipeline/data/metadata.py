@@ -5,10 +5,11 @@ is decoded here.
 """
 
 import struct
+import zlib
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"}
-_XMP = b"XML:com.adobe.xmp\0"  # begins a text chunk that may hold the orientation
+_PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+_XMP = b"XML:com.adobe.xmp\0\0"  # begins a text chunk, not compressed, that may hold the orientation
 _XMP_BYTES = 1 << 20
 _SOS, _COMMENT = 0xDA, 0xFE
 _JFIF, _EXIF, _ADOBE = 0xE0, 0xE1, 0xEE
@@ -39,11 +40,21 @@ def _strip_png(image: bytes) -> bytes:
     while at + 8 <= len(image):
         size, kind = struct.unpack_from(">I4s", image, at)
         end = at + size + 12
-        xmp = kind == b"iTXt" and size <= _XMP_BYTES and image.startswith(_XMP, at + 8)
-        if kind in _PNG_PIXELS or xmp:
-            kept.append(image[at:end])
+        chunk = image[at:end]
+        if kind in _PNG_PIXELS or (_may_turn(kind, chunk[8 : 8 + len(_XMP)], size) and _is_whole(chunk)):
+            kept.append(chunk)
         at = end
     return b"".join(kept)
+
+
+def _may_turn(kind: bytes, start: bytes, size: int) -> bool:
+    """Whether a chunk of this kind, with these first bytes, may hold the orientation."""
+    return kind == b"eXIf" or (kind == b"iTXt" and size <= _XMP_BYTES and start == _XMP)
+
+
+def _is_whole(chunk: bytes) -> bool:
+    """Whether the checksum at the chunk's end is that of its kind and data."""
+    return zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
 
 
 def _strip_jpeg(image: bytes) -> bytes:

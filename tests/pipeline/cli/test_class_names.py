@@ -20,7 +20,10 @@ NUMBERS = [str(number) for number in range(1, 13)]
         ("1", ["ant", "cat"], 1),
         ("2", NUMBERS, 1),  # the folder 2, not the label 2
         ("12", NUMBERS, 11),
-        ("0", NUMBERS, 0),  # no folder has this name
+        ("2", [f"{number:02}" for number in range(1, 13)], 1),  # the folder 02, not the label 2
+        ("007", ["1", "7"], 1),
+        ("7", ["007", "7"], 1),
+        ("1", ["1a", "2b"], 1),  # not all names are numbers
         ("7", [], 7),
     ],
 )
@@ -34,6 +37,8 @@ def test_a_name_goes_before_a_number(given: str, names: list[str], label: int) -
         ("cta", ["ant", "cat"], "Did you mean 'cat'"),
         ("zebra", ["ant", "cat"], "Choose one of ant, cat"),
         ("zebra", [], "from 0 to 9: no names are known"),
+        ("0", NUMBERS, "there is no class of this name. Choose one of 1, 2, 3"),  # label 0 is the folder 1
+        ("5", ["1", "2", "3", "4", "6", "8", "9", "10"], "there is no class of this name"),  # label 5 is the folder 8
         ("10", [], "--class 10 is out of range. Choose a class from 0 to 9"),
         ("-1", [], "from 0 to 9"),
         ("²", [], "from 0 to 9"),

@@ -19,6 +19,7 @@ PICTURE = picture(1, 20, 10)
 PNG, JPEG = encoded(PICTURE), encoded(PICTURE, "JPEG")
 LARGE = zlib.compress(b"x" * 2_000_000)
 BAD_EXIF = b"not a TIFF header"
+XMP = b"XML:com.adobe.xmp\0"
 
 
 def chunk(kind: bytes, data: bytes, checksum: int = 0) -> bytes:
@@ -63,6 +64,10 @@ ODD = {
     "a cut physical size": in_png(chunk(b"pHYs", b"1")),
     "a cut gamma": in_png(chunk(b"gAMA", b"1")),
     "a cut animation": in_png(chunk(b"acTL", b"1")),
+    "a wrong checksum of EXIF": in_png(chunk(b"eXIf", BAD_EXIF, 1)),
+    "a wrong checksum of XMP": in_png(chunk(b"iTXt", XMP + b"\0\0\0\0<x/>", 1)),
+    "XMP of 2 MB, compressed": in_png(chunk(b"iTXt", XMP + b"\1\0\0\0" + LARGE)),
+    "EXIF behind a cut physical size, with a wrong checksum": in_png(chunk(b"pHYs", b"1"), chunk(b"eXIf", b"", 1)),
     "bad EXIF in PNG": in_png(chunk(b"eXIf", BAD_EXIF)),
     "bad EXIF as text": in_png(chunk(b"tEXt", b"Raw profile type exif\0\nexif\n    8\nzzzz\n")),
     "bad EXIF in JPEG": in_jpeg(segment(0xE1, b"Exif\0\0" + BAD_EXIF)),
