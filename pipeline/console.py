@@ -61,8 +61,11 @@ class Rate:
         return (done - start) / (now - began) if now - began > 1.0 and done > start else None
 
     def remaining(self, rate: float | None, units: int) -> float | None:
-        """Seconds for `units` more; None while the rate is mostly that of a start-up."""
-        lasting = self._changes and time.monotonic() - self._changes[0][0] > _RATE_SECONDS
+        """Seconds for `units` more; None while the rate is mostly that of a start-up, which may take minutes.
+
+        Where nothing follows the first progress within a minute, units are slow, and the start-up counts less.
+        """
+        lasting = len(self._changes) > 1 and time.monotonic() - self._changes[1][0] > _RATE_SECONDS
         return units / rate if rate and units > 0 and (self._started or lasting) else None
 
 
