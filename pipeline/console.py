@@ -69,6 +69,11 @@ class Rate:
         return units / rate if rate and units > 0 and (self._started or lasting) else None
 
 
+def _rate_text(rate: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
 class Display:
     """Shows one stage after the other: `begin`, any number of `progress`, then `end`."""
 
@@ -126,7 +131,7 @@ class Display:
         self, done: int, total: int, unit: str, activity: str, rate: float | None, values: dict[str, float]
     ) -> str:
         counted = f"{activity} {unit} {done:,}/{total:,}" if activity else f"{done}/{total} {unit if not rate else ''}"
-        parts = [counted.rstrip(), *([f"{rate:.3g} {unit}/s"] if rate else [])]
+        parts = [counted.rstrip(), *([f"{_rate_text(rate)} {unit}/s"] if rate else [])]
         parts += [f"{name} {value:.4g}" for name, value in values.items()]
         left = self._rate.remaining(rate, total - done)
         return "  ".join([*parts, *([f"{duration(left)} left"] if left else [])])

@@ -158,6 +158,18 @@ def test_another_activity_is_counted_by_itself(clock: Clock) -> None:
     assert log.lines[3].split() == ["train-sit", "10/300", "steps"], "the steps have no rate yet"
 
 
+@pytest.mark.parametrize(
+    ("each", "shown"),
+    [(1, "0.167 images/s"), (100, "16.7 images/s"), (6000, "1,000 images/s"), (75_000, "12,500 images/s")],
+)
+def test_a_rate_is_written_as_people_do(clock: Clock, each: int, shown: str) -> None:
+    log = Log()
+    for number in range(3):
+        clock.now += 6
+        log.display.progress(number * each, 10 * each, unit="images")
+    assert f"  {shown}" in log.lines[-1]
+
+
 def test_a_terminal_shows_the_same_note(clock: Clock) -> None:
     file = io.StringIO()
     with Display(Console(file=file, width=150, force_terminal=True)) as display:
