@@ -61,9 +61,17 @@ class Rate:
         return (done - start) / (now - began) if now - began > 1.0 and done > start else None
 
     def remaining(self, rate: float | None, units: int) -> float | None:
-        """Seconds for `units` more; None while the rate is mostly that of a start-up."""
-        lasting = self._changes and time.monotonic() - self._changes[0][0] > _RATE_SECONDS
+        """Seconds for `units` more; None while the rate is mostly that of a start-up, which may take minutes.
+
+        Where nothing follows the first progress within a minute, units are slow, and the start-up counts less.
+        """
+        lasting = len(self._changes) > 1 and time.monotonic() - self._changes[1][0] > _RATE_SECONDS
         return units / rate if rate and units > 0 and (self._started or lasting) else None
+
+
+def _rate_text(rate: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 class Display:
@@ -123,7 +131,7 @@ class Display:
         self, done: int, total: int, unit: str, activity: str, rate: float | None, values: dict[str, float]
     ) -> str:
         counted = f"{activity} {unit} {done:,}/{total:,}" if activity else f"{done}/{total} {unit if not rate else ''}"
-        parts = [counted.rstrip(), *([f"{rate:.3g} {unit}/s"] if rate else [])]
+        parts = [counted.rstrip(), *([f"{_rate_text(rate)} {unit}/s"] if rate else [])]
         parts += [f"{name} {value:.4g}" for name, value in values.items()]
         left = self._rate.remaining(rate, total - done)
         return "  ".join([*parts, *([f"{duration(left)} left"] if left else [])])

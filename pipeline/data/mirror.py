@@ -88,6 +88,7 @@ class Mirror:
             return _mapped(self._path(i))
         with _locked(self.directory):  # another worker must not drop the file between check and open
             if not self._is_complete(i):
+                _remove_partial(self.directory)
                 self._check_room(self.shards[i].bytes)
                 self._create(i)
             return _mapped(self._path(i))
@@ -211,9 +212,10 @@ def _on_disk(storage: Storage, shard: StoredShard, directory: Path) -> Iterator[
     except FileNotFoundError:
         valid = False
     if not valid:
+        artifact = "/".join(shard.path.split("/")[:2])
         raise ContractError(
             f"{storage.uri(shard.path)} is missing or does not match its manifest",
-            f"Run `python -m pipeline artifact repair {'/'.join(shard.path.split('/')[:2])}`.",
+            f"Run `python -m pipeline artifact repair {artifact} --root {storage.root}`.",
         )
     yield path
     if local is None:

@@ -156,7 +156,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps with a checkpoint, complete or not, newest first."""
-        return sorted((int(name) for name in self.storage.folders(self.folder)), reverse=True)
+        return sorted((int(name) for name in self.storage.folders(self.folder) if name.isdecimal()), reverse=True)
 
     def newest(self) -> int | None:
         """The step of the newest complete checkpoint; None if there is none. Errors as `fetch_newest`."""

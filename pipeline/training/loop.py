@@ -19,7 +19,7 @@ from pipeline.errors import PipelineError
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.history import History, Meter, Reporter
 from pipeline.training.job import Loop
-from pipeline.training.restore import check_work_folder, newest_state, restore_part
+from pipeline.training.restore import check_work_folder, newest_state, newest_step, restore_part
 from pipeline.training.tensor_file import file_blocks
 from pipeline.training.trainee import Trainee
 from pipeline.training.world import World
@@ -92,7 +92,7 @@ def _run_steps(
         if step % loop.log_every == 0 or step == loop.steps:
             (line, skipped), measured = history.close_line(step), meter.read()
             if skipped >= MAX_SKIPPED_IN_A_ROW:
-                raise _too_many_skipped(skipped, checkpoints, loop)
+                raise _too_many_skipped(skipped, newest_step(checkpoints, world), loop)
             if reporter:
                 reporter.line(line, measured)
             end = notice()
@@ -124,9 +124,7 @@ def _as_pair(value: Tensor) -> Tensor:
     return value if value.ndim else torch.stack([value, torch.ones_like(value)])
 
 
-def _too_many_skipped(skipped: int, checkpoints: Checkpoints, loop: Loop) -> PipelineError:
-    checkpoints.wait()
-    newest = checkpoints.newest()
+def _too_many_skipped(skipped: int, newest: int | None, loop: Loop) -> PipelineError:
     good = f"the last good checkpoint is step {newest}" if newest else "there is no checkpoint yet"
     return PipelineError(
         f"{loop.stage}: {skipped} steps in a row had a non-finite gradient; {good}",

@@ -47,6 +47,22 @@ def newest_state(checkpoints: Checkpoints, world: World) -> dict[str, Any] | Non
         return state
 
 
+def newest_step(checkpoints: Checkpoints, world: World) -> int | None:
+    """The step of the newest complete checkpoint, the same on every rank; None if there is none.
+
+    Rank 0 waits for its last write before it looks. Its error is raised on every rank.
+    """
+    found = _attempt(lambda: _newest_written(checkpoints)) if world.rank == 0 else None
+    step, error = world.shared(found)
+    _raise_first([error])
+    return None if step is None else int(step)
+
+
+def _newest_written(checkpoints: Checkpoints) -> int | None:
+    checkpoints.wait()
+    return checkpoints.newest()
+
+
 def check_work_folder(storage: Storage, work: str, lease: str, world: World) -> None:
     """On every rank: StorageError if a node does not see the work folder, LeaseError if the lease is another's.
 

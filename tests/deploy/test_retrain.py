@@ -50,8 +50,12 @@ def tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_source_is_listed_every_time(s3_root, tracked):
-    """New images under an old URI are new data; here the dashboard is away, which is found after that."""
+    """New images under an old URI are new data; here the dashboard is away, which is found after that.
+
+    What is not read is said before that.
+    """
     source = f"{s3_root}/images"
+    open_storage(source).write("a/notes.txt", b"no image")
     sets = ("data.format=folder", f"data.uri={source}", "evaluate.class_accuracy=false",
             "register.gate.metric=samples/frechet_distance/efficientnet_lite0", "register.gate.direction=lower",
             "register.gate.minimum=null")  # fmt: skip
@@ -60,7 +64,7 @@ def test_the_source_is_listed_every_time(s3_root, tracked):
     done = retrain(NOBODY, s3_root, *sets)
     assert done.returncode == 69
     assert done.stdout.startswith("## Retraining `quickstart` was not possible")
-    assert "prepare: new" in done.stderr
+    assert "not read: 1 .txt" in done.stderr.partition("prepare: new")[0]
     first = read_index(open_storage(s3_root), config.data)
     put_images(source, 6)
     assert retrain(NOBODY, s3_root, *sets).returncode == 69

@@ -100,6 +100,29 @@ def test_a_slow_start_is_soon_forgotten(clock: Clock) -> None:
     assert rate.remaining(found, 94) == pytest.approx(3 * 94)
 
 
+@pytest.mark.parametrize("start_up", [25, 70, 600])
+def test_no_time_left_is_told_from_a_start_up(clock: Clock, start_up: int) -> None:
+    """However long it takes, as where nodes are added first: 4,000 at 32 a second are 2 minutes, not 5 or 40 hours."""
+    rate, told = Rate(), list[float]()
+    rate.update(0)
+    clock.now += start_up
+    for done in range(16, 4000, 16):
+        left = rate.remaining(rate.update(done), 4000 - done)
+        told += [left] if left is not None else []
+        clock.now += 0.5
+    assert len(told) > 200
+    assert told[0] == pytest.approx(115, rel=0.1)
+
+
+def test_time_left_of_a_few_slow_units_is_told_after_the_first(clock: Clock) -> None:
+    rate = Rate()
+    rate.update(0)
+    clock.now += 900
+    assert rate.remaining(rate.update(1), 2) is None
+    clock.now += 61
+    assert rate.remaining(rate.update(1), 2) == pytest.approx(2 * 961)
+
+
 def test_a_rate_falls_while_nothing_is_done(clock: Clock) -> None:
     rate = Rate()
     for done in range(4):
@@ -133,6 +156,18 @@ def test_another_activity_is_counted_by_itself(clock: Clock) -> None:
         "mirroring images 2,000/50,000", "mirroring images 12,000/50,000", "mirroring images 50,000/50,000",
     ]  # fmt: skip
     assert log.lines[3].split() == ["train-sit", "10/300", "steps"], "the steps have no rate yet"
+
+
+@pytest.mark.parametrize(
+    ("each", "shown"),
+    [(1, "0.167 images/s"), (100, "16.7 images/s"), (6000, "1,000 images/s"), (75_000, "12,500 images/s")],
+)
+def test_a_rate_is_written_as_people_do(clock: Clock, each: int, shown: str) -> None:
+    log = Log()
+    for number in range(3):
+        clock.now += 6
+        log.display.progress(number * each, 10 * each, unit="images")
+    assert f"  {shown}" in log.lines[-1]
 
 
 def test_a_terminal_shows_the_same_note(clock: Clock) -> None:

@@ -87,7 +87,7 @@ class Reading(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default):
             return {torch.bool: False}.get(args[0].dtype, 1)
         return func(*args, **(kwargs or {}))
 

@@ -177,12 +177,24 @@ def test_a_cut_mirror_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert list(directory.glob(".partial-*")) == []
 
 
+def test_what_a_killed_process_has_left_is_removed_in_a_window_too(any_root: str, tmp_path: Path) -> None:
+    storage, directory = open_storage(any_root), tmp_path / "mirror"
+    shards = image_shards(storage, tmp_path)
+    directory.mkdir()
+    (directory / ".partial-0a1b2c.parquet").write_bytes(b"a download that was cut")
+    window = DataConfig(shuffle="window", window_rows=8)
+    open_mirror(storage, shards, directory, IMAGE_COLUMNS, window, 8).open(0)
+    assert list(directory.glob(".partial-*")) == []
+
+
 def test_a_changed_shard_is_refused(any_root: str, tmp_path: Path) -> None:
+    """With a command that repairs it, also where the root is not the usual one."""
     storage = open_storage(any_root)
     shards = image_shards(storage, tmp_path)
     storage.write(shards[2].path, storage.read(shards[3].path))
-    with pytest.raises(ContractError, match=r"2.parquet is missing or does not match its manifest"):
+    with pytest.raises(ContractError, match=r"2.parquet is missing or does not match its manifest") as refusal:
         open_mirror(storage, shards, tmp_path / "mirror", IMAGE_COLUMNS, FULL, 8)
+    assert refusal.value.hint == f"Run `python -m pipeline artifact repair prepare/abc --root {storage.root}`."
 
 
 def test_a_small_disk_is_said_with_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

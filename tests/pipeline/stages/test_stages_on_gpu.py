@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_args
+from typing import cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -21,11 +21,12 @@ from models.choices import LEVELS, EvaluationPrecision, Prediction, SamplerMetho
 from models.generator import ImageGenerator, LatentStatistics, Sampling
 from models.inception import Inception
 from models.perceptual import ImageNetFeatures
+from pipeline import inference
 from pipeline.config import WeightFile
 from pipeline.evaluation import features
 from pipeline.inference import load_tokenizer
 from pipeline.inference.registered_model import ImageModel
-from pipeline.stages import analyze, evaluate_tokenizer
+from pipeline.stages import analyze, encode_shard, evaluate_tokenizer
 from tests.support.artifacts import prepared
 from tests.support.contexts import LocalContext, local_context, untrained_tokenizer
 from tests.support.fake_device import GPU, FakeGPU, Reading, fake_gpu
@@ -53,16 +54,28 @@ def pixels(size: int = 32) -> Tensor:
     return torch.zeros(3, 3, size, size, dtype=torch.uint8)
 
 
-def test_encoding(gpu: FakeGPU, context: LocalContext) -> None:
-    """Moments, and the statistics of every level."""
-    tokenizer, latent_filter = load_tokenizer(context.storage, context.inputs["train-tokenizer"], GPU)
-    with gpu.mode, torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
-        mean_BDhw, logvar_BDhw = tokenizer.encode(metrics.from_uint8(gpu.put(pixels())))
-        matrices = latent_filter.matrices.double()
-        mean_BDN, variance_BDN = mean_BDhw.double().flatten(2), logvar_BDhw.double().exp().flatten(2)
-        for level in range(LEVELS):
-            filtered_BDN = mean_BDN @ matrices[level].T
-            assert (filtered_BDN.square() + variance_BDN @ matrices[level].square().T).device == GPU
+def test_encoding(gpu: FakeGPU, context: LocalContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an encoder asks of its device: moments, the decoded ones of the gate, the statistics of every level."""
+    tokenizer = context.inputs["train-tokenizer"]
+    plan = SimpleNamespace(root=context.storage.root, tokenizer=tokenizer, batch_size=2)
+    monkeypatch.setattr(inference, "task_device", lambda: GPU)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # it sees that there is no GPU
+    monkeypatch.setattr(encode_shard, "_tensor", lambda array: gpu.mode.from_tensor(torch.from_numpy(array)))
+    encoder = encode_shard.Encoder(cast(encode_shard.Plan, plan))
+    images, left = pixels().permute(0, 2, 3, 1).numpy(), list[torch.device]()
+
+    def values(tensor: Tensor) -> np.ndarray:
+        left.append(tensor.device)
+        return np.zeros(tensor.shape, np.float16)
+
+    with gpu.mode, Reading(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "numpy", values)
+        patch.setattr(Tensor, "tolist", values)
+        mean, logvar = encoder._encode(images, "bf16")
+        encoder._psnr(mean, images)
+        encoder._sums(mean, logvar)
+    assert mean.shape == logvar.shape == (3, *load_tokenizer(context.storage, tokenizer, GPU)[0].latent_shape)
+    assert {device.type for device in left} == {"cpu"}
 
 
 @pytest.mark.parametrize("precision", get_args(EvaluationPrecision))

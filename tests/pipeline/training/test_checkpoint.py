@@ -63,6 +63,18 @@ def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
     assert checkpoints.steps() == [4, 3]
 
 
+def test_other_folders_beside_checkpoints_are_left_alone(any_root: str, tmp_path: Path) -> None:
+    """As of somebody who restores one from a backup and keeps the damaged one."""
+    storage = open_storage(any_root)
+    checkpoints = Checkpoints(storage, "c", 1, tmp_path / "disk")
+    storage.write("c/000000001.damaged/state.json", b"{}")
+    for step in (1, 2):
+        checkpoints.save(step, {"step": step})
+    checkpoints.wait()
+    assert checkpoints.newest() == 2
+    assert storage.folders("c") == ["000000001.damaged", "000000002"]
+
+
 def test_a_saved_state_does_not_move_with_training(tmp_path: Path) -> None:
     """The copy is taken before `save` returns, though it is written later."""
     checkpoints = Checkpoints(open_storage(tmp_path.as_uri()), "c", keep=2)

@@ -3,6 +3,7 @@
 import copy
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from pipeline.errors import ContractError, LeaseError, PipelineError, StorageErr
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.uri import open_storage
 from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.restore import check_work_folder, newest_state, restore_part
+from pipeline.training.restore import check_work_folder, newest_state, newest_step, restore_part
 from pipeline.training.world import World
 from tests.support.trainers import same_state
 
@@ -107,6 +108,48 @@ def test_every_rank_has_the_state_and_every_node_reads_it_once(
 
 def test_nothing_was_saved(any_root: str, tmp_path: Path) -> None:
     assert reading([open_storage(any_root)] * 2, tmp_path) == [None] * 4
+
+
+class SlowStorage(LocalStorage):
+    """A folder to which tensors are written slowly."""
+
+    def write_stream(self, path: str, blocks: Any) -> None:
+        if path.endswith(".safetensors"):
+            time.sleep(0.3)
+        super().write_stream(path, blocks)
+
+
+def test_every_rank_names_the_checkpoint_that_is_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 alone knows of it, and alone reads it."""
+    read = list[int]()
+    newest = Checkpoints.newest
+
+    def counted(self: Checkpoints) -> int | None:
+        read.append(1)
+        return newest(self)
+
+    def stop(world: World) -> int | None:
+        checkpoints = Checkpoints(SlowStorage(tmp_path), "work/checkpoints", 2)
+        if world.rank == 0:
+            checkpoints.save(7, {"x": torch.ones(3)})
+        return newest_step(checkpoints, world)
+
+    monkeypatch.setattr(Checkpoints, "newest", counted)
+    assert on_all_ranks(stop) == [7] * 4
+    assert len(read) == 1
+
+
+def test_a_checkpoint_that_could_not_be_written_is_told_by_every_rank(tmp_path: Path) -> None:
+    def stop(world: World) -> int | None:
+        checkpoints = Checkpoints(LocalStorage(tmp_path / "file" / "root"), "work/checkpoints", 2)
+        if world.rank == 0:
+            checkpoints.save(7, {"x": torch.ones(3)})
+        return newest_step(checkpoints, world)
+
+    (tmp_path / "file").write_bytes(b"no folder")
+    raised = on_all_ranks(stop)
+    assert [type(error) for error in raised] == [StorageError] * 4
+    assert len({str(error) for error in raised}) == 1
 
 
 def test_all_are_damaged(saved: Checkpoints, tmp_path: Path) -> None:
