@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.data.mirror import Mirror, StoredShard, mirror_directory, open_mirror
     from pipeline.data.prepare import PreparedUnit, broken_links, check_prepared, prepare_unit
     from pipeline.data.prepared import Rows, choose_rows, read_images
-    from pipeline.data.shards import write_latent_shard
+    from pipeline.data.shards import latent_record, write_latent_shard
     from pipeline.data.sources import Exceptions, Unit, class_names, exceptions_of, listed_tars, work_units
     from pipeline.data.store import IMAGE_COLUMNS, LATENT_COLUMNS, ImageStore, Labels, LatentStore
     from pipeline.data.tars import TarIndex, TarUnit, index_tar
@@ -41,7 +41,7 @@ else:
         mirror="Mirror StoredShard mirror_directory open_mirror",
         prepare="PreparedUnit broken_links check_prepared prepare_unit",
         prepared="Rows choose_rows read_images",
-        shards="write_latent_shard",
+        shards="latent_record write_latent_shard",
         sources="Exceptions Unit class_names exceptions_of listed_tars work_units",
         store="IMAGE_COLUMNS LATENT_COLUMNS ImageStore Labels LatentStore",
         tars="TarIndex TarUnit index_tar",

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.data.split import Split
+from pipeline.storage import Storage
 
 Moments = npt.NDArray[np.float16]
 
@@ -30,6 +31,8 @@ IMAGE_SCHEMA = pa.schema(
     ]
 )
 SHAPE = b"shape"  # key in the metadata of a latent shard's schema; its value is b"D,h,w"
+_RECORD = "record"  # key in the metadata of a latent shard's file
+_MAGIC, _TAIL = b"PAR1", 8  # Parquet's first bytes; its last ones are the length of its metadata and these again
 _GROUP_ROWS, _GROUP_BYTES = 1024, 64 << 20  # limits of a row group, which a reader holds in memory
 
 
@@ -111,9 +114,10 @@ class ImageShardWriter:
 
 
 def write_latent_shard(
-    path: Path, keys: Sequence[str], labels: npt.ArrayLike, mean_NDhw: Moments, logvar_NDhw: Moments
+    path: Path, keys: Sequence[str], labels: npt.ArrayLike, mean_NDhw: Moments, logvar_NDhw: Moments, record: str = ""
 ) -> None:
-    """Write raw moments (N, D, h, w) in fp16 to a local Parquet file: zstd, plain encoding.
+    """Write raw moments (N, D, h, w) in fp16 to a local Parquet file: zstd, plain encoding. `record` is kept in its
+    metadata, for `latent_record`.
 
     Byte-stream-split would save another tenth of the size and take four times as long, but DuckDB reads it for 32-bit
     and 64-bit values only.
@@ -126,13 +130,19 @@ def write_latent_shard(
             raise ValueError(f"{name} is {moments.dtype} {moments.shape}, not float16 {(len(keys), *shape)}")
         values = pa.array(np.ascontiguousarray(moments).reshape(-1))
         columns.append(pa.FixedSizeListArray.from_arrays(values, type=schema.field(name).type))
-    pq.write_table(
-        pa.table(columns, schema=schema),
-        path,
-        compression="zstd",
-        use_dictionary=False,
-        row_group_size=max(1, len(keys)),
-    )
+    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False) as writer:
+        writer.write_table(pa.table(columns, schema=schema), row_group_size=max(1, len(keys)))
+        writer.add_key_value_metadata({_RECORD: record})
+
+
+def latent_record(storage: Storage, path: str, size: int) -> str:
+    """The record of a whole shard of latents of `size` bytes, of which only the end is read."""
+    with storage.open(path, size - _TAIL) as end:
+        length = int.from_bytes(end.read(_TAIL)[:4], "little")  # of the metadata before it
+    with storage.open(path, size - _TAIL - length) as end:
+        metadata = pq.read_metadata(pa.BufferReader(_MAGIC + end.read())).metadata
+    record: bytes = metadata[_RECORD.encode()]
+    return record.decode()
 
 
 def latent_schema(shape: tuple[int, ...]) -> pa.Schema:

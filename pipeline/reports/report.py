@@ -191,7 +191,7 @@ def _data_uri(storage: Storage, manifest: Manifest, name: str) -> str:
     except FileNotFoundError:
         raise ContractError(
             f"{storage.uri(path)} is missing",
-            f"Run `python -m pipeline artifact repair {manifest.name}`.",
+            f"Run `python -m pipeline artifact repair {manifest.name} --root {storage.root}`.",
         ) from None
 
 

@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 
 from pipeline import cluster
-from pipeline.artifacts import FileRecord, Manifest, Outcome, read_checked
-from pipeline.data import Decoding
+from pipeline.artifacts import FileRecord, Manifest, Outcome
+from pipeline.data import Decoding, latent_record
 from pipeline.errors import DataError, PipelineError
 from pipeline.stages.encode_shard import Encoder, Plan, Refused, Shard, record_path
 from pipeline.storage import Storage
 from pipeline.workflow import StageContext
-
-_RECORDS = "shards.jsonl"  # of the artifact: the records of its shards, for a repair
 
 
 def run(context: StageContext) -> Outcome:
@@ -53,12 +51,11 @@ def run(context: StageContext) -> Outcome:
 
 def salvage(storage: Storage, manifest: Manifest, broken: list[str], work: str) -> None:
     """Leave the records of an artifact's whole shards in the work folder, so that `run` encodes only the others."""
-    if _RECORDS in broken:
-        return
-    for line in read_checked(storage, manifest, _RECORDS).splitlines():
-        record = json.loads(line)
-        if record["path"] not in broken:
-            storage.write(record_path(work, int(Path(record["path"]).stem)), line)
+    for name, file in manifest.files.items():
+        if name not in broken:
+            record = json.loads(latent_record(storage, f"{manifest.name}/{name}", file.bytes))
+            record |= file.model_dump()
+            storage.write(record_path(work, int(Path(name).stem)), json.dumps(record).encode())
 
 
 def _plan(context: StageContext) -> Plan:
@@ -144,7 +141,6 @@ def _final(error: Exception) -> Exception:
 def _finish(context: StageContext, records: list[dict[str, Any]]) -> Outcome:
     for record in records:
         context.writer.add_stored(record["path"], FileRecord(bytes=record["bytes"], sha256=record["sha256"]))
-    context.writer.add_bytes(b"".join(json.dumps(record).encode() + b"\n" for record in records), _RECORDS)
     rows = sum(record["rows"] for record in records)
     quarantined = [entry for record in records for entry in record["quarantined"]]
     budget = context.config.data.quarantine_budget

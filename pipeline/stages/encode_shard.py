@@ -239,25 +239,27 @@ class Encoder:
     def _write(
         self, shard: Shard, rows: _Rows, mean: npt.NDArray[np.floating], logvar: npt.NDArray[np.floating]
     ) -> None:
-        """Write the shard, then its record, both at once or not at all. LeaseError if another driver has taken over."""
+        """Write the shard, with its record in it, then the record for the driver. LeaseError if another driver has
+        taken over.
+        """
         plan, storage = self.plan, open_storage(self.plan.root)
         checks, sums = self._checks(shard, rows, mean, logvar), self._sums(mean, logvar)
         writer = ArtifactWriter(storage, "encode", plan.fingerprint)
         name = f"latents/{shard.index:05d}.parquet"
-        with TemporaryDirectory(prefix="dvae-encode-") as folder:
-            path = Path(folder, "shard.parquet")
-            write_latent_shard(path, rows.keys, np.concatenate(rows.labels), mean, logvar)
-            check_lease(storage, f"{plan.work}/lease.json", plan.lease)
-            writer.add(path, name)
         record = {
             "path": name,
             "rows": len(rows.keys),
-            **writer.files[name].model_dump(),
             "inputs": plan.inputs,
             "sums": sums,
             "checks": checks,
             "quarantined": rows.unreadable,
         }
+        with TemporaryDirectory(prefix="dvae-encode-") as folder:
+            path = Path(folder, "shard.parquet")
+            write_latent_shard(path, rows.keys, np.concatenate(rows.labels), mean, logvar, json.dumps(record))
+            check_lease(storage, f"{plan.work}/lease.json", plan.lease)
+            writer.add(path, name)
+        record |= writer.files[name].model_dump()
         storage.write(record_path(plan.work, shard.index), json.dumps(record).encode())
 
 

@@ -7,7 +7,8 @@ import pandas
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data.shards import IMAGE_SCHEMA, ImageShardWriter, StoredExample, write_latent_shard
+from pipeline.data.shards import IMAGE_SCHEMA, ImageShardWriter, StoredExample, latent_record, write_latent_shard
+from pipeline.storage import open_storage
 
 
 def moments(rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,6 +66,13 @@ def test_latent_shard_round_trip(tmp_path: Path) -> None:
         column = group.column(i)
         assert column.compression == "ZSTD"
         assert not column.has_dictionary_page
+
+
+@pytest.mark.parametrize("record", ["", "{}", '{"key": "ä", "long": "' + 100_000 * "x" + '"}'])
+def test_latents_hold_their_record(tmp_path: Path, record: str) -> None:
+    mean, logvar = moments(3)
+    write_latent_shard(tmp_path / "a", ["a", "b", "c"], [0, 1, 2], mean, logvar, record)
+    assert latent_record(open_storage(tmp_path.as_uri()), "a", (tmp_path / "a").stat().st_size) == record
 
 
 def test_latents_open_in_other_programs(tmp_path: Path) -> None:

@@ -152,6 +152,7 @@ def test_repair_encodes_only_what_is_broken(afresh: LocalContext, stream: LocalS
     before = shards(afresh)
     afresh.storage.delete_folder(afresh.work)
     put_lease(job_of(afresh.config, "encode", afresh.inputs))
+    assert list(manifest.files) == [f"latents/0000{number}.parquet" for number in range(len(before))], "nothing to lose"
     broken = ["latents/00001.parquet"]
     encode.salvage(afresh.storage, manifest, broken, afresh.work)
     afresh.storage.delete(f"{manifest.name}/{broken[0]}")

@@ -258,7 +258,7 @@ def test_what_was_begun_with_another_input_is_not_continued(
     assert world.statuses()["train-sit"] == "resumable"
     if repaired == "another":
         world.content["encode"] = "other latents"
-    world.driver().rerun("encode", ["shards.jsonl"])
+    world.driver().rerun("encode", ["file"])
     resumes = repaired == "the same"
     assert world.statuses()["train-sit"] == ("resumable" if resumes else "new")
     world.run()
