@@ -95,7 +95,7 @@ def run(context: StageContext) -> Outcome:
     records = context.map(prepare, specs, weights, unit="images")
     units = [PreparedUnit.model_validate(record) for record in records]
     units.append(broken_links(listing, len(units)))
-    check_prepared(units, data, names)
+    check_prepared(units, data, names, splits_given=listing.validation_root is not None)
     labels = _labels(units)
     check_labels(data, labels["train"] + labels["validation"], names)
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}

@@ -166,6 +166,29 @@ def test_a_class_whose_training_images_are_unreadable(any_root: str) -> None:
     check_prepared(prepared(data, any_root), data, names)  # as the hint says
 
 
+@pytest.mark.parametrize("layout", ["parquet", "webdataset"])
+def test_a_class_that_only_the_validation_split_has(layout: str, any_root: str) -> None:
+    """Given splits are not changed, so a class that no image trains is refused, even if a single one validates it."""
+    storage = open_storage(f"{any_root}/source")
+    sources.put_source(storage, layout, sources.examples(8, classes=2))
+    data = DataConfig.model_validate({"format": layout, "uri": f"{any_root}/source", "classes": 3})
+    sources.put_source(open_storage(f"{any_root}/val"), layout, sources.examples(4, classes=3))
+    data = data.model_copy(update={"validation_uri": f"{any_root}/val"})
+    with pytest.raises(DataError, match=r"class 2 has no readable training image, and 1 for validation\. Add training"):
+        check_prepared(prepared(data, any_root), data, splits_given=True)
+
+
+def test_a_class_folder_whose_training_images_are_all_unreadable(any_root: str) -> None:
+    for name, images in (("train", sources.examples(9)), ("val", sources.examples(3))):
+        sources.put_folder(open_storage(f"{any_root}/source/{name}"), images)
+    storage = open_storage(f"{any_root}/source")
+    for i in (1, 4, 7):
+        storage.write(f"train/class1/{i:03d}.png", b"damaged")
+    data = DataConfig(uri=f"{any_root}/source", classes=3, quarantine_budget=0.5)
+    with pytest.raises(DataError, match=r"class 'class1' has no readable training image, and 1 for validation"):
+        check_prepared(prepared(data, any_root), data, list_source(data).classes, splits_given=True)
+
+
 def test_links_that_lead_nowhere_are_quarantined(tmp_path: Path) -> None:
     root = str(tmp_path)
     sources.put_folder(open_storage(f"{root}/source"), sources.examples(12))

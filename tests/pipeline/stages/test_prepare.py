@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.config.schema import Config
+from pipeline.errors import DataError
 from pipeline.stages import prepare, sample
 from pipeline.storage import open_storage
 from tests.support import sources
@@ -58,6 +59,15 @@ def test_splits_are_told(tmp_path: Path) -> None:
         "train": 12,
         "validation": 6,
     }
+
+
+def test_a_class_that_only_the_test_split_has_is_refused(tmp_path: Path) -> None:
+    for name, classes in (("train", 3), ("test", 4)):
+        content = sources.parquet(sources.examples(12, classes))
+        open_storage(str(tmp_path / "images")).write(f"{name}-00000-of-00001.parquet", content)
+    sets = ("data.format=parquet", f"data.uri={tmp_path}/images", "data.classes=4", "sample.count=10")
+    with pytest.raises(DataError, match="class 3 has no readable training image, and 3 for validation"):
+        made_of(tmp_path, *sets)
 
 
 def test_the_grid_names_the_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
