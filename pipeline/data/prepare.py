@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.artifacts import hash_file
 from pipeline.config import DataConfig
 from pipeline.data.decode import UnreadableImage, decode_image
+from pipeline.data.folders import FolderUnit
 from pipeline.data.listing import Listing
+from pipeline.data.raw import too_large
 from pipeline.data.shards import ImageShardWriter, ShardRecord, StoredExample
 from pipeline.data.sources import Unit, read_unit
 from pipeline.data.split import Split, split_of
@@ -59,6 +61,8 @@ def prepare_unit(
     with tempfile.TemporaryDirectory(prefix="dvae-") as folder, ExitStack() as stack:
         for key, label, image in read_unit(unit, data):
             try:
+                if reason := too_large(len(image)):
+                    raise UnreadableImage(reason)
                 width, height = decode_image(image, data.max_pixels).size
             except UnreadableImage as error:
                 quarantined.append(Quarantined(key=key, reason=error.reason))
@@ -120,7 +124,7 @@ def _check_trained(units: Sequence[PreparedUnit], names: Sequence[str], splits_g
 
 
 def _excluded(unit: Unit) -> tuple[tuple[str, str], ...]:
-    return unit.excluded if isinstance(unit, TarUnit) else ()
+    return unit.excluded if isinstance(unit, TarUnit | FolderUnit) else ()
 
 
 class _Shards:

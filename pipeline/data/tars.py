@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import Base64Bytes, BaseModel, ConfigDict
 
 from pipeline.data.endings import HEIF_ENDINGS
-from pipeline.data.raw import MAX_IMAGE_BYTES, RawExample, check_heif, check_label
+from pipeline.data.raw import RawExample, check_heif, check_label, too_large
 from pipeline.data.split import Split
 from pipeline.data.tar_members import BLOCK, TarMembers, TarStream, opened_tar, read_body, readable_name
 from pipeline.data.tar_samples import IMAGE_ENDINGS, LABEL_ENDINGS, Label, Sample, TarImage, group_samples, label_of
@@ -142,8 +142,8 @@ class _Sorted:
     def _add_image(self, image: TarImage) -> None:
         if image.name in self.images:
             self.excluded.append((image.name, _TWICE))
-        elif image.bytes > MAX_IMAGE_BYTES:
-            self.excluded.append((image.name, f"{image.bytes} bytes are more than {MAX_IMAGE_BYTES}"))
+        elif reason := too_large(image.bytes):
+            self.excluded.append((image.name, reason))
         else:
             self.images[image.name] = image
 

@@ -161,4 +161,4 @@ def _labels(units: list[PreparedUnit]) -> dict[Split, Counter[int]]:
 def _images(unit: Unit) -> int:
     if isinstance(unit, TarUnit):
         return max(1, unit.rows)
-    return len(unit.files) if isinstance(unit, FolderUnit) else unit.stop - unit.start
+    return max(1, len(unit.files)) if isinstance(unit, FolderUnit) else unit.stop - unit.start

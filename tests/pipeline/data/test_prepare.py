@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import io
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -8,8 +9,10 @@ import pytest
 from PIL import Image
 
 from pipeline.config.schema import DataConfig
+from pipeline.data import folders
 from pipeline.data.listing import list_source
 from pipeline.data.prepare import PreparedUnit, broken_links, check_prepared, prepare_unit
+from pipeline.data.raw import RawExample
 from pipeline.data.sources import exceptions_of, work_units
 from pipeline.data.split import split_of
 from pipeline.errors import DataError
@@ -105,6 +108,32 @@ def test_shards_end_by_rows_and_by_bytes(any_root: str) -> None:
     assert [shard.bytes <= 610_000 for shard in shards] == [True, True, False, True]
     by_rows = prepared(data.model_copy(update={"shard_rows": 3}), any_root)
     assert [shard.rows for unit in by_rows for shard in unit.shards if shard.split == "train"] == [3, 3, 3, 1]
+
+
+@pytest.mark.parametrize("layout", ["folder", "parquet", "webdataset"])
+def test_an_image_that_is_too_large_is_quarantined(layout: str, any_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture may be followed by gigabytes, of which Parquet stores no row of 2 GiB."""
+    images = sources.examples(9)
+    large = (images[4][0] + bytes(5000), images[4][1])
+    sources.put_source(open_storage(f"{any_root}/source"), layout, [*images[:4], large, *images[5:]])
+    data = DataConfig.model_validate({"format": layout, "uri": f"{any_root}/source", "classes": 3})
+    data = data.model_copy(update={"quarantine_budget": 0.2})
+    monkeypatch.setattr("pipeline.data.raw.MAX_IMAGE_BYTES", 4096)
+    monkeypatch.setattr(folders.FolderUnit, "read", _reads_only_small(folders.FolderUnit.read))
+    units = prepared(data, any_root)
+    (found,) = (image for unit in units for image in unit.quarantined)
+    assert found.reason == f"{len(large[0])} bytes are more than 4096"
+    check_prepared(units, data)
+    assert sum(shard.rows for unit in units for shard in unit.shards) == 8
+
+
+def _reads_only_small(read: Callable[..., Iterator[RawExample]]) -> Callable[..., Iterator[RawExample]]:
+    def checked(unit: folders.FolderUnit) -> Iterator[RawExample]:
+        for example in read(unit):
+            assert len(example.image) <= 4096  # not even read
+            yield example
+
+    return checked
 
 
 @pytest.mark.parametrize("name", ["a.tgz", "a.tar.gz", "a.tar.bz2", "a.tar"])

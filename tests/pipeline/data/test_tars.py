@@ -211,7 +211,7 @@ def test_links(any_root: str) -> None:
 
 
 def test_members_that_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tars, "MAX_IMAGE_BYTES", 5)
+    monkeypatch.setattr("pipeline.data.raw.MAX_IMAGE_BYTES", 5)
     monkeypatch.setattr(tars, "_LABEL_BYTES", 3)
 
     def fill(archive: tarfile.TarFile) -> None:
