@@ -128,7 +128,10 @@ def _sort_out(found: Found, files: Iterable[tuple[Entry, int]], progress: Callab
             unnamed.append((entry, level))
         else:
             _skip(found, entry.path)
-    for (entry, level), kind in zip(unnamed, _kinds(found.storage, [entry for entry, _ in unnamed]), strict=True):
+    kinds = _kinds(found.storage, [entry for entry, _ in unnamed])
+    for seen, ((entry, level), kind) in enumerate(zip(unnamed, kinds, strict=True)):
+        if seen % 1000 == 0:
+            progress(len(found.entries))
         if kind is None:
             _skip(found, entry.path)
             continue
@@ -144,17 +147,14 @@ def _skip(found: Found, path: str) -> None:
     found.others.append(path)
 
 
-def _kinds(storage: Storage, entries: list[Entry]) -> Iterable[str | None]:
+def _kinds(storage: Storage, entries: list[Entry]) -> Iterator[str | None]:
     """What each of these files without ending is, by its first bytes."""
 
     def kind(entry: Entry) -> str | None:
-        if not entry.bytes:
-            return None
-        with storage.open(entry.path) as stream:
-            return image_kind(stream.read(HEAD))
+        return image_kind(storage.read_start(entry.path, HEAD)) if entry.bytes else None
 
     with ThreadPoolExecutor(_AHEAD, "heads") as pool:
-        return list(pool.map(kind, entries))
+        yield from pool.map(kind, entries)
 
 
 def _add_broken(found: Found, folder: Path, glob: Glob | None, name: str) -> None:

@@ -37,7 +37,7 @@ class TarStream:
 
     def __init__(self, storage: Storage, path: str, start: int = 0) -> None:
         self._storage, self._path, self._at = storage, path, start
-        first = _first_bytes(storage, path)
+        first = storage.read_start(path, BLOCK)
         if first.startswith(_ZSTD):
             raise tarfile.ReadError("it is compressed by zstd, which is not supported: gzip, bzip2 and xz are")
         opener = next((opener for magic, opener in _MAGIC.items() if first.startswith(magic)), None)
@@ -78,11 +78,6 @@ class TarStream:
     def close(self) -> None:
         self._stream.close()
         self._file.close()
-
-
-def _first_bytes(storage: Storage, path: str) -> bytes:
-    with storage.open(path) as stream:
-        return stream.read(BLOCK)
 
 
 class TarMembers(tarfile.TarFile):

@@ -41,6 +41,10 @@ class LocalStorage:
         with storage_errors(str(self.local_path(path))):
             return self.local_path(path).read_bytes()
 
+    def read_start(self, path: str, size: int) -> bytes:
+        with storage_errors(str(self.local_path(path))), open(self.local_path(path), "rb") as stream:
+            return stream.read(size)
+
     def write(self, path: str, data: bytes) -> None:
         self.write_stream(path, [data])
 

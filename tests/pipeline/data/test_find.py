@@ -2,11 +2,12 @@ import os
 from pathlib import Path
 
 import pytest
+from botocore.response import StreamingBody
 from PIL import Image
 
 from pipeline.config.schema import DataConfig
 from pipeline.data.decode import FORMATS
-from pipeline.data.endings import HEIF_ENDINGS, IMAGE_ENDINGS, image_kind, is_ignored
+from pipeline.data.endings import HEAD, HEIF_ENDINGS, IMAGE_ENDINGS, image_kind, is_ignored
 from pipeline.data.listing import Listing, list_source
 from pipeline.data.sources import work_units
 from pipeline.errors import DataError
@@ -55,6 +56,25 @@ def test_files_that_are_not_read_are_counted(any_root: str) -> None:
     assert found.files == 9
     assert found.skipped == {".txt": 2, "no ending": 2, ".mp4": 1, ".csv": 1, "outside of class folders": 1}
     assert found.remarks == ("not read: 2 .txt, 2 no ending, 1 .mp4, 1 .csv, 1 outside of class folders",)
+
+
+def test_of_files_without_ending_only_the_first_bytes_are_read(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_storage(s3_root)
+    for name in ("ant/1", "ant/2", "bee/1"):
+        storage.write(name, PNG + bytes(50_000))
+    read, found = list[int](), list[int]()
+    take = StreamingBody.read
+    monkeypatch.setattr(StreamingBody, "read", lambda body, size=None: counted(read, take(body, size)))
+    data = DataConfig.model_validate({"format": "folder", "uri": s3_root})
+    listing = list_source(data, found.append)
+    assert (listing.files, listing.classes) == (3, ("ant", "bee"))
+    assert sum(read) == 3 * HEAD
+    assert found == [0, 3]
+
+
+def counted(sizes: list[int], content: bytes) -> bytes:
+    sizes.append(len(content))
+    return content
 
 
 def test_markers_of_folders_on_s3(s3_root: str) -> None:
