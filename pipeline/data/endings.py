@@ -63,9 +63,14 @@ def is_junk_folder(name: str) -> bool:
     return name.startswith(".") or name.lower() in _JUNK_FOLDERS
 
 
+def readable(name: str) -> str:
+    """A name as text that can be shown and stored: bytes that are not UTF-8 are written as \\xNN."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 def ending_of(path: str) -> str:
-    """The ending in lower case; `.tar.gz` and the like as a whole; empty without one."""
-    name = PurePosixPath(path).name.lower()
+    """The `readable` ending in lower case; `.tar.gz` and the like as a whole; empty without one."""
+    name = readable(PurePosixPath(path).name.lower())
     compressed = next((ending for ending in _COMPRESSED_TARS if name.endswith(ending)), None)
     return compressed or PurePosixPath(name).suffix
 

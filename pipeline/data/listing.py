@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from pipeline.config import DataConfig
 from pipeline.data.classes import check_folders
-from pipeline.data.endings import ENDINGS, NO_ENDING, ending_of, is_junk_folder
+from pipeline.data.endings import ENDINGS, NO_ENDING, ending_of, is_junk_folder, readable
 from pipeline.data.find import OUTSIDE, Found, class_of, find_files
 from pipeline.data.source_splits import Parts, training_parts, validation_files
 from pipeline.data.split import Split
@@ -83,7 +83,11 @@ def _list_files(data: DataConfig, progress: Callable[[int], None]) -> Listing:
     if validation is not None:
         splits["validation"] = validation
     entries = {split: tuple(found.entries) for split, found in splits.items()}
-    broken = [BrokenLink(split, *link) for split, found in splits.items() for link in sorted(found.broken.items())]
+    broken = [
+        BrokenLink(split, readable(path), reason)
+        for split, found in splits.items()
+        for path, reason in sorted(found.broken.items())
+    ]
     return Listing(
         data.format,
         train.storage.root,
@@ -185,8 +189,9 @@ def _check_no_class_is_empty(where: str, found: Found) -> None:
             found.skipped[OUTSIDE] += 1
     if empty:
         name = min(empty)
+        counts = _counts(empty[name], " (", ")")
         more = f", as {len(empty) - 1} others have not" if len(empty) > 1 else ""
         raise DataError(
-            f"{where}: class folder '{name}' has no image that can be read{_counts(empty[name], ' (', ')')}{more}",
+            f"{where}: class folder '{readable(name)}' has no image that can be read{counts}{more}",
             "Add images, remove the folder, or name the other folders by a glob, such as data.uri=.../{cat,dog}.",
         )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, cast
 
+from pipeline.data.endings import readable
 from pipeline.data.raw import read_errors
 from pipeline.errors import DataError
 from pipeline.storage import Storage
@@ -149,6 +150,5 @@ def read_body(stream: TarStream, offset: int, size: int, where: str) -> bytes:
 
 
 def readable_name(name: str) -> str:
-    """A member's path without `./`; bytes that are not UTF-8 are written as \\xNN, since a key has to be text."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "/".join(part for part in text.split("/") if part not in ("", "."))
+    """A member's `readable` path without `./`: a key has to be text."""
+    return "/".join(part for part in readable(name).split("/") if part not in ("", "."))

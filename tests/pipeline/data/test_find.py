@@ -77,6 +77,20 @@ def counted(sizes: list[int], content: bytes) -> bytes:
     return content
 
 
+def test_names_that_are_not_utf8_are_shown(tmp_path: Path) -> None:
+    """The counts and the names of classes go to a screen and into JSON, which such bytes would stop."""
+    LocalStorage(tmp_path).write("ant/1.png", PNG)
+    (tmp_path / os.fsdecode(b"ant/notes.\xff")).write_bytes(b"x")
+    (tmp_path / os.fsdecode(b"ant/\xff.png")).symlink_to("nothing")
+    found = listed(tmp_path.as_uri())
+    assert found.remarks == (r"not read: 1 .\xff",)
+    assert [link.path for link in found.broken] == [r"ant/\xff.png"]
+    (tmp_path / os.fsdecode(b"b\xffe")).mkdir()
+    with pytest.raises(DataError) as refused:
+        listed(tmp_path.as_uri())
+    assert r"class folder 'b\xffe' has no image" in str(refused.value)
+
+
 def test_markers_of_folders_on_s3(s3_root: str) -> None:
     storage = open_storage(s3_root)
     storage.write("ant/1.png", PNG)
