@@ -142,6 +142,20 @@ def test_links_that_lead_nowhere(tmp_path: Path) -> None:
         listed(storage.root)
 
 
+def test_pipes_and_sockets_are_told(tmp_path: Path) -> None:
+    """Opening a pipe to read would wait until somebody writes into it."""
+    for name in ("ant/1.png", "bee/1.png"):
+        LocalStorage(tmp_path).write(name, PNG)
+    os.mkfifo(tmp_path / "ant/pipe.png")
+    os.mkfifo(tmp_path / "ant/log.txt")
+    (tmp_path / "bee/link.png").symlink_to(tmp_path / "ant/pipe.png")
+    found = listed(tmp_path.as_uri())
+    assert [entry.path for entry in found.train] == ["ant/1.png", "bee/1.png"]
+    why = "no file, but a pipe, socket or device"
+    assert [(link.path, link.reason) for link in found.broken] == [("ant/pipe.png", why), ("bee/link.png", why)]
+    assert found.skipped == {".txt": 1}
+
+
 def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
     LocalStorage(tmp_path / "store").write("1.png", PNG)
     (tmp_path / "images/ant").mkdir(parents=True)
