@@ -27,6 +27,7 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 _HEADER_BYTES = 16 << 20  # of a long name or extended attributes; a damaged header may promise any number
 _READ_THROUGH = 4 << 20  # bytes of a gap that a stream from a bucket reads faster than it opens again behind them
 _PIECE = 1 << 20
+_PADDING = 4 << 20  # zeros that may follow the end mark: more than any usual size of a record
 
 
 class TarStream:
@@ -95,9 +96,10 @@ class TarMembers(tarfile.TarFile):
         self.encoding, self.errors = "utf-8", "surrogateescape"
         self.pax_headers = {}
         self.garbage_at: int | None = None  # the offset of bytes behind the end mark that are no tar
+        self.zeros = 0  # bytes of zeros at the end, if they are more than the padding of a tar
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        ended = False
+        ended, ends_at = False, 0
         while True:
             begin = self.offset
             self.stream.seek(begin)
@@ -109,6 +111,7 @@ class TarMembers(tarfile.TarFile):
                 continue
             except tarfile.EmptyHeaderError as error:  # type: ignore[attr-defined]
                 if ended:
+                    self.zeros = begin - ends_at if begin - ends_at > _PADDING else 0
                     return
                 missing = f"it is cut after byte {begin}: the end mark of a tar is missing" if begin else "it is empty"
                 raise tarfile.ReadError(missing) from error
@@ -119,7 +122,7 @@ class TarMembers(tarfile.TarFile):
                 return
             if self.offset <= begin:  # a negative size
                 raise tarfile.ReadError(f"it is damaged at byte {begin}")
-            ended = False
+            ended, ends_at = False, self.offset
             yield member
 
 

@@ -94,6 +94,8 @@ def index_tar(uri: str, path: str, classes: int) -> TarIndex:
     check_heif(f"{uri}/{path}", [image.name for image in members.images.values() if f".{image.ending}" in HEIF_ENDINGS])
     if archive.garbage_at is not None:
         members.excluded.append(("", f"what follows its end mark, from byte {archive.garbage_at} on, is no tar"))
+    if archive.zeros:
+        members.excluded.append(("", f"it ends with {archive.zeros} zero bytes, as an interrupted download does"))
     found = group_samples(members.images.values(), members.labels, members.unlabelled, path)
     for sample in found.samples:
         check_label(sample.label, f"{path}/{sample.key}", classes)
