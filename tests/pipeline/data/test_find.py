@@ -1,3 +1,5 @@
+import bz2
+import gzip
 import os
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from pipeline.data.decode import FORMATS
 from pipeline.data.endings import HEAD, HEIF_ENDINGS, IMAGE_ENDINGS, image_kind, is_ignored
 from pipeline.data.listing import Listing, list_source
 from pipeline.data.sources import work_units
+from pipeline.data.tars import TarUnit
 from pipeline.errors import DataError
 from pipeline.storage import open_storage
 from pipeline.storage.local import LocalStorage, broken_links
@@ -89,6 +92,25 @@ def test_names_that_are_not_utf8_are_shown(tmp_path: Path) -> None:
     with pytest.raises(DataError) as refused:
         listed(tmp_path.as_uri())
     assert r"class folder 'b\xffe' has no image" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["shard-0.gz", "shard-0", "shard-0.tbz"])
+def test_tars_are_found_whatever_their_name(name: str, any_root: str) -> None:
+    content = sources.webdataset(sources.examples(40))
+    pack = {".gz": gzip.compress, ".tbz": bz2.compress}.get(name[7:], bytes)
+    storage = open_storage(any_root)
+    storage.write(name, pack(content))
+    storage.write("labels.json.gz", gzip.compress(b"[" + b"1, " * 1000))
+    storage.write("broken.gz", b"\x1f\x8b" + bytes(100))
+    storage.write("README", b"text")
+    data = DataConfig.model_validate({"format": "webdataset", "uri": any_root, "classes": 3})
+    found = list_source(data)
+    assert [entry.path for entry in found.train] == [name]
+    assert found.skipped == {".gz": 2, "no ending": 1}
+    assert sum(unit.rows for unit in work_units(found, data) if isinstance(unit, TarUnit)) == 40
+    if "." in name:
+        alone = data.model_copy(update={"uri": f"{any_root}/{name}"})
+        assert [entry.path for entry in list_source(alone).train] == [name]
 
 
 def test_markers_of_folders_on_s3(s3_root: str) -> None:
