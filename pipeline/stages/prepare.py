@@ -98,6 +98,9 @@ def run(context: StageContext) -> Outcome:
     check_prepared(units, data, names, splits_given=listing.validation_root is not None)
     labels = _labels(units)
     check_labels(data, labels["train"] + labels["validation"], names)
+    for remark in _about_unreadable(exceptions, labels):
+        context.say(remark)
+        remarks.append(remark)
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     for shard in (shard for unit in units for shard in unit.shards):
         context.writer.add_stored(shard.path, FileRecord(bytes=shard.bytes, sha256=shard.sha256))
@@ -148,6 +151,13 @@ def _about(exceptions: Exceptions) -> Iterator[str]:
         yield f"{forced} classes train on one image that the share would hold out, as they had no other"
     if exceptions.untrained:
         yield f"{exceptions.untrained} classes have a single image, which validates: they are not trained on"
+
+
+def _about_unreadable(exceptions: Exceptions, labels: dict[Split, Counter[int]]) -> Iterator[str]:
+    """What unreadable images add to `_about`."""
+    more = len(labels["validation"].keys() - labels["train"].keys()) - exceptions.untrained
+    if more > 0:
+        yield f"{more} classes have a single readable image, which validates: they are not trained on"
 
 
 def _labels(units: list[PreparedUnit]) -> dict[Split, Counter[int]]:
