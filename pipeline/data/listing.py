@@ -20,6 +20,7 @@ from pipeline.storage import Entry
 
 DIGITS = 1797  # images in scikit-learn's digits
 DIGITS_CLASSES = 10
+_SHOWN = 10  # endings in a line
 
 
 class BrokenLink(NamedTuple):
@@ -132,7 +133,11 @@ def _found(name: str, uri: str, data: DataConfig, progress: Callable[[int], None
 
 
 def _counts(skipped: dict[str, int], before: str, after: str = "") -> str:
-    counts = ", ".join(f"{count} {what}" for what, count in Counter(skipped).most_common())
+    """The most frequent ones: file names such as scan.0001 have endings without number."""
+    shown, rest = Counter(skipped).most_common(_SHOWN), len(skipped) - _SHOWN
+    counts = ", ".join(f"{count} {what}" for what, count in shown)
+    if rest > 0:
+        counts += f", {sum(skipped.values()) - sum(count for _, count in shown)} with {rest} other endings"
     return f"{before}{counts}{after}" if counts else ""
 
 
