@@ -5,7 +5,7 @@ It imports no pyarrow, Pillow or scikit-learn, so that `plan` and `data index` s
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -101,7 +101,7 @@ def _list_files(data: DataConfig, progress: Callable[[int], None]) -> Listing:
         skipped=dict(sum((found.skipped for found in splits.values()), Counter[str]()).most_common()),
         broken=tuple(broken),
         heif=tuple(path for found in splits.values() for path in found.heif),
-        choices=parts.choices,
+        choices=(*parts.choices, *_about_one_class(train, classes)),
     )
 
 
@@ -161,6 +161,20 @@ def _classes(data: DataConfig, train: Found, validation: Found | None) -> tuple[
             "Give the validation folders the names of the training folders.",
         )
     return classes
+
+
+def _about_one_class(train: Found, classes: tuple[str, ...]) -> Iterator[str]:
+    """A line if the only class holds nothing but folders: they may be meant, as those of a folder that was unpacked."""
+    if len(classes) != 1 or train.explicit:
+        return
+    below = [entry.path.split("/")[1:-1] for entry in train.entries]
+    names = ordered_classes({folders[0] for folders in below if folders})
+    if len(names) > 1 and all(below):
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        yield (
+            f"{train.storage.root}: one class, {classes[0]}/, with the images of its {len(names)} folders ({shown}); "
+            f"if these are the classes, set data.uri={train.storage.uri(classes[0])}"
+        )
 
 
 def ordered_classes(names: set[str]) -> tuple[str, ...]:

@@ -124,3 +124,17 @@ def test_endings_without_number_are_one_line(tmp_path: Path) -> None:
     (remark,) = found.remarks
     assert remark.startswith("not read: 4 .txt, 1 .0000, ")
     assert remark.endswith(", 291 with 291 other endings")
+
+
+def test_classes_one_folder_deeper_are_told(any_root: str) -> None:
+    """An archive that was unpacked into a folder of its own makes one class of all of them."""
+    storage, image = open_storage(any_root), sources.examples(1)[0][0]
+    for name in ("cat/1.png", "dog/1.png"):
+        storage.write(f"pets/{name}", image)
+    found = list_source(DataConfig(uri=any_root))
+    assert found.classes == ("pets",)
+    (line,) = found.remarks
+    assert "one class, pets/, with the images of its 2 folders (cat, dog)" in line
+    assert list_source(DataConfig(uri=line.rpartition("data.uri=")[2])).classes == ("cat", "dog")
+    storage.write("pets/1.png", image)
+    assert list_source(DataConfig(uri=any_root)).remarks == ()
