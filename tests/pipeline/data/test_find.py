@@ -1,6 +1,7 @@
 import bz2
 import gzip
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -97,9 +98,9 @@ def test_names_that_are_not_utf8_are_shown(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["shard-0.gz", "shard-0", "shard-0.tbz"])
 def test_tars_are_found_whatever_their_name(name: str, any_root: str) -> None:
     content = sources.webdataset(sources.examples(40))
-    pack = {".gz": gzip.compress, ".tbz": bz2.compress}.get(name[7:], bytes)
+    packs: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".tbz": bz2.compress, "": bytes}
     storage = open_storage(any_root)
-    storage.write(name, pack(content))
+    storage.write(name, packs[name[7:]](content))
     storage.write("labels.json.gz", gzip.compress(b"[" + b"1, " * 1000))
     storage.write("broken.gz", b"\x1f\x8b" + bytes(100))
     storage.write("README", b"text")
