@@ -1,13 +1,15 @@
 """What a file of a source is: by its ending, by the first bytes of one without ending, and which files are no data.
 
-Only names and at most `HEAD` bytes are looked at here. Whether an image can be read is decided in `decode.py`.
+Only names and at most `TAR_HEAD` bytes are looked at here. Whether an image can be read is decided in `decode.py`.
 """
 
 import re
+import zlib
 from pathlib import PurePosixPath
 from typing import Literal
 
 HEAD = 32  # bytes that `image_kind` needs
+TAR_HEAD = 4096  # bytes that `is_tar` needs
 NO_ENDING = "no ending"
 
 # What Pillow registers for the formats that `decode.py` allows (a test compares them), and other names of the same.
@@ -36,8 +38,10 @@ _COMPRESSED_TARS = (".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 ENDINGS = {
     "folder": IMAGE_ENDINGS | HEIF_ENDINGS,
     "parquet": frozenset({".parquet"}),
-    "webdataset": frozenset({".tar", ".tgz", ".tbz2", ".txz", *_COMPRESSED_TARS}),
+    "webdataset": frozenset({".tar", ".tgz", ".tbz", ".tbz2", ".txz", *_COMPRESSED_TARS}),
 }
+# Endings of files that are looked into, whether they are what the layout reads.
+UNDECIDED = {"folder": frozenset({""}), "parquet": frozenset[str](), "webdataset": frozenset({"", ".gz"})}
 
 # Left by operating systems, network drives, archivers and Spark.
 _JUNK_FOLDERS = {"__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information", "__pycache__"}
@@ -63,9 +67,14 @@ def is_junk_folder(name: str) -> bool:
     return name.startswith(".") or name.lower() in _JUNK_FOLDERS
 
 
+def readable(name: str) -> str:
+    """A name as text that can be shown and stored: bytes that are not UTF-8 are written as \\xNN."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 def ending_of(path: str) -> str:
-    """The ending in lower case; `.tar.gz` and the like as a whole; empty without one."""
-    name = PurePosixPath(path).name.lower()
+    """The `readable` ending in lower case; `.tar.gz` and the like as a whole; empty without one."""
+    name = readable(PurePosixPath(path).name.lower())
     compressed = next((ending for ending in _COMPRESSED_TARS if name.endswith(ending)), None)
     return compressed or PurePosixPath(name).suffix
 
@@ -75,3 +84,13 @@ def image_kind(head: bytes) -> Literal["image", "heif"] | None:
     if _HEIF.match(head):
         return "heif"
     return "image" if _IMAGE.match(head) else None
+
+
+def is_tar(head: bytes) -> bool:
+    """Whether the first `TAR_HEAD` bytes of a file begin a tar, plain or gzipped."""
+    if head.startswith(b"\x1f\x8b"):
+        try:
+            head = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, 512)
+        except zlib.error:
+            return False
+    return head[257:262] == b"ustar"

@@ -1,6 +1,6 @@
 """Finds the files of one URI, be it a folder, a file or a glob: which hold images, which do not, which links are dead.
 
-Only names are read, and the first bytes of files without ending. Splits and classes are in `listing.py`.
+Only names are read, and the first bytes of files whose ending does not tell. Splits and classes are in `listing.py`.
 """
 
 from collections import Counter
@@ -9,7 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipeline.data.endings import ENDINGS, HEAD, HEIF_ENDINGS, NO_ENDING, ending_of, image_kind, is_ignored
+from pipeline.data.endings import (
+    ENDINGS,
+    HEAD,
+    HEIF_ENDINGS,
+    NO_ENDING,
+    TAR_HEAD,
+    UNDECIDED,
+    ending_of,
+    image_kind,
+    is_ignored,
+    is_tar,
+)
 from pipeline.data.globs import Glob, has_glob, literal_path, parse_glob
 from pipeline.errors import DataError, StorageError
 from pipeline.storage import Entry, Storage, broken_links, local_entry, open_storage, split_uri
@@ -79,7 +90,7 @@ def _open(uri: str, layout: str) -> tuple[Storage, Iterable[Entry], Glob | None]
     storage = open_storage(uri)
     folder = storage.local_path()
     if folder is None:
-        if layout != "folder" and ending_of(uri) in ENDINGS[layout]:
+        if layout != "folder" and (ending := ending_of(uri)) and ending in ENDINGS[layout] | UNDECIDED[layout]:
             storage, name = split_uri(uri)
             return storage, [entry for entry in storage.list() if entry.path == name], None
     elif folder.is_file() and layout != "folder":
@@ -124,11 +135,14 @@ def _sort_out(found: Found, files: Iterable[tuple[Entry, int]], progress: Callab
                 found.heif.append(entry.path)
             if len(found.entries) % 1000 == 0:
                 progress(len(found.entries))
-        elif not ending and found.layout == "folder":
+        elif ending in UNDECIDED[found.layout]:
             unnamed.append((entry, level))
         else:
             _skip(found, entry.path)
-    for (entry, level), kind in zip(unnamed, _kinds(found.storage, [entry for entry, _ in unnamed]), strict=True):
+    kinds = _kinds(found, [entry for entry, _ in unnamed])
+    for seen, ((entry, level), kind) in enumerate(zip(unnamed, kinds, strict=True)):
+        if seen % 1000 == 0:
+            progress(len(found.entries))
         if kind is None:
             _skip(found, entry.path)
             continue
@@ -144,17 +158,18 @@ def _skip(found: Found, path: str) -> None:
     found.others.append(path)
 
 
-def _kinds(storage: Storage, entries: list[Entry]) -> Iterable[str | None]:
-    """What each of these files without ending is, by its first bytes."""
+def _kinds(found: Found, entries: list[Entry]) -> Iterator[str | None]:
+    """What each of these files of undecided ending is, by its first bytes; None for what the layout does not read."""
 
     def kind(entry: Entry) -> str | None:
         if not entry.bytes:
             return None
-        with storage.open(entry.path) as stream:
-            return image_kind(stream.read(HEAD))
+        if found.layout == "folder":
+            return image_kind(found.storage.read_start(entry.path, HEAD))
+        return "tar" if is_tar(found.storage.read_start(entry.path, TAR_HEAD)) else None
 
     with ThreadPoolExecutor(_AHEAD, "heads") as pool:
-        return list(pool.map(kind, entries))
+        yield from pool.map(kind, entries)
 
 
 def _add_broken(found: Found, folder: Path, glob: Glob | None, name: str) -> None:

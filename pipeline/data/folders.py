@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.data.find import class_of
-from pipeline.data.raw import AHEAD, RawExample
+from pipeline.data.raw import AHEAD, RawExample, too_large
 from pipeline.data.split import Split
 from pipeline.errors import DataError
 from pipeline.storage import Entry, open_storage
@@ -20,6 +20,7 @@ class FolderUnit:
     split: Split | None
     uri: str
     files: tuple[tuple[str, int], ...]
+    excluded: tuple[tuple[str, str], ...] = ()  # keys and reasons
 
     def labels(self) -> Iterator[tuple[str, int]]:
         """The key and label of each image."""
@@ -46,13 +47,12 @@ def folder_units(
     class_level: int,
     size: int,
 ) -> Iterator[FolderUnit]:
-    """Units of `size` images; `class_level` as in `class_of`."""
+    """Units of `size` images; `class_level` as in `class_of`. Files that are too large to be read are excluded."""
     labels = {name: label for label, name in enumerate(classes)}
     for i, start in enumerate(range(0, len(entries), size)):
-        files = tuple(
-            (entry.path, labels[class_of(entry.path, class_level)]) for entry in entries[start : start + size]
-        )
-        yield FolderUnit(first + i, split, root, files)
+        part = [(entry, too_large(entry.bytes)) for entry in entries[start : start + size]]
+        files = tuple((entry.path, labels[class_of(entry.path, class_level)]) for entry, reason in part if not reason)
+        yield FolderUnit(first + i, split, root, files, tuple((entry.path, reason) for entry, reason in part if reason))
 
 
 def _fetched(path: str, label: int, content: Future[bytes]) -> RawExample:

@@ -23,6 +23,7 @@ _THREADS = 8  # they read ahead of each other on a file server; an MD5 is taken 
 _BLOCK = 1024**2
 _TRIES = 3  # for a file that changes while it is read
 _POLL_SECONDS = 0.2
+_OTHERS = 2_000_000  # most files that are remembered though they are not listed: 64 MB
 _SAVE_SECONDS = 60.0  # what is lost if this machine dies
 _SETTLED_NS = 2 * 10**9  # the coarsest clock of a file system (FAT): a younger file can change and keep its time
 
@@ -56,6 +57,11 @@ class Remembered:
     def records(self) -> bytes:
         return b"".join(self._buckets)
 
+    def without(self, other: "Remembered") -> bytes:
+        """The records whose identities are not in `other`."""
+        records = (bucket[at : at + _WHOLE] for bucket in self._buckets for at in range(0, len(bucket), _WHOLE))
+        return b"".join(record for record in records if other.find(bytes(record[:_HALF])) is None)
+
 
 def identity_of(entry: Entry) -> bytes:
     """16 bytes over path, size and times."""
@@ -67,7 +73,8 @@ class LocalSums:
     """The MD5s of some files below one local folder. Those that are remembered are there at once; `take` has the rest.
 
     They are remembered in a file at the root, beside the indexes, since a root outlives the machines and pods that work
-    on it. There is one file a folder, so that another validation set costs no second reading of the training set.
+    on it. There is one file a folder, so that another validation set costs no second reading of the training set. What
+    is not listed is remembered too, unless it is very much: a glob lists a part of the same folder.
     """
 
     def __init__(
@@ -103,16 +110,16 @@ class LocalSums:
         What was read is remembered every minute, and when this is interrupted. DataError if a file is gone, or changes
         all the time.
         """
-        if not self._missing and len(self._kept) == len(self._known):
+        if not self._missing:
             return
         try:
             self._run_threads(progress)
         except BaseException:
             with suppress(StorageError):  # on a full disk, report the first error
-                self._save(self._known.records() + self._kept.records())
+                self._save(self._records())
             raise
-        if self._added or len(self._kept) != len(self._known):
-            self._save(self._kept.records())
+        if self._added:
+            self._save(self._records())
 
     def _run_threads(self, progress: Callable[[int], None]) -> None:
         queue, saved = iter(self._missing), time.monotonic()
@@ -126,7 +133,7 @@ class LocalSums:
                     progress(min(self._read, self.missing_bytes))
                     if time.monotonic() - saved > _SAVE_SECONDS:
                         with self._lock:
-                            records = self._known.records() + self._kept.records()
+                            records = self._records()
                         self._save(records)
                         saved = time.monotonic()
             finally:
@@ -186,6 +193,10 @@ class LocalSums:
             return Remembered(records)
         say(f"{self._root.uri(self._path)} is damaged: the files of {self._folder.root} are read again")
         return Remembered()
+
+    def _records(self) -> bytes:
+        others = self._known.without(self._kept)
+        return self._kept.records() + (others if len(others) <= _WHOLE * _OTHERS else b"")
 
     def _save(self, records: bytes) -> None:
         self._root.write(self._path, _MAGIC + records + hashlib.sha256(records).digest())

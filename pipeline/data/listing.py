@@ -5,13 +5,13 @@ It imports no pyarrow, Pillow or scikit-learn, so that `plan` and `data index` s
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pipeline.config import DataConfig
 from pipeline.data.classes import check_folders
-from pipeline.data.endings import ENDINGS, NO_ENDING, ending_of, is_junk_folder
+from pipeline.data.endings import ENDINGS, NO_ENDING, ending_of, is_junk_folder, readable
 from pipeline.data.find import OUTSIDE, Found, class_of, find_files
 from pipeline.data.source_splits import Parts, training_parts, validation_files
 from pipeline.data.split import Split
@@ -20,6 +20,7 @@ from pipeline.storage import Entry
 
 DIGITS = 1797  # images in scikit-learn's digits
 DIGITS_CLASSES = 10
+_SHOWN = 10  # endings in a line
 
 
 class BrokenLink(NamedTuple):
@@ -83,7 +84,11 @@ def _list_files(data: DataConfig, progress: Callable[[int], None]) -> Listing:
     if validation is not None:
         splits["validation"] = validation
     entries = {split: tuple(found.entries) for split, found in splits.items()}
-    broken = [BrokenLink(split, *link) for split, found in splits.items() for link in sorted(found.broken.items())]
+    broken = [
+        BrokenLink(split, readable(path), reason)
+        for split, found in splits.items()
+        for path, reason in sorted(found.broken.items())
+    ]
     return Listing(
         data.format,
         train.storage.root,
@@ -96,7 +101,7 @@ def _list_files(data: DataConfig, progress: Callable[[int], None]) -> Listing:
         skipped=dict(sum((found.skipped for found in splits.values()), Counter[str]()).most_common()),
         broken=tuple(broken),
         heif=tuple(path for found in splits.values() for path in found.heif),
-        choices=parts.choices,
+        choices=(*parts.choices, *_about_one_class(train, classes)),
     )
 
 
@@ -128,7 +133,11 @@ def _found(name: str, uri: str, data: DataConfig, progress: Callable[[int], None
 
 
 def _counts(skipped: dict[str, int], before: str, after: str = "") -> str:
-    counts = ", ".join(f"{count} {what}" for what, count in Counter(skipped).most_common())
+    """The most frequent ones: file names such as scan.0001 have endings without number."""
+    shown, rest = Counter(skipped).most_common(_SHOWN), len(skipped) - _SHOWN
+    counts = ", ".join(f"{count} {what}" for what, count in shown)
+    if rest > 0:
+        counts += f", {sum(skipped.values()) - sum(count for _, count in shown)} with {rest} other endings"
     return f"{before}{counts}{after}" if counts else ""
 
 
@@ -152,6 +161,20 @@ def _classes(data: DataConfig, train: Found, validation: Found | None) -> tuple[
             "Give the validation folders the names of the training folders.",
         )
     return classes
+
+
+def _about_one_class(train: Found, classes: tuple[str, ...]) -> Iterator[str]:
+    """A line if the only class holds nothing but folders: they may be meant, as those of a folder that was unpacked."""
+    if len(classes) != 1 or train.explicit:
+        return
+    below = [entry.path.split("/")[1:-1] for entry in train.entries]
+    names = ordered_classes({folders[0] for folders in below if folders})
+    if len(names) > 1 and all(below):
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        yield (
+            f"{train.storage.root}: one class, {classes[0]}/, with the images of its {len(names)} folders ({shown}); "
+            f"if these are the classes, set data.uri={train.storage.uri(classes[0])}"
+        )
 
 
 def ordered_classes(names: set[str]) -> tuple[str, ...]:
@@ -185,8 +208,9 @@ def _check_no_class_is_empty(where: str, found: Found) -> None:
             found.skipped[OUTSIDE] += 1
     if empty:
         name = min(empty)
+        counts = _counts(empty[name], " (", ")")
         more = f", as {len(empty) - 1} others have not" if len(empty) > 1 else ""
         raise DataError(
-            f"{where}: class folder '{name}' has no image that can be read{_counts(empty[name], ' (', ')')}{more}",
+            f"{where}: class folder '{readable(name)}' has no image that can be read{counts}{more}",
             "Add images, remove the folder, or name the other folders by a glob, such as data.uri=.../{cat,dog}.",
         )

@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.artifacts import hash_file
 from pipeline.config import DataConfig
 from pipeline.data.decode import UnreadableImage, decode_image
+from pipeline.data.folders import FolderUnit
 from pipeline.data.listing import Listing
+from pipeline.data.raw import too_large
 from pipeline.data.shards import ImageShardWriter, ShardRecord, StoredExample
 from pipeline.data.sources import Unit, read_unit
 from pipeline.data.split import Split, split_of
@@ -59,6 +61,8 @@ def prepare_unit(
     with tempfile.TemporaryDirectory(prefix="dvae-") as folder, ExitStack() as stack:
         for key, label, image in read_unit(unit, data):
             try:
+                if reason := too_large(len(image)):
+                    raise UnreadableImage(reason)
                 width, height = decode_image(image, data.max_pixels).size
             except UnreadableImage as error:
                 quarantined.append(Quarantined(key=key, reason=error.reason))
@@ -78,11 +82,13 @@ def broken_links(listing: Listing, index: int) -> PreparedUnit:
     return PreparedUnit(index=index, shards=(), quarantined=tuple(excluded))
 
 
-def check_prepared(units: Iterable[PreparedUnit], data: DataConfig, names: Sequence[str] = ()) -> None:
+def check_prepared(
+    units: Iterable[PreparedUnit], data: DataConfig, names: Sequence[str] = (), splits_given: bool = False
+) -> None:
     """DataError if there is no training image, or more than the share `data.quarantine_budget` is unreadable.
 
-    Also if a class of two or more readable images has none for training, as those that would train are unreadable.
-    `names`: of the classes by label.
+    Also if a class of two or more readable images has none for training, as those that would train are unreadable; if
+    the source has its own splits (`splits_given`), whatever the number. `names`: of the classes by label.
     """
     units = list(units)
     quarantined = [image for unit in units for image in unit.quarantined]
@@ -97,25 +103,28 @@ def check_prepared(units: Iterable[PreparedUnit], data: DataConfig, names: Seque
         raise DataError(
             f"{data.uri or data.format}: no training image is left", "Check the source and data.validation_share."
         )
-    if quarantined:
-        _check_trained(units, names)
+    if quarantined or splits_given:  # else `exceptions_of` has seen to it
+        _check_trained(units, names, splits_given)
 
 
-def _check_trained(units: Sequence[PreparedUnit], names: Sequence[str]) -> None:
+def _check_trained(units: Sequence[PreparedUnit], names: Sequence[str], splits_given: bool) -> None:
     counts: dict[Split, Counter[int]] = {"train": Counter(), "validation": Counter()}
     for shard in (shard for unit in units for shard in unit.shards):
         counts[shard.split].update(shard.labels)
     for label, held in sorted(counts["validation"].items()):
-        if held > 1 and not counts["train"][label]:
-            name = f"'{names[label]}'" if label < len(names) else str(label)
-            raise DataError(
-                f"class {name} has no readable training image, and {held} for validation",
-                "Repair or remove its unreadable images (`data/quarantined`): then another of them trains.",
-            )
+        if counts["train"][label] or (held == 1 and not splits_given):
+            continue
+        name = f"'{names[label]}'" if label < len(names) else str(label)
+        raise DataError(
+            f"class {name} has no readable training image, and {held} for validation",
+            "Add training images of it, or remove it from the validation images."
+            if splits_given
+            else "Repair or remove its unreadable images (`data/quarantined`): then another of them trains.",
+        )
 
 
 def _excluded(unit: Unit) -> tuple[tuple[str, str], ...]:
-    return unit.excluded if isinstance(unit, TarUnit) else ()
+    return unit.excluded if isinstance(unit, TarUnit | FolderUnit) else ()
 
 
 class _Shards:

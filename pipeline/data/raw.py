@@ -20,7 +20,7 @@ from pipeline.errors import DataError
 from pipeline.storage import arrow_error
 
 _SHOWN = 60  # characters of a value in a message
-MAX_IMAGE_BYTES = 1 << 30  # a larger file is not read into memory
+MAX_IMAGE_BYTES = 1 << 30  # a larger file is not read into memory; a row of Parquet has less than 2 GiB
 AHEAD = 16  # files that are read concurrently, to hide the latency of a bucket
 
 
@@ -63,6 +63,11 @@ def as_label(value: Any, where: str) -> int:
     if isinstance(number, float | np.floating | Decimal) and math.isfinite(number) and number == int(number):
         return int(number)
     raise DataError(f"{where}: label {_shown(value)} is {_not_whole(number)}", "Use labels from 0 to data.classes - 1.")
+
+
+def too_large(size: int) -> str:
+    """Why an encoded image of so many bytes is not used; empty if it is not too large."""
+    return f"{size} bytes are more than {MAX_IMAGE_BYTES}" if size > MAX_IMAGE_BYTES else ""
 
 
 def check_label(label: int, key: str, classes: int) -> None:

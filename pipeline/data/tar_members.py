@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, cast
 
+from pipeline.data.endings import readable
 from pipeline.data.raw import read_errors
 from pipeline.errors import DataError
 from pipeline.storage import Storage
@@ -26,6 +27,7 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 _HEADER_BYTES = 16 << 20  # of a long name or extended attributes; a damaged header may promise any number
 _READ_THROUGH = 4 << 20  # bytes of a gap that a stream from a bucket reads faster than it opens again behind them
 _PIECE = 1 << 20
+_PADDING = 4 << 20  # zeros that may follow the end mark: more than any usual size of a record
 
 
 class TarStream:
@@ -37,7 +39,7 @@ class TarStream:
 
     def __init__(self, storage: Storage, path: str, start: int = 0) -> None:
         self._storage, self._path, self._at = storage, path, start
-        first = _first_bytes(storage, path)
+        first = storage.read_start(path, BLOCK)
         if first.startswith(_ZSTD):
             raise tarfile.ReadError("it is compressed by zstd, which is not supported: gzip, bzip2 and xz are")
         opener = next((opener for magic, opener in _MAGIC.items() if first.startswith(magic)), None)
@@ -80,11 +82,6 @@ class TarStream:
         self._file.close()
 
 
-def _first_bytes(storage: Storage, path: str) -> bytes:
-    with storage.open(path) as stream:
-        return stream.read(BLOCK)
-
-
 class TarMembers(tarfile.TarFile):
     """The members of a tar in order: iterate once, forwards. A TarFile only because `tarfile` parses headers for one.
 
@@ -99,9 +96,10 @@ class TarMembers(tarfile.TarFile):
         self.encoding, self.errors = "utf-8", "surrogateescape"
         self.pax_headers = {}
         self.garbage_at: int | None = None  # the offset of bytes behind the end mark that are no tar
+        self.zeros = 0  # bytes of zeros at the end, if they are more than the padding of a tar
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        ended = False
+        ended, ends_at = False, 0
         while True:
             begin = self.offset
             self.stream.seek(begin)
@@ -113,6 +111,7 @@ class TarMembers(tarfile.TarFile):
                 continue
             except tarfile.EmptyHeaderError as error:  # type: ignore[attr-defined]
                 if ended:
+                    self.zeros = begin - ends_at if begin - ends_at > _PADDING else 0
                     return
                 missing = f"it is cut after byte {begin}: the end mark of a tar is missing" if begin else "it is empty"
                 raise tarfile.ReadError(missing) from error
@@ -123,7 +122,7 @@ class TarMembers(tarfile.TarFile):
                 return
             if self.offset <= begin:  # a negative size
                 raise tarfile.ReadError(f"it is damaged at byte {begin}")
-            ended = False
+            ended, ends_at = False, self.offset
             yield member
 
 
@@ -154,6 +153,5 @@ def read_body(stream: TarStream, offset: int, size: int, where: str) -> bytes:
 
 
 def readable_name(name: str) -> str:
-    """A member's path without `./`; bytes that are not UTF-8 are written as \\xNN, since a key has to be text."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "/".join(part for part in text.split("/") if part not in ("", "."))
+    """A member's `readable` path without `./`: a key has to be text."""
+    return "/".join(part for part in readable(name).split("/") if part not in ("", "."))

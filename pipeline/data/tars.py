@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import Base64Bytes, BaseModel, ConfigDict
 
 from pipeline.data.endings import HEIF_ENDINGS
-from pipeline.data.raw import MAX_IMAGE_BYTES, RawExample, check_heif, check_label
+from pipeline.data.raw import RawExample, check_heif, check_label, too_large
 from pipeline.data.split import Split
 from pipeline.data.tar_members import BLOCK, TarMembers, TarStream, opened_tar, read_body, readable_name
 from pipeline.data.tar_samples import IMAGE_ENDINGS, LABEL_ENDINGS, Label, Sample, TarImage, group_samples, label_of
@@ -94,6 +94,8 @@ def index_tar(uri: str, path: str, classes: int) -> TarIndex:
     check_heif(f"{uri}/{path}", [image.name for image in members.images.values() if f".{image.ending}" in HEIF_ENDINGS])
     if archive.garbage_at is not None:
         members.excluded.append(("", f"what follows its end mark, from byte {archive.garbage_at} on, is no tar"))
+    if archive.zeros:
+        members.excluded.append(("", f"it ends with {archive.zeros} zero bytes, as an interrupted download does"))
     found = group_samples(members.images.values(), members.labels, members.unlabelled, path)
     for sample in found.samples:
         check_label(sample.label, f"{path}/{sample.key}", classes)
@@ -142,8 +144,8 @@ class _Sorted:
     def _add_image(self, image: TarImage) -> None:
         if image.name in self.images:
             self.excluded.append((image.name, _TWICE))
-        elif image.bytes > MAX_IMAGE_BYTES:
-            self.excluded.append((image.name, f"{image.bytes} bytes are more than {MAX_IMAGE_BYTES}"))
+        elif reason := too_large(image.bytes):
+            self.excluded.append((image.name, reason))
         else:
             self.images[image.name] = image
 

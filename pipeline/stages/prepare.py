@@ -95,9 +95,12 @@ def run(context: StageContext) -> Outcome:
     records = context.map(prepare, specs, weights, unit="images")
     units = [PreparedUnit.model_validate(record) for record in records]
     units.append(broken_links(listing, len(units)))
-    check_prepared(units, data, names)
+    check_prepared(units, data, names, splits_given=listing.validation_root is not None)
     labels = _labels(units)
     check_labels(data, labels["train"] + labels["validation"], names)
+    for remark in _about_unreadable(exceptions, labels):
+        context.say(remark)
+        remarks.append(remark)
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     for shard in (shard for unit in units for shard in unit.shards):
         context.writer.add_stored(shard.path, FileRecord(bytes=shard.bytes, sha256=shard.sha256))
@@ -150,6 +153,13 @@ def _about(exceptions: Exceptions) -> Iterator[str]:
         yield f"{exceptions.untrained} classes have a single image, which validates: they are not trained on"
 
 
+def _about_unreadable(exceptions: Exceptions, labels: dict[Split, Counter[int]]) -> Iterator[str]:
+    """What unreadable images add to `_about`."""
+    more = len(labels["validation"].keys() - labels["train"].keys()) - exceptions.untrained
+    if more > 0:
+        yield f"{more} classes have a single readable image, which validates: they are not trained on"
+
+
 def _labels(units: list[PreparedUnit]) -> dict[Split, Counter[int]]:
     """The images of each label, by split."""
     found: dict[Split, Counter[int]] = {"train": Counter(), "validation": Counter()}
@@ -161,4 +171,4 @@ def _labels(units: list[PreparedUnit]) -> dict[Split, Counter[int]]:
 def _images(unit: Unit) -> int:
     if isinstance(unit, TarUnit):
         return max(1, unit.rows)
-    return len(unit.files) if isinstance(unit, FolderUnit) else unit.stop - unit.start
+    return max(1, len(unit.files)) if isinstance(unit, FolderUnit) else unit.stop - unit.start

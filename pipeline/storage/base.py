@@ -35,6 +35,9 @@ class Storage(Protocol):
     root: str  # the URI, without a trailing slash
 
     def read(self, path: str) -> bytes: ...
+    def read_start(self, path: str, size: int) -> bytes:
+        """The first `size` bytes, or all of a smaller file. No more than these are transferred."""
+
     def write(self, path: str, data: bytes) -> None:
         """Create or replace the file atomically: a reader sees the old or the new content."""
 

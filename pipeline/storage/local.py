@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,10 @@ class LocalStorage:
     def read(self, path: str) -> bytes:
         with storage_errors(str(self.local_path(path))):
             return self.local_path(path).read_bytes()
+
+    def read_start(self, path: str, size: int) -> bytes:
+        with storage_errors(str(self.local_path(path))), open(self.local_path(path), "rb") as stream:
+            return stream.read(size)
 
     def write(self, path: str, data: bytes) -> None:
         self.write_stream(path, [data])
@@ -98,7 +103,9 @@ class LocalStorage:
                     if not name.startswith(_TEMPORARY):
                         file = Path(folder, name)
                         with _absent():  # deleted in the meantime, or a link that leads nowhere
-                            found.append(local_entry(file.relative_to(self.folder).as_posix(), file.stat()))
+                            status = file.stat()
+                            if stat.S_ISREG(status.st_mode):  # opening a pipe would wait for a writer
+                                found.append(local_entry(file.relative_to(self.folder).as_posix(), status))
         yield from sorted(found)
 
     def tag_is_md5(self, path: str) -> bool:  # noqa: ARG002  # the same for all
@@ -160,6 +167,8 @@ def local_entry(path: str, status: os.stat_result) -> Entry:
 def broken_links(folder: Path) -> Iterator[tuple[str, str]]:
     """The paths of symbolic links below a folder that lead nowhere, relative to it, and what is wrong with each.
 
+    Also of what is neither a file nor a folder: pipes, sockets and devices.
+
     `Storage.list` leaves them out.
     """
     waiting = [str(folder)]
@@ -168,21 +177,21 @@ def broken_links(folder: Path) -> Iterator[tuple[str, str]]:
         with storage_errors(path), os.scandir(path) as scanned:
             entries = list(scanned)
         for entry in entries:
-            wrong = _what_is_wrong(entry) if entry.is_symlink() else ""
+            wrong = "" if entry.is_file(follow_symlinks=False) else _what_is_wrong(entry)
             if wrong:
                 yield Path(entry.path).relative_to(folder).as_posix(), wrong
             elif entry.is_dir() and not _leads_up(Path(entry.path)):
                 waiting.append(entry.path)
 
 
-def _what_is_wrong(link: os.DirEntry[str]) -> str:
+def _what_is_wrong(entry: os.DirEntry[str]) -> str:
     try:
-        link.stat()
+        mode = entry.stat().st_mode
     except OSError as error:
         if error.errno not in _ABSENT:
             raise
         return "a link to itself" if error.errno == errno.ELOOP else "a link to nothing"
-    return ""
+    return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "no file, but a pipe, socket or device"
 
 
 def _leads_up(folder: Path) -> bool:

@@ -1,14 +1,19 @@
+import bz2
+import gzip
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from botocore.response import StreamingBody
 from PIL import Image
 
 from pipeline.config.schema import DataConfig
 from pipeline.data.decode import FORMATS
-from pipeline.data.endings import HEIF_ENDINGS, IMAGE_ENDINGS, image_kind, is_ignored
+from pipeline.data.endings import HEAD, HEIF_ENDINGS, IMAGE_ENDINGS, image_kind, is_ignored
 from pipeline.data.listing import Listing, list_source
 from pipeline.data.sources import work_units
+from pipeline.data.tars import TarUnit
 from pipeline.errors import DataError
 from pipeline.storage import open_storage
 from pipeline.storage.local import LocalStorage, broken_links
@@ -55,6 +60,58 @@ def test_files_that_are_not_read_are_counted(any_root: str) -> None:
     assert found.files == 9
     assert found.skipped == {".txt": 2, "no ending": 2, ".mp4": 1, ".csv": 1, "outside of class folders": 1}
     assert found.remarks == ("not read: 2 .txt, 2 no ending, 1 .mp4, 1 .csv, 1 outside of class folders",)
+
+
+def test_of_files_without_ending_only_the_first_bytes_are_read(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_storage(s3_root)
+    for name in ("ant/1", "ant/2", "bee/1"):
+        storage.write(name, PNG + bytes(50_000))
+    read, found = list[int](), list[int]()
+    take = StreamingBody.read
+    monkeypatch.setattr(StreamingBody, "read", lambda body, size=None: counted(read, take(body, size)))
+    data = DataConfig.model_validate({"format": "folder", "uri": s3_root})
+    listing = list_source(data, found.append)
+    assert (listing.files, listing.classes) == (3, ("ant", "bee"))
+    assert sum(read) == 3 * HEAD
+    assert found == [0, 3]
+
+
+def counted(sizes: list[int], content: bytes) -> bytes:
+    sizes.append(len(content))
+    return content
+
+
+def test_names_that_are_not_utf8_are_shown(tmp_path: Path) -> None:
+    """The counts and the names of classes go to a screen and into JSON, which such bytes would stop."""
+    LocalStorage(tmp_path).write("ant/1.png", PNG)
+    (tmp_path / os.fsdecode(b"ant/notes.\xff")).write_bytes(b"x")
+    (tmp_path / os.fsdecode(b"ant/\xff.png")).symlink_to("nothing")
+    found = listed(tmp_path.as_uri())
+    assert found.remarks == (r"not read: 1 .\xff",)
+    assert [link.path for link in found.broken] == [r"ant/\xff.png"]
+    (tmp_path / os.fsdecode(b"b\xffe")).mkdir()
+    with pytest.raises(DataError) as refused:
+        listed(tmp_path.as_uri())
+    assert r"class folder 'b\xffe' has no image" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["shard-0.gz", "shard-0", "shard-0.tbz"])
+def test_tars_are_found_whatever_their_name(name: str, any_root: str) -> None:
+    content = sources.webdataset(sources.examples(40))
+    packs: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".tbz": bz2.compress, "": bytes}
+    storage = open_storage(any_root)
+    storage.write(name, packs[name[7:]](content))
+    storage.write("labels.json.gz", gzip.compress(b"[" + b"1, " * 1000))
+    storage.write("broken.gz", b"\x1f\x8b" + bytes(100))
+    storage.write("README", b"text")
+    data = DataConfig.model_validate({"format": "webdataset", "uri": any_root, "classes": 3})
+    found = list_source(data)
+    assert [entry.path for entry in found.train] == [name]
+    assert found.skipped == {".gz": 2, "no ending": 1}
+    assert sum(unit.rows for unit in work_units(found, data) if isinstance(unit, TarUnit)) == 40
+    if "." in name:
+        alone = data.model_copy(update={"uri": f"{any_root}/{name}"})
+        assert [entry.path for entry in list_source(alone).train] == [name]
 
 
 def test_markers_of_folders_on_s3(s3_root: str) -> None:
@@ -106,6 +163,20 @@ def test_links_that_lead_nowhere(tmp_path: Path) -> None:
     (tmp_path / "images/cat").symlink_to(tmp_path / "unmounted")
     with pytest.raises(DataError, match=r"class folder 'cat' has no image that can be read \(1 a link to nothing\)"):
         listed(storage.root)
+
+
+def test_pipes_and_sockets_are_told(tmp_path: Path) -> None:
+    """Opening a pipe to read would wait until somebody writes into it."""
+    for name in ("ant/1.png", "bee/1.png"):
+        LocalStorage(tmp_path).write(name, PNG)
+    os.mkfifo(tmp_path / "ant/pipe.png")
+    os.mkfifo(tmp_path / "ant/log.txt")
+    (tmp_path / "bee/link.png").symlink_to(tmp_path / "ant/pipe.png")
+    found = listed(tmp_path.as_uri())
+    assert [entry.path for entry in found.train] == ["ant/1.png", "bee/1.png"]
+    why = "no file, but a pipe, socket or device"
+    assert [(link.path, link.reason) for link in found.broken] == [("ant/pipe.png", why), ("bee/link.png", why)]
+    assert found.skipped == {".txt": 1}
 
 
 def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pipeline.data import hashes
 from pipeline.data.hashes import LocalSums, Remembered, identity_of
 from pipeline.errors import DataError
 from pipeline.storage.base import Entry
-from pipeline.storage.local import LocalStorage
+from pipeline.storage.local import LocalStorage, local_entry
 
 
 class Source(LocalStorage):
@@ -92,13 +92,31 @@ def test_only_what_changed_is_read_again(source: Source, root: LocalStorage) -> 
 
 
 @pytest.mark.usefixtures("later")
-def test_what_is_gone_is_forgotten(source: Source, root: LocalStorage) -> None:
+@pytest.mark.parametrize(("most", "more"), [(100, 32), (1, 32), (0, 0)])
+def test_what_is_gone_is_forgotten_if_it_is_much(
+    source: Source, root: LocalStorage, most: int, more: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashes, "_OTHERS", most)
     sums(source, root)
     (before,) = root.list(".index")
     source.delete("09")
+    source.write("new", b"x")
     sums(source, root)
     (after,) = root.list(".index")
-    assert after.bytes == before.bytes - 32
+    assert after.bytes == before.bytes + more
+
+
+@pytest.mark.usefixtures("later")
+def test_a_part_of_the_folder_does_not_forget_the_rest(source: Source, root: LocalStorage) -> None:
+    """As data.uri=FOLDER, then FOLDER/{cat,dog}, then FOLDER again."""
+    everything = list(source.list())
+    sums(source, root)
+    source.write("new", b"x")
+    source.opened.clear()
+    part = LocalSums(source, [*everything[:3], local_entry("new", source.local_path("new").stat())], root)
+    part.take(lambda done: None)
+    assert sums(source, root) == truth(source)
+    assert set(source.opened) == {"new"}
 
 
 def test_a_file_that_was_just_written_is_not_remembered(source: Source, root: LocalStorage) -> None:

@@ -108,3 +108,33 @@ def test_index_is_light() -> None:
     code = f"import sys, pipeline.data.index; print([name for name in ({heavy}) if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_endings_without_number_are_one_line(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    for i in range(300):
+        storage.write(f"ant/scan.{i:04d}", b"x")
+    for i in range(3):
+        storage.write(f"ant/{i}.txt", b"x")
+    sources.put_folder(storage, sources.examples(3))
+    storage.delete("loose.png")
+    storage.write("ant/1.png", sources.examples(1)[0][0])
+    found = list_source(DataConfig(uri=tmp_path.as_uri()))
+    assert sum(found.skipped.values()) == 304
+    (remark,) = found.remarks
+    assert remark.startswith("not read: 4 .txt, 1 .0000, ")
+    assert remark.endswith(", 291 with 291 other endings")
+
+
+def test_classes_one_folder_deeper_are_told(any_root: str) -> None:
+    """An archive that was unpacked into a folder of its own makes one class of all of them."""
+    storage, image = open_storage(any_root), sources.examples(1)[0][0]
+    for name in ("cat/1.png", "dog/1.png"):
+        storage.write(f"pets/{name}", image)
+    found = list_source(DataConfig(uri=any_root))
+    assert found.classes == ("pets",)
+    (line,) = found.remarks
+    assert "one class, pets/, with the images of its 2 folders (cat, dog)" in line
+    assert list_source(DataConfig(uri=line.rpartition("data.uri=")[2])).classes == ("cat", "dog")
+    storage.write("pets/1.png", image)
+    assert list_source(DataConfig(uri=any_root)).remarks == ()

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import io
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -8,8 +9,10 @@ import pytest
 from PIL import Image
 
 from pipeline.config.schema import DataConfig
+from pipeline.data import folders
 from pipeline.data.listing import list_source
 from pipeline.data.prepare import PreparedUnit, broken_links, check_prepared, prepare_unit
+from pipeline.data.raw import RawExample
 from pipeline.data.sources import exceptions_of, work_units
 from pipeline.data.split import split_of
 from pipeline.errors import DataError
@@ -107,6 +110,32 @@ def test_shards_end_by_rows_and_by_bytes(any_root: str) -> None:
     assert [shard.rows for unit in by_rows for shard in unit.shards if shard.split == "train"] == [3, 3, 3, 1]
 
 
+@pytest.mark.parametrize("layout", ["folder", "parquet", "webdataset"])
+def test_an_image_that_is_too_large_is_quarantined(layout: str, any_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture may be followed by gigabytes, of which Parquet stores no row of 2 GiB."""
+    images = sources.examples(9)
+    large = (images[4][0] + bytes(5000), images[4][1])
+    sources.put_source(open_storage(f"{any_root}/source"), layout, [*images[:4], large, *images[5:]])
+    data = DataConfig.model_validate({"format": layout, "uri": f"{any_root}/source", "classes": 3})
+    data = data.model_copy(update={"quarantine_budget": 0.2})
+    monkeypatch.setattr("pipeline.data.raw.MAX_IMAGE_BYTES", 4096)
+    monkeypatch.setattr(folders.FolderUnit, "read", _reads_only_small(folders.FolderUnit.read))
+    units = prepared(data, any_root)
+    (found,) = (image for unit in units for image in unit.quarantined)
+    assert found.reason == f"{len(large[0])} bytes are more than 4096"
+    check_prepared(units, data)
+    assert sum(shard.rows for unit in units for shard in unit.shards) == 8
+
+
+def _reads_only_small(read: Callable[..., Iterator[RawExample]]) -> Callable[..., Iterator[RawExample]]:
+    def checked(unit: folders.FolderUnit) -> Iterator[RawExample]:
+        for example in read(unit):
+            assert len(example.image) <= 4096  # not even read
+            yield example
+
+    return checked
+
+
 @pytest.mark.parametrize("name", ["a.tgz", "a.tar.gz", "a.tar.bz2", "a.tar"])
 def test_the_parts_of_a_compressed_tar(name: str, any_root: str) -> None:
     """It is one unit, which a task reads once, and several shards."""
@@ -164,6 +193,29 @@ def test_a_class_whose_training_images_are_unreadable(any_root: str) -> None:
         if split_of(key, 3, 0.5) == "train":
             storage.delete(key)
     check_prepared(prepared(data, any_root), data, names)  # as the hint says
+
+
+@pytest.mark.parametrize("layout", ["parquet", "webdataset"])
+def test_a_class_that_only_the_validation_split_has(layout: str, any_root: str) -> None:
+    """Given splits are not changed, so a class that no image trains is refused, even if a single one validates it."""
+    storage = open_storage(f"{any_root}/source")
+    sources.put_source(storage, layout, sources.examples(8, classes=2))
+    data = DataConfig.model_validate({"format": layout, "uri": f"{any_root}/source", "classes": 3})
+    sources.put_source(open_storage(f"{any_root}/val"), layout, sources.examples(4, classes=3))
+    data = data.model_copy(update={"validation_uri": f"{any_root}/val"})
+    with pytest.raises(DataError, match=r"class 2 has no readable training image, and 1 for validation\. Add training"):
+        check_prepared(prepared(data, any_root), data, splits_given=True)
+
+
+def test_a_class_folder_whose_training_images_are_all_unreadable(any_root: str) -> None:
+    for name, images in (("train", sources.examples(9)), ("val", sources.examples(3))):
+        sources.put_folder(open_storage(f"{any_root}/source/{name}"), images)
+    storage = open_storage(f"{any_root}/source")
+    for i in (1, 4, 7):
+        storage.write(f"train/class1/{i:03d}.png", b"damaged")
+    data = DataConfig(uri=f"{any_root}/source", classes=3, quarantine_budget=0.5)
+    with pytest.raises(DataError, match=r"class 'class1' has no readable training image, and 1 for validation"):
+        check_prepared(prepared(data, any_root), data, list_source(data).classes, splits_given=True)
 
 
 def test_links_that_lead_nowhere_are_quarantined(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_links(any_root: str) -> None:
 
 
 def test_members_that_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tars, "MAX_IMAGE_BYTES", 5)
+    monkeypatch.setattr("pipeline.data.raw.MAX_IMAGE_BYTES", 5)
     monkeypatch.setattr(tars, "_LABEL_BYTES", 3)
 
     def fill(archive: tarfile.TarFile) -> None:
@@ -303,6 +303,18 @@ def test_what_follows_the_end_and_is_no_tar_is_said(any_root: str) -> None:
     index = indexed(any_root, content + b"garbage" * 1000)
     assert len(read(any_root, index)) == 9
     assert index.excluded == (("t.tar", f"what follows its end mark, from byte {len(content)} on, is no tar"),)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_long_end_of_zeros_is_said(pack: Callable[[bytes], bytes], any_root: str) -> None:
+    """Programs that reserve the whole file leave one of full size, with zeros from where they were interrupted."""
+    whole = tar(SAMPLES)
+    cut = whole[: boundaries()[8]]
+    index = indexed(any_root, pack(cut + bytes(5 << 20)))
+    assert len(read(any_root, index)) == index.rows < 9
+    assert index.excluded[-1] == ("t.tar", f"it ends with {5 << 20} zero bytes, as an interrupted download does")
+    padded = indexed(any_root, pack(whole + bytes(1 << 20)))
+    assert (padded.rows, padded.excluded) == (9, ())
 
 
 def test_one_block_of_zeros_is_an_end(tmp_path: Path) -> None:

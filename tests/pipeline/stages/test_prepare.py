@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline.config.schema import Config
+from pipeline.data.split import split_of
+from pipeline.errors import DataError
 from pipeline.stages import prepare, sample
 from pipeline.storage import open_storage
 from tests.support import sources
@@ -45,6 +47,23 @@ def test_classes_of_one_and_two_images_are_told(tmp_path: Path) -> None:
     assert any("classes have a single image, which validates" in line for line in said)
 
 
+def test_a_class_of_which_one_image_is_left_is_told(tmp_path: Path) -> None:
+    """It has two; the one that the hash gives to training is damaged, so no image of it trains."""
+    storage = open_storage(str(tmp_path / "images"))
+    for i in range(9):
+        storage.write(f"a/{i}.png", sources.encoded(sources.picture(i)))
+    seed = config_at(tmp_path, "quickstart").seed
+    keys = [f"b/{i}.png" for i in range(40)]
+    trains = next(key for key in keys if split_of(key, seed, 0.4) == "train")
+    validates = next(key for key in keys if split_of(key, seed, 0.4) == "validation")
+    storage.write(trains, b"damaged")
+    storage.write(validates, sources.encoded(sources.picture(20)))
+    sets = ("data.format=folder", f"data.uri={tmp_path}/images", "data.quarantine_budget=0.5", "data.classes=2")
+    _, details, said = made_of(tmp_path, *sets)
+    assert said == ["1 classes have a single readable image, which validates: they are not trained on"]
+    assert details["remarks"] == said
+
+
 def test_splits_are_told(tmp_path: Path) -> None:
     for name, count in (("train", 12), ("test", 6)):
         content = sources.parquet(sources.examples(count))
@@ -58,6 +77,15 @@ def test_splits_are_told(tmp_path: Path) -> None:
         "train": 12,
         "validation": 6,
     }
+
+
+def test_a_class_that_only_the_test_split_has_is_refused(tmp_path: Path) -> None:
+    for name, classes in (("train", 3), ("test", 4)):
+        content = sources.parquet(sources.examples(12, classes))
+        open_storage(str(tmp_path / "images")).write(f"{name}-00000-of-00001.parquet", content)
+    sets = ("data.format=parquet", f"data.uri={tmp_path}/images", "data.classes=4", "sample.count=10")
+    with pytest.raises(DataError, match="class 3 has no readable training image, and 3 for validation"):
+        made_of(tmp_path, *sets)
 
 
 def test_the_grid_names_the_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,6 +209,16 @@ def test_parts_have_one_size_and_the_same_bytes(blocks: list[bytes], size: int, 
     assert read == whole
 
 
+def test_the_start_of_a_file(any_root: str) -> None:
+    storage = open_storage(any_root)
+    storage.write("a", b"0123456789")
+    storage.write("empty", b"")
+    assert [storage.read_start("a", size) for size in (1, 4, 10, 99)] == [b"0", b"0123", b"0123456789", b"0123456789"]
+    assert storage.read_start("empty", 4) == b""
+    with pytest.raises(FileNotFoundError):
+        storage.read_start("absent", 4)
+
+
 def test_an_empty_file(any_root: str, tmp_path: Path) -> None:
     storage = open_storage(any_root)
     storage.write("empty", b"")
