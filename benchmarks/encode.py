@@ -153,10 +153,7 @@ def measure(folder: Path, count: int, few: int, rounds: int, before: Path | None
     """Rates of every side, and ratios of ours to the others and to what the cores could do."""
     cores = len(os.sched_getaffinity(0))
     images = {n: make_images(folder / f"images{n}", n) for n in (count, few)}
-    ours = {
-        n: Pipeline(HERE.parent, folder / f"ours{n}", path, _a_shard_a_core(n))
-        for n, path in images.items()
-    }
+    ours = {n: Pipeline(HERE.parent, folder / f"ours{n}", path, _a_shard_a_core(n)) for n, path in images.items()}
     loaded = [path.read_bytes() for path in sorted(images[count].rglob("*.jpg"))]
     sides: dict[str, Any] = {
         "ours": lambda: ours[count].seconds(), "ours, few": lambda: ours[few].seconds(),
