@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data import decode
 from pipeline.data.decode import UnreadableImage, decode_batch, decode_image, transform
 from tests.support import sources
 
@@ -270,48 +269,6 @@ def test_batches_are_flipped_where_told(side: int) -> None:
     assert np.array_equal(plain[5].transpose(1, 2, 0), transform(sources.picture(5, side, side), 16, True))
     assert np.array_equal(flipped[flips], plain[flips][..., ::-1])
     assert np.array_equal(flipped[~flips], plain[~flips])
-
-
-@settings(deadline=None)
-@given(
-    st.integers(1, 40), st.integers(1, 40), st.sampled_from(["RGB", "L", "CMYK"]), st.integers(1, 100),
-    st.sampled_from([0, 1, 2]), st.booleans(), st.integers(0, 3), st.integers(0, 2**32 - 1), st.data(),
-)  # fmt: skip
-def test_jpegs_are_as_pillow_has_them(
-    width: int, height: int, mode: str, quality: int, subsampling: int, progressive: bool, restarts: int, seed: int,
-    data: st.DataObject,
-) -> None:  # fmt: skip
-    """Sound ones and damaged ones, cut or with a byte of another value: the same pixels, or the same reason."""
-    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    file = bytearray(
-        sources.encoded(
-            Image.fromarray(noise).convert(mode), "JPEG", quality=quality, subsampling=subsampling,
-            progressive=progressive, restart_marker_blocks=restarts,
-        )
-    )  # fmt: skip
-    assert _outcome(bytes(file)) == _outcome(bytes(file), pillow=True)
-    place = data.draw(st.integers(2, len(file) - 1))
-    assert _outcome(bytes(file[:place])) == _outcome(bytes(file[:place]), pillow=True)
-    file[place] ^= data.draw(st.integers(1, 255))
-    assert _outcome(bytes(file)) == _outcome(bytes(file), pillow=True)
-
-
-def _outcome(file: bytes, pillow: bool = False) -> tuple[tuple[int, int], bytes] | str:
-    with pytest.MonkeyPatch.context() as patch:
-        if pillow:
-            patch.setattr(decode, "_jpeg_pixels", lambda *_: None)
-        try:
-            image = decode_image(file, LIMIT)
-        except UnreadableImage as error:
-            return error.reason
-    return image.size, image.tobytes()
-
-
-def test_jpegs_take_the_faster_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "_loaded", lambda _: pytest.fail("decoded by Pillow"))
-    for mode in ("RGB", "L"):
-        file = sources.encoded(sources.picture(1).convert(mode), "JPEG")
-        assert decode_image(memoryview(file), LIMIT).size == (12, 10)
 
 
 def test_real_photographs(real_data: Path) -> None:
