@@ -146,19 +146,22 @@ class TokenizerTrainee:
         set_learning_rate(self.optimizer, learning_rate(step, own.steps, own.learning_rate, own.warmup, "cosine"))
         made = clipped_step(self.optimizer, list(self.tokenizer.parameters()), own.clip)
         self.ema.update(self.tokenizer, made)
-        losses["loss"] = torch.where(made, losses["loss"], torch.nan)
         if trains_discriminator:
-            losses["discriminator"] = self._discriminator_step(target_BCHW, output_BCHW.detach(), made)
+            losses["discriminator"], made = self._discriminator_step(target_BCHW, output_BCHW.detach(), made)
+        losses["loss"] = torch.where(made, losses["loss"], torch.nan)
         return losses
 
-    def _discriminator_step(self, real_BCHW: Tensor, fake_BCHW: Tensor, made: Tensor) -> Tensor:
-        """One step of D, with G_l(x) as the real image. Skipped if its gradient or the tokenizer's is not finite."""
+    def _discriminator_step(self, real_BCHW: Tensor, fake_BCHW: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of D, with G_l(x) as the real image. Skipped if its gradient or the tokenizer's is not finite.
+
+        Returns its loss and whether the step was made.
+        """
         with autocast(self.config.precision, self.world.device):
             loss = discriminator_loss(self.parallel_discriminator, real_BCHW, fake_BCHW)
         torch.autograd.backward(loss)
         parameters = list(self.discriminator.parameters())
-        clipped_step(self.discriminator_optimizer, parameters, self.config.clip, only_if=made)
-        return loss.detach()
+        made = clipped_step(self.discriminator_optimizer, parameters, self.config.clip, only_if=made)
+        return loss.detach(), made
 
     def warm_up_ddp(self, batch: Tensors) -> None:
         x_BCHW = from_uint8(batch[0])

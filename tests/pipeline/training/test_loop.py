@@ -11,6 +11,7 @@ import torch
 
 from pipeline.errors import ContractError, LeaseError, PipelineError
 from pipeline.training.checkpoint import Checkpoints, flatten_state
+from pipeline.training.history import History
 from pipeline.training.loop import MAX_SKIPPED_IN_A_ROW, train
 from pipeline.training.worker import no_notice
 from pipeline.training.world import World
@@ -116,6 +117,20 @@ def test_where_the_tokenizer_does_not_step_neither_does_the_discriminator(tmp_pa
     after = flatten_state({name: part.state_dict() for name, part in trainee.states().items()})[1]
     assert losses["loss"].isnan()
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
+
+
+def test_a_step_that_only_the_discriminator_skips_is_counted(tmp_path: Path) -> None:
+    trainee = make_trainee(ranks_of(tmp_path, "train-tokenizer"), World.alone())
+    next(iter(trainee.discriminator.parameters())).register_hook(lambda grad: grad * math.nan)
+    batches, lines = trainee.batches(20, 22), History(torch.device("cpu"))
+    before = flatten_state(trainee.discriminator.state_dict())[1]
+    for step, batch in enumerate(batches, 20):
+        lines.add(trainee.step(batch, step))
+    batches.close()
+    after = flatten_state(trainee.discriminator.state_dict())[1]
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    line, in_a_row = lines.close_line(22)
+    assert (line["skipped"], in_a_row) == (2, 2)
 
 
 def saved_after_a_notice(folder: Path, notice: Callable[[], float | None], seconds: float = 0.0) -> list[int]:
