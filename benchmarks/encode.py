@@ -124,11 +124,14 @@ def _decode(images: list[bytes]) -> None:
         transform(decode_image(image, decoding.max_pixels), decoding.image_size, decoding.center_crop)
 
 
-def encode_rate(count: int) -> float:
-    """One thread, at its best batch, in a process of its own."""
-    program = f"from benchmarks.encode import *; print(best_batch({count}))"
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=HERE.parent)
-    return float(done.stdout)
+def encode_rate(count: int, processes: int) -> float:
+    """All processes together, each with one thread, at its best batch."""
+    program = f"from benchmarks.encode import *; print(best_batch({count // processes}))"
+    running = [
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=HERE.parent)
+        for _ in range(processes)
+    ]
+    return sum(float(process.communicate()[0]) for process in running)
 
 
 def best_batch(count: int) -> float:
@@ -160,7 +163,7 @@ def measure(folder: Path, count: int, few: int, rounds: int, before: Path | None
         "script": lambda: script_seconds(images[count], folder, cores),
         "script, few": lambda: script_seconds(images[few], folder, cores),
         "decoding": lambda: len(loaded) / decode_rate(loaded, cores),
-        "encoding": lambda: count / encode_rate(count // 4),
+        "encoding": lambda: count / encode_rate(count // 2, cores),
     }  # fmt: skip
     if before is not None:
         old = {n: Pipeline(before, folder / f"old{n}", path) for n, path in images.items()}
@@ -168,14 +171,14 @@ def measure(folder: Path, count: int, few: int, rounds: int, before: Path | None
     measured = alternate(sides, rounds)
     rates = {
         "decoding alone, all cores": [count / value for value in measured["decoding"]],
-        "encoding alone, one core": [count / value for value in measured["encoding"]],
+        "encoding alone, all cores": [count / value for value in measured["encoding"]],
     }
     for side in [name for name in sides if f"{name}, few" in sides]:
         rates[f"{side}, with start-up"] = [count / value for value in measured[side]]
         pairs = zip(measured[side], measured[f"{side}, few"], strict=True)
         rates[f"{side}, without"] = [(count - few) / max(1e-9, long - short) for long, short in pairs]
-    both = zip(rates["decoding alone, all cores"], rates["encoding alone, one core"], strict=True)
-    possible = [cores / (cores / decoding + 1 / encoding) for decoding, encoding in both]
+    both = zip(rates["decoding alone, all cores"], rates["encoding alone, all cores"], strict=True)
+    possible = [1 / (1 / decoding + 1 / encoding) for decoding, encoding in both]
     return {
         "images_per_second": {**medians(rates), "possible": float(np.median(possible))},
         "ratio to the script, with start-up": median_ratio(measured["script"], measured["ours"]),
