@@ -27,7 +27,8 @@ from pipeline.training.examples import reading_plan, training_images, training_l
 from tests.support.artifacts import config_at, prepared, trainer_inputs
 
 _REPOSITORY = Path(__file__).parent.parent
-# Runs in a checkout of another commit: this benchmark over that code, measured once for each line.
+# Runs in a checkout of another commit: this benchmark over that code, measured once for each line, up to an empty one:
+# the pipe does not end where the rivals' processes were forked, since each has a copy of it.
 _BEFORE = """
 import sys, types
 from pathlib import Path
@@ -36,8 +37,8 @@ package.__path__ = [sys.argv[1]]
 from benchmarks.loader import cases, rate
 made = cases(Path(sys.argv[2]), int(sys.argv[3]))
 print("ready", flush=True)
-for line in sys.stdin:
-    case = made[line.strip()]
+while line := sys.stdin.readline().strip():
+    case = made[line]
     print(rate(case.loader, case.examples), flush=True)
 """
 
@@ -131,7 +132,8 @@ def loader_of(commit: str, folder: Path, batches: int) -> Iterator["subprocess.P
             if answer_of(process) != "ready":
                 raise RuntimeError(f"the loader of {commit} cannot be measured")
             yield process
-            _pipe(process.stdin).close()
+            _pipe(process.stdin).write("\n")
+            _pipe(process.stdin).flush()
     finally:
         subprocess.run([*git, "remove", "--force", str(tree)], check=True, capture_output=True)
 

@@ -46,6 +46,14 @@ def test_loaders_give_what_they_are_compared_with(tmp_path: Path, monkeypatch: p
             assert all(np.array_equal(a, _channels_last(b)) for a, b in zip(ours, side(), strict=True))
 
 
+@pytest.mark.slow
+def test_the_loader_of_another_commit_is_measured_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the rivals' workers hold its pipe."""
+    monkeypatch.delenv("DVAE_TEST_DATA", raising=False)
+    for row in loader.measure(tmp_path, rounds=1, batches=2, before="HEAD").values():
+        assert row["loader before"] > 0
+
+
 def test_decoders_are_compared_by_their_pixels() -> None:
     images = [sources.encoded(sources.picture(seed, 90, 70), "JPEG") for seed in range(3)]
     rows = decode.measure(images, size=16, rounds=1)
