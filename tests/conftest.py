@@ -4,9 +4,12 @@ Where several processes share the tests (pytest-xdist, a file at a time), each s
 """
 
 import os
+import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,9 +61,23 @@ def s3_endpoint() -> Iterator[str]:
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    assert server._server is not None
+    server._server.app = _conditions_hold(server._server.app)
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
+
+
+def _conditions_hold(app: Callable[..., Any]) -> Callable[..., Any]:
+    """One conditional write at a time. moto checks a condition and writes in two steps, where S3 does both in one."""
+    writing = threading.Lock()
+
+    def checked(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        conditional = environ.keys() & {"HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"}
+        with writing if conditional else nullcontext():
+            return app(environ, start_response)
+
+    return checked
 
 
 @pytest.fixture

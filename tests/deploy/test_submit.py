@@ -65,6 +65,7 @@ def test_names_fit_kubernetes(tmp_path):
         assert work.name.replace("-", "").isalnum()
 
 
+@pytest.mark.slow
 def test_a_stage_runs_there_and_again(head, s3_root):
     code, out, error = ended(submit(head, s3_root, "stage", "prepare", "quickstart"))
     assert code == 0, out + error
