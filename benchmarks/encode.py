@@ -28,6 +28,7 @@ from pipeline.data.chunks import Decoding
 from pipeline.data.decode import decode_image, transform
 
 HERE = Path(__file__).parent
+FILE_ROWS = 2048  # of prepared data
 FEW = 64  # images of the run that shows what start-up takes
 BATCH = 16
 SIZE = 256
@@ -188,7 +189,8 @@ def measure(folder: Path, count: int, few: int, rounds: int, before: Path | None
 
 
 def _a_shard_a_core(count: int) -> str:
-    return f"encode.shard_rows={min(2048, count // len(os.sched_getaffinity(0)) + 1)}"
+    """Few images are in one file, which is cut. Many are in files of 2,048, which are not: a rest would be a shard."""
+    return f"encode.shard_rows={count // len(os.sched_getaffinity(0)) + 1 if count <= FILE_ROWS else FILE_ROWS}"
 
 
 def measure_sleeping(folder: Path, count: int, few: int, rates: list[int]) -> dict[str, Any]:
