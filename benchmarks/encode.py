@@ -198,7 +198,8 @@ def measure_sleeping(folder: Path, count: int, few: int, rates: list[int]) -> di
     cores, results = len(os.sched_getaffinity(0)), {}
     images = {n: make_images(folder / f"images{n}", n) for n in (count, few)}
     loaded = [path.read_bytes() for path in sorted(images[count].rglob("*.jpg"))]
-    made = {n: Pipeline(HERE.parent, folder / f"sleeping{n}", path, _a_shard_a_core(n)) for n, path in images.items()}
+    rows = {n: f"encode.shard_rows={min(FILE_ROWS // 2, n // cores + 1)}" for n in images}  # several for each decoder
+    made = {n: Pipeline(HERE.parent, folder / f"sleeping{n}", path, rows[n]) for n, path in images.items()}
     for rate in rates:
         sleeping = {"SLEEPING": str(rate)}
         long, short = (made[n].seconds("--gpus", "1", **sleeping) for n in (count, few))
@@ -210,7 +211,10 @@ def measure_sleeping(folder: Path, count: int, few: int, rates: list[int]) -> di
 
 
 def measure_nodes(folder: Path, count: int, few: int, rate: float) -> dict[str, float]:
-    """Two nodes against one, with decoders and encoders that sleep, so that this machine's cores do not decide."""
+    """Two nodes against one, with decoders and encoders that sleep, so that this machine's cores do not decide.
+
+    The decoders sleep besides their work, so `rate` has to be far below what the cores could decode.
+    """
     images = {n: make_images(folder / f"images{n}", n) for n in (count, few)}
     rows = f"encode.shard_rows={max(1, count // 16)}"
     made = {n: Pipeline(HERE.parent, folder / f"nodes{n}", path, rows) for n, path in images.items()}
@@ -273,7 +277,7 @@ def main() -> None:
         if options.sleeping:
             result["sleeping"] = measure_sleeping(folder, *counts, options.sleeping)
         if options.nodes:
-            result["nodes"] = measure_nodes(folder, *counts, rate=100.0)
+            result["nodes"] = measure_nodes(folder, *counts, rate=50.0)
     print(json.dumps(result, indent=1))
     print(save("encode", {"images": options.images, **result}))
 
