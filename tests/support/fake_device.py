@@ -132,4 +132,5 @@ def fake_gpu() -> Iterator[FakeGPU]:
             patch.setattr(kind, "draw", _on_host(kind.draw))  # they draw on the host, so their values are known
         for alignment in (Alignment, FrequencyAware):
             patch.setattr(alignment, "draw_levels", _on_host(alignment.draw_levels))
+        gpu.put(torch.zeros(1))  # PyTorch looks for the driver at the first tensor, if it is told that there is a GPU
         yield gpu

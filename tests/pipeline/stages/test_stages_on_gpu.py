@@ -41,13 +41,15 @@ def gpu() -> Iterator[FakeGPU]:
 
 
 @pytest.fixture(scope="module")
-def context(tmp_path_factory: pytest.TempPathFactory) -> LocalContext:
-    """With a tokenizer of random weights, at 32 pixels."""
+def context(gpu: FakeGPU, tmp_path_factory: pytest.TempPathFactory) -> LocalContext:  # noqa: ARG001
+    """With a tokenizer of random weights, at 32 pixels. This process keeps it: under the mode none can be drawn."""
     folder = tmp_path_factory.mktemp("stage")
     config = small_config(folder)
     prepare = prepared(config)
     inputs = {"prepare": prepare, "train-tokenizer": untrained_tokenizer(config, prepare, folder / "scratch")}
-    return local_context(config, "evaluate-tokenizer", inputs, folder / "scratch")
+    context = local_context(config, "evaluate-tokenizer", inputs, folder / "scratch")
+    load_tokenizer(context.storage, inputs["train-tokenizer"], GPU)
+    return context
 
 
 def pixels(size: int = 32) -> Tensor:
