@@ -41,7 +41,7 @@ def gpu() -> Iterator[FakeGPU]:
 
 
 @pytest.fixture(scope="module")
-def context(gpu: FakeGPU, tmp_path_factory: pytest.TempPathFactory) -> LocalContext:  # noqa: ARG001
+def context(gpu: FakeGPU, tmp_path_factory: pytest.TempPathFactory) -> LocalContext:
     """With a tokenizer of random weights, at 32 pixels. This process keeps it: under the mode none can be drawn."""
     folder = tmp_path_factory.mktemp("stage")
     config = small_config(folder)
