@@ -5,5 +5,5 @@ Start with `open_storage`; `base.Storage` is the interface. No caching here.
 
 from pipeline.storage.base import Block, Entry, Storage, storage_error, storage_errors
 from pipeline.storage.local import broken_links, local_entry
-from pipeline.storage.s3_errors import arrow_error
+from pipeline.storage.s3_errors import arrow_error, is_transient
 from pipeline.storage.uri import cache_folder, open_storage, split_uri

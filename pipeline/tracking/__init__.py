@@ -1,10 +1,12 @@
 """MLflow: an outbox of events at the root, the courier that delivers them, and queries of the model registry.
 
-Training never waits for MLflow, and an outage loses no events. mlflow itself is imported on the first delivery.
+Training never waits for MLflow, an outage loses no events, and what MLflow refuses is set aside. mlflow itself is
+imported on the first delivery.
 """
 
-from pipeline.tracking.courier import Courier, deliver, undelivered
+from pipeline.tracking.courier import Courier, deliver, pending_events, undelivered
 from pipeline.tracking.errors import TrackingError
 from pipeline.tracking.mlflow import MlflowWriter, tracking_uri
 from pipeline.tracking.outbox import Outbox, metric_event
+from pipeline.tracking.refused import Refusal, drop_refused, put_back, refusals
 from pipeline.tracking.registry import CANDIDATE, CHAMPION, FINGERPRINT_TAG, champion, has_version

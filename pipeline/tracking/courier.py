@@ -1,16 +1,17 @@
 """Delivers the outbox to MLflow: events are sent in order, with their original steps and times, then deleted.
 
 One process delivers at a time, under a lease. Delivery is idempotent, since runs are found by key and metrics by step:
-a process that dies after sending events and before deleting them does no harm.
+a process that dies after sending events and before deleting them does no harm. What MLflow refuses for good is set
+aside with its reason (`refused.py`), and holds up nothing behind it.
 """
 
 import json
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.markup import escape
 
@@ -20,7 +21,8 @@ from pipeline.errors import LeaseError, PipelineError
 from pipeline.storage import Storage
 from pipeline.tracking.errors import RefusedError
 from pipeline.tracking.mlflow import MlflowWriter, tracking_uri
-from pipeline.tracking.outbox import OUTBOX
+from pipeline.tracking.outbox import OUTBOX, Event, event_files, key_of
+from pipeline.tracking.refused import Refusal, set_aside
 
 POLL_SECONDS = 1.0
 _LEASE_WAIT_SECONDS = 90.0  # to wait for another process that delivers; longer than a dead one's lease lasts
@@ -40,7 +42,7 @@ class Courier:
         self.storage = storage
         self.uri = tracking_uri(config)
         self.failure: str | None = None  # why events are undelivered
-        self._say, self._last_reported = say, ""
+        self._say, self._last_reported, self._refusals = say, "", set[str]()
         self._writer = MlflowWriter(self.uri, config)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._deliver_all, name="courier", daemon=True)
@@ -51,7 +53,7 @@ class Courier:
         while True:
             last = self._stop.is_set()
             try:
-                deliver(self.storage, self._writer)
+                deliver(self.storage, self._writer, on_refusal=self._report_refusal)
                 self.failure, wait = None, POLL_SECONDS
             except LeaseError as error:  # another process delivers; retry, even after `close`
                 self.failure, last = str(error), False
@@ -70,6 +72,15 @@ class Courier:
             self._say(f"[yellow]![/] {escape(self.failure)} The run continues; undelivered events stay in the outbox.")
         self._last_reported = what
 
+    def _report_refusal(self, key: str, refusal: Refusal) -> None:
+        """Say each reason once."""
+        if self._say is not None and refusal.reason not in self._refusals:
+            self._say(
+                f"[yellow]![/] {escape(refusal.reason)} The run continues; what was refused is set aside "
+                f"(`python -m pipeline tracking show {escape(key)}`)."
+            )
+        self._refusals.add(refusal.reason)
+
     def close(self, timeout: float) -> str | None:
         """Deliver the rest, for at most `timeout` seconds. Returns why events are left in the outbox, or None."""
         self._stop.set()
@@ -81,73 +92,86 @@ class Courier:
 
 def undelivered(storage: Storage) -> list[str]:
     """The keys of the runs with undelivered events."""
-    return sorted({_key_of(path) for path in _pending(storage, None)})
+    return sorted(pending_events(storage))
 
 
-def _key_of(path: str) -> str:
-    return path.removeprefix(OUTBOX + "/").rpartition("/")[0]
+def pending_events(storage: Storage, only: str | None = None) -> Counter[str]:
+    """How many files of events are undelivered, by run; of all runs, or of the run `only` and its children."""
+    return Counter(key_of(path) for path in event_files(storage, OUTBOX, only))
 
 
-def _pending(storage: Storage, only: str | None) -> list[str]:
-    """The undelivered event files, oldest first; of all runs, or of the run `only` and its children."""
-    found = [entry.path for entry in storage.list(OUTBOX) if entry.path.endswith(".jsonl")]
-    if only is not None:
-        found = [path for path in found if _key_of(path) == only or _key_of(path).startswith(f"{only}/")]
-    return sorted(found, key=lambda path: path.rpartition("/")[2])
+def deliver(
+    storage: Storage,
+    writer: MlflowWriter,
+    only: str | None = None,
+    on_refusal: Callable[[str, Refusal], None] | None = None,
+) -> int:
+    """Send the pending events, oldest first, and delete them; returns the number of files that are dealt with.
 
-
-def deliver(storage: Storage, writer: "MlflowWriter", only: str | None = None) -> int:
-    """Send the pending events, oldest first, and delete them; returns the number of files delivered.
-
-    Undelivered events stay. TrackingError if MLflow is unavailable or denies access; RefusedError, at the end, if it
-    rejects the events of a run; LeaseError if another process is delivering and does not finish within 90 s.
+    Events that MLflow refuses are set aside, each told to `on_refusal` with its run's key. Undelivered events stay.
+    TrackingError if MLflow is unavailable or denies access; LeaseError if another process is delivering and does not
+    finish within 90 s.
     """
     with _delivering:
-        if not _pending(storage, only):
+        if not event_files(storage, OUTBOX, only):
             return 0
         with _delivery_lease(storage) as check_lease:
             writer.begin()
-            return _deliver(storage, writer, _pending(storage, only), check_lease)
+            delivered = 0
+            for key, files in _batches(storage, event_files(storage, OUTBOX, only)):
+                check_lease()
+                for refusal in _send(storage, writer, key, files):
+                    if on_refusal is not None:
+                        on_refusal(key, refusal)
+                for path in files:
+                    storage.delete(path)
+                delivered += len(files)
+            return delivered
 
 
-def _deliver(storage: Storage, writer: "MlflowWriter", pending: Iterable[str], check_lease: Callable[[], None]) -> int:
-    delivered, refused = 0, dict[str, RefusedError]()
-    for key, paths, events in _batches(storage, pending):
-        if key in refused:
-            continue
-        check_lease()
-        try:
-            writer.send(key, events, storage)
-        except RefusedError as error:
-            place = storage.uri(f"{OUTBOX}/{key}")
-            refused[key] = RefusedError(f"{key}: {error.what}", f"Delete {place} to discard its events.")
-            continue
-        for path in paths:
-            storage.delete(path)
-        delivered += len(paths)
-    for first in refused.values():
-        raise first
-    return delivered
+def _send(storage: Storage, writer: MlflowWriter, key: str, files: dict[str, list[Event]]) -> list[Refusal]:
+    """Send the events of some files. If MLflow refuses, one after the other, and what it refuses is set aside."""
+    try:
+        writer.send(key, [event for events in files.values() for event in events], storage)
+        return []
+    except RefusedError:
+        found = list[Refusal]()
+        for path, events in files.items():
+            refusals = [refusal for event in events if (refusal := _send_one(storage, writer, key, event)) is not None]
+            if refusals:
+                set_aside(storage, path, refusals)
+            found += refusals
+        return found
 
 
-def _batches(storage: Storage, pending: Iterable[str]) -> Iterator[tuple[str, list[str], list[dict[str, Any]]]]:
-    """(key, files, events) to send at once: one file, or consecutive files of one run with only metrics."""
-    key, paths, events = "", list[str](), list[dict[str, Any]]()
+def _send_one(storage: Storage, writer: MlflowWriter, key: str, event: Event) -> Refusal | None:
+    try:
+        writer.send(key, [event], storage)
+        return None
+    except RefusedError as error:
+        return Refusal(str(error), event)
+
+
+def _batches(storage: Storage, pending: Iterable[str]) -> Iterator[tuple[str, dict[str, list[Event]]]]:
+    """The key and the events by file of what is sent at once: one file, or consecutive ones of one run's metrics."""
+    key, files = "", dict[str, list[Event]]()
     for path in pending:
         try:
-            more = [json.loads(line) for line in storage.read(path).splitlines()]
+            more: list[Event] = [json.loads(line) for line in storage.read(path).splitlines()]
         except FileNotFoundError:
             continue  # deleted by the previous holder of the lease
-        joins = key == _key_of(path) and len(events) + len(more) <= _BATCH_EVENTS and _are_metrics([*events, *more])
-        if paths and not joins:
-            yield key, paths, events
-            paths, events = [], []
-        key, paths, events = _key_of(path), [*paths, path], [*events, *more]
-    if paths:
-        yield key, paths, events
+        known = [event for events in files.values() for event in events]
+        joins = key == key_of(path) and len(known) + len(more) <= _BATCH_EVENTS and _are_metrics([*known, *more])
+        if files and not joins:
+            yield key, files
+            files = {}
+        key = key_of(path)
+        files[path] = more
+    if files:
+        yield key, files
 
 
-def _are_metrics(events: Iterable[dict[str, Any]]) -> bool:
+def _are_metrics(events: Iterable[Event]) -> bool:
     return all(event["kind"] == "metrics" for event in events)
 
 

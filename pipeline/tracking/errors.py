@@ -1,6 +1,7 @@
 """One-line messages with hints for errors of MLflow; those about a single event are separate from all others."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ class TrackingError(PipelineError):
 
 
 class RefusedError(TrackingError):
-    """MLflow rejects these events, but not others."""
+    """MLflow rejects these events for good, but not others."""
 
 
 _WHERE = "Check tracking.uri and MLFLOW_TRACKING_URI."
@@ -63,17 +64,35 @@ _EVENT_ERRORS = {
     "RESOURCE_CONFLICT",
     "RESOURCE_DOES_NOT_EXIST",
 }
+_EVENT_STATUSES = {400, 409, 411, 413, 414, 415, 422, 431}  # of HTTP: this request, however often it is sent
+_AWAY_STATUSES = {401, 408, 425, 429}  # and all from 500: of every request
+_RETRY = "Correct the cause and run `python -m pipeline tracking retry`, or `tracking drop`."
 
 
 @contextmanager
 def mlflow_errors(uri: str) -> Iterator[None]:
-    """Turn exceptions of MLflow's client into TrackingErrors."""
+    """Turn exceptions of MLflow's client into TrackingErrors, RefusedErrors if only these events are rejected."""
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except (MlflowException, OSError) as error:
         raise tracking_error(error, uri) from error
+
+
+@contextmanager
+def file_errors(uri: str, file: str, place: str) -> Iterator[None]:
+    """The same, of an upload to `place`, which may be a bucket or a folder instead of the server.
+
+    Unless MLflow or the bucket is away, the file alone is refused: it is a figure or a table that the root has too.
+    """
+    try:
+        yield
+    except Exception as error:  # of any client of any store that MLflow knows, or the lack of one
+        if _is_away(error):
+            raise tracking_error(error, uri) from error
+        text = _detail(" ".join(f"{type(error).__name__}: {error}".split()))
+        raise RefusedError(f"MLflow's place for files, {place}, did not take {file} ({text}).", _RETRY) from error
 
 
 def tracking_error(error: BaseException, uri: str) -> TrackingError:
@@ -83,9 +102,30 @@ def tracking_error(error: BaseException, uri: str) -> TrackingError:
     for part, (what, hint) in _MESSAGES.items():
         if part in f"{code} {text}":
             return TrackingError(what.format(**facts), hint.format(**facts))
-    if code in _EVENT_ERRORS:
-        return RefusedError(f"MLflow at {uri} rejected an event ({_detail(text)})", "See MLflow's message.")
+    if code in _EVENT_ERRORS or _status(error) in _EVENT_STATUSES:
+        return RefusedError(f"MLflow at {uri} rejected an event ({_detail(text)})", _RETRY)
     return TrackingError(f"MLflow at {uri} is unavailable ({_detail(text)})", f"Check that it is running. {_WHERE}")
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the server, or the bucket behind it, did not answer, or not to anybody. Else the answer is about this."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    from pipeline.storage import is_transient
+
+    if (status := _status(error)) is not None:
+        return status in _AWAY_STATUSES or status >= 500
+    return isinstance(error, MlflowException | RequestException) or is_transient(error)
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status of an answer; None if there was none, or the exception does not say."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(status, int):
+        return status
+    found = re.search(r"failed with error code (\d{3})\b", str(error))  # as MLflow's client says it
+    return int(found[1]) if found else None
 
 
 def _login() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.storage import Storage, open_storage
-from pipeline.tracking.errors import RefusedError, TrackingError, mlflow_errors
+from pipeline.tracking.errors import RefusedError, TrackingError, file_errors, mlflow_errors
 
 _MAX_METRICS = 1000  # MLflow's limit per batch
 _KEY = "dvae.key"  # the tag by which a run is found
@@ -48,25 +48,28 @@ class MlflowWriter:
     def client(self) -> Any:
         """MLflow's client; creates the experiment if it is missing. Imports mlflow, which takes seconds."""
         if self._client is None:
-            client = mlflow_client(self.uri)
-            found = client.get_experiment_by_name(self.experiment)
-            if found is not None and found.lifecycle_stage != "active":
-                raise TrackingError(
-                    f"MLflow's experiment '{self.experiment}' was deleted",
-                    f"Restore it (`mlflow experiments restore --experiment-id {found.experiment_id}`), or set "
-                    "tracking.experiment to another.",
-                )
-            self._experiment_id = (
-                found.experiment_id if found else client.create_experiment(self.experiment, self._artifacts)
-            )
-            self._client = client
+            self._client = mlflow_client(self.uri)
+            self._experiment_id = self._experiment(self._client)
         return self._client
+
+    def _experiment(self, client: Any) -> str:
+        """The experiment's id; it is created if it is missing. TrackingError if it was deleted."""
+        found = client.get_experiment_by_name(self.experiment)
+        if found is None:
+            return str(client.create_experiment(self.experiment, self._artifacts))
+        if found.lifecycle_stage != "active":
+            raise TrackingError(
+                f"MLflow's experiment '{self.experiment}' was deleted",
+                f"Restore it (`mlflow experiments restore --experiment-id {found.experiment_id}`), or set "
+                "tracking.experiment to another.",
+            )
+        return str(found.experiment_id)
 
     def begin(self) -> None:
         """Clear the caches, since other processes may have written. TrackingError if MLflow is unavailable."""
         self._runs, self._last_steps = {}, {}
         with mlflow_errors(self.uri):
-            _ = self.client
+            self._experiment_id = self._experiment(self.client)
 
     def send(self, key: str, events: list[dict[str, Any]], storage: Storage) -> None:
         """Write events to the run of `key`. TrackingError if MLflow is unavailable, RefusedError if it rejects them."""
@@ -83,14 +86,21 @@ class MlflowWriter:
         if key not in self._runs:
             run = self._find(key)
             if run is None:
-                raise RefusedError(f"MLflow at {self.uri} has no run '{key}'", "Check whether it was deleted there.")
+                raise RefusedError(
+                    f"MLflow at {self.uri} has no run '{key}'",
+                    "If it was deleted there, restore it and run `python -m pipeline tracking retry`, or "
+                    "`tracking drop`.",
+                )
             self._runs[key] = run.info.run_id
         return self._runs[key]
 
     def _find(self, key: str) -> Any:
         client = self.client
         found = client.search_runs(
-            [self._experiment_id], f"tags.`{_KEY}` = '{key}'", order_by=["attributes.start_time DESC"], max_results=1
+            [self._experiment_id],
+            f"tags.`{_KEY}` = {_quoted(key)}",
+            order_by=["attributes.start_time DESC"],
+            max_results=1,
         )
         return found[0] if found else None
 
@@ -110,7 +120,7 @@ class MlflowWriter:
 
     def _deduplicated(self, key: str, start: int) -> Any:
         """The run just created; deletes duplicates, which MLflow's client creates if it retries after a lost answer."""
-        same = f"tags.`{_KEY}` = '{key}' AND attributes.start_time = {start}"
+        same = f"tags.`{_KEY}` = {_quoted(key)} AND attributes.start_time = {start}"
         run, *duplicates = self.client.search_runs([self._experiment_id], same, order_by=["attributes.run_id ASC"])
         for duplicate in duplicates:
             self.client.delete_run(duplicate.info.run_id)
@@ -148,7 +158,10 @@ class MlflowWriter:
                 storage.download(event["path"], target)
             except FileNotFoundError:
                 return  # its artifact has been deleted since
-            self.client.log_artifact(self.run_of(key), str(target), event["folder"])
+            run_id = self.run_of(key)
+            place = self.client.get_run(run_id).info.artifact_uri
+            with file_errors(self.uri, event["path"], place):
+                self.client.log_artifact(run_id, str(target), event["folder"])
 
     def _metrics(self, key: str, events: list[dict[str, Any]]) -> None:
         """Log metrics of steps that the run does not have yet: a resumed trainer repeats some steps."""
@@ -175,6 +188,11 @@ class MlflowWriter:
     def _last_step(self, run_id: str) -> int:
         newest = self.client.get_run(run_id).to_proto().data.metrics  # per metric, that of the last step
         return max((metric.step for metric in newest), default=-1)
+
+
+def _quoted(value: str) -> str:
+    """A string of MLflow's filters, which know no escapes. No key has a double quote (`Runner.key`)."""
+    return f'"{value}"' if "'" in value else f"'{value}'"
 
 
 def mlflow_client(uri: str) -> Any:

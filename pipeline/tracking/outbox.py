@@ -12,6 +12,8 @@ from pipeline.storage import Storage
 
 OUTBOX = ".work/tracking"
 
+Event = dict[str, Any]
+
 
 class Outbox:
     """Posts events of one run: a stage's (`PIPELINE/STAGE`) or the pipeline's (`PIPELINE`)."""
@@ -20,7 +22,7 @@ class Outbox:
         self.storage, self.key = storage, key
         self._posted = 0
 
-    def post(self, *events: dict[str, Any]) -> None:
+    def post(self, *events: Event) -> None:
         """Write the events to one file, whose name sorts after all earlier ones."""
         self._posted += 1
         name = f"{time.time_ns():020d}-{os.getpid()}-{self._posted:06d}.jsonl"
@@ -51,8 +53,21 @@ class Outbox:
         self.post({"kind": "file", "path": path, "folder": folder})
 
 
-def metric_event(values: dict[str, float], step: int) -> dict[str, Any]:
+def metric_event(values: dict[str, float], step: int) -> Event:
     return {"kind": "metrics", "values": values, "step": step, "time": _milliseconds()}
+
+
+def event_files(storage: Storage, folder: str, only: str | None) -> list[str]:
+    """The files of events below `folder`, oldest first; of all runs, or of the run `only` and its children."""
+    found = [entry.path for entry in storage.list(folder) if entry.path.endswith(".jsonl")]
+    if only is not None:
+        found = [path for path in found if key_of(path) == only or key_of(path).startswith(f"{only}/")]
+    return sorted(found, key=lambda path: path.rpartition("/")[2])
+
+
+def key_of(path: str) -> str:
+    """The key of the run that a file of events belongs to, in the outbox or set aside."""
+    return path.split("/", OUTBOX.count("/") + 1)[-1].rpartition("/")[0]
 
 
 def _milliseconds() -> int:

@@ -6,6 +6,7 @@ It runs in one driver process. Ray, torch and MLflow are loaded, in parallel, on
 import importlib
 import math
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -61,8 +62,9 @@ class Runner:
 
     @property
     def key(self) -> str:
-        """The pipeline run's key in MLflow."""
-        return f"{Path(self.name).stem}-{self.fingerprint('register')[:SHORT]}"
+        """The pipeline run's key in MLflow, without what its filters cannot hold."""
+        name = re.sub('["`]', "-", Path(self.name).stem)
+        return f"{name}-{self.fingerprint('register')[:SHORT]}"
 
     def fingerprint(self, stage: str) -> str:
         fingerprint = self.prints[stage]

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from pipeline.tracking.courier import Courier, deliver, undelivered
-from pipeline.tracking.errors import RefusedError, TrackingError
+from pipeline.tracking.errors import TrackingError
 from pipeline.tracking.mlflow import MlflowWriter
-from pipeline.tracking.outbox import OUTBOX, metric_event
+from pipeline.tracking.outbox import metric_event
 from tests.support.outboxes import KEY, World
 
 
@@ -220,32 +220,6 @@ def test_figures_are_shown(world: World) -> None:
     (run,) = world.runs()
     assert [file.path for file in world.client.list_artifacts(run.info.run_id, "figures")] == ["figures/pca.png"]
     assert world.storage.exists("analyze/0123/figures/pca.png")
-
-
-def test_events_of_an_unknown_run_stay(world: World) -> None:
-    world.outbox().metrics({"sit/loss": 1.0}, 1)
-    with pytest.raises(RefusedError, match=f"has no run '{KEY}'. Delete file://"):
-        world.deliver()
-    assert undelivered(world.storage) == [KEY]
-
-
-def test_events_that_are_refused_hold_up_no_other_run(world: World) -> None:
-    """A run that was deleted in MLflow while it went on."""
-    for key in (KEY, "other"):
-        world.outbox(key).open(key, {})
-        world.outbox(key).metrics({"sit/loss": 1.0}, 1)
-    world.deliver()
-    (gone,) = [run for run in world.runs() if run.info.run_name == KEY]
-    world.client.delete_run(gone.info.run_id)
-    for step in (2, 3):
-        world.outbox().metrics({"sit/loss": 1.0}, step)
-        world.outbox("other").metrics({"sit/loss": 1.0}, step)
-    with pytest.raises(RefusedError):
-        world.deliver()
-    (other,) = world.runs()
-    assert [step for step, *_ in world.history(other, "sit/loss")] == [1, 2, 3]
-    assert undelivered(world.storage) == [KEY]
-    assert len(list(world.storage.list(f"{OUTBOX}/{KEY}"))) == 2
 
 
 def test_an_experiment_that_was_deleted(world: World) -> None:
