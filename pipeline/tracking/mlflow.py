@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ _KEY = "dvae.key"  # the tag by which a run is found
 def tracking_uri(config: Config) -> str:
     """The URI of MLflow: from the config, else MLFLOW_TRACKING_URI, else SQLite at the root (./runs for a remote root).
 
-    ConfigError for a MLFLOW_TRACKING_URI with a user or password, since messages show the URI.
+    ConfigError for a MLFLOW_TRACKING_URI with a user or password, since messages show the URI, and for a root whose
+    path such an address cannot hold.
     """
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri and "@" in uri.partition("://")[2].partition("/")[0]:
@@ -26,7 +28,18 @@ def tracking_uri(config: Config) -> str:
             "MLFLOW_TRACKING_URI contains a user or password",
             "Remove it, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
         )
-    return uri or f"sqlite:///{_database_folder(config) / 'mlflow.db'}"
+    return uri or _database_uri(_database_folder(config) / "mlflow.db")
+
+
+def _database_uri(path: Path) -> str:
+    """The address of a SQLite database; ConfigError if it would be another file's."""
+    if re.search(r"\?|%[0-9a-fA-F]{2}", str(path)):
+        raise ConfigError(
+            f"MLflow cannot have its database at {path}: in its addresses, ? ends the path, and % with two digits is "
+            "another character",
+            "Rename the folder, take another root, or set tracking.uri.",
+        )
+    return f"sqlite:///{path}"
 
 
 def _database_folder(config: Config) -> Path:

@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
+from pipeline.config.loading import load_config
+from pipeline.errors import ConfigError
+from pipeline.storage.uri import open_storage
+from pipeline.tracking.courier import deliver
 from pipeline.tracking.errors import TrackingError
+from pipeline.tracking.mlflow import MlflowWriter, tracking_uri
+from pipeline.tracking.outbox import Outbox
 from pipeline.tracking.registry import champion, has_version
 from tests.support.registration import Registration, digest
 from tests.support.tls import certificate
@@ -103,3 +109,38 @@ def test_a_registry_that_mlflow_is_just_setting_up_has_no_version(tmp_path: Path
         database.execute("CREATE TABLE model_version_tags (name TEXT, version INT, key TEXT, value TEXT)")
     assert not has_version(f"sqlite:///{tmp_path}/mlflow.db", "denoising-vae", digest("any"))
     assert champion(f"sqlite:///{tmp_path}/mlflow.db", "denoising-vae") is None
+
+
+@pytest.mark.parametrize("name", ["50%", "100%zz", "no #1", "ünï"])
+def test_a_local_root_of_any_name_has_its_database_in_it(
+    tmp_path: Path, mlflow_template: bytes, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for variable in ("MLFLOW_TRACKING_URI", "DVAE_SITE"):
+        monkeypatch.delenv(variable, raising=False)
+    root = tmp_path / name / "runs"
+    root.mkdir(parents=True)
+    (root / "mlflow.db").write_bytes(mlflow_template)
+    config = load_config("quickstart", [], str(root))
+    storage = open_storage(config.root)
+    storage.write("analyze/figure.png", b"png")
+    outbox = Outbox(storage, "run")
+    outbox.open("run", {})
+    outbox.file("analyze/figure.png", "figures")
+    assert deliver(storage, MlflowWriter(tracking_uri(config), config)) == 2
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert len(list(root.glob("mlflow-artifacts/*/artifacts/figures/figure.png"))) == 1
+    assert not has_version(tracking_uri(config), "model", "0123")
+
+
+@pytest.mark.parametrize("name", ["a%20b", "what?"])
+def test_a_local_root_that_no_address_can_hold_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The database would lie beside the root."""
+    for variable in ("MLFLOW_TRACKING_URI", "DVAE_SITE"):
+        monkeypatch.delenv(variable, raising=False)
+    root = tmp_path / name
+    with pytest.raises(ConfigError, match=r"cannot have its database at .*Rename the folder, take another root"):
+        tracking_uri(load_config("quickstart", [], str(root)))
+    served = load_config("quickstart", ["tracking.uri=http://mlflow"], str(root))
+    assert tracking_uri(served) == "http://mlflow"
