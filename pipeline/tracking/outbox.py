@@ -5,12 +5,15 @@ The driver and rank 0 of a trainer post here and never wait for MLflow. Delivery
 
 import json
 import os
+import secrets
 import time
 from typing import Any
 
 from pipeline.storage import Storage
 
 OUTBOX = ".work/tracking"
+
+_ROOT_ID = ".work/tracking-id"
 
 Event = dict[str, Any]
 
@@ -55,6 +58,18 @@ class Outbox:
 
 def metric_event(values: dict[str, float], step: int) -> Event:
     return {"kind": "metrics", "values": values, "step": step, "time": _milliseconds()}
+
+
+def root_id(storage: Storage, begun: bool) -> str:
+    """A word that tells the runs of this root from those of others in one MLflow, made at its first run and kept.
+
+    It is empty at a root that had `begun` before there were such words, so that its runs are found again.
+    """
+    try:
+        return storage.read(_ROOT_ID).decode()
+    except FileNotFoundError:
+        storage.write_new(_ROOT_ID, b"" if begun else secrets.token_hex(4).encode())
+        return storage.read(_ROOT_ID).decode()  # another driver may have been first
 
 
 def event_files(storage: Storage, folder: str, only: str | None) -> list[str]:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 
 from rich.markup import escape
@@ -39,7 +40,7 @@ from pipeline.inference import fetch_weights
 from pipeline.storage import Storage, open_storage
 from pipeline.workflow.context import StageContext
 from pipeline.workflow.fingerprints import counted_config, stage_fingerprints, uncounted_config
-from pipeline.workflow.graph import Stage, find_stage, stages_until
+from pipeline.workflow.graph import NAMES, Stage, find_stage, stages_until
 from pipeline.workflow.preflight import check_images, check_start, warnings
 from pipeline.workflow.resolve import check_source
 from pipeline.workflow.status import Node, survey
@@ -60,11 +61,15 @@ class Runner:
         self.name = name.removeprefix(SENT)  # of the preset, for messages
         self.prints = stage_fingerprints(config)
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """The pipeline run's key in MLflow, without what its filters cannot hold."""
+        """The pipeline run's key in MLflow, without what its filters cannot hold.
+
+        It names the root, as others may do the same work elsewhere, and track it in the same MLflow.
+        """
         name = re.sub('["`]', "-", Path(self.name).stem)
-        return f"{name}-{self.fingerprint('register')[:SHORT]}"
+        root = tracking.root_id(self.storage, begun=not set(self.storage.folders()).isdisjoint(NAMES))
+        return "-".join(part for part in (name, self.fingerprint("register")[:SHORT], root) if part)
 
     def fingerprint(self, stage: str) -> str:
         fingerprint = self.prints[stage]
@@ -149,7 +154,10 @@ class Runner:
         cluster.set_environment()
         threading.Thread(target=_warm_up, args=(stages,), name="warm-up", daemon=True).start()
         outbox = tracking.Outbox(self.storage, self.key)
-        outbox.open(f"{self.name} {self.key[-SHORT:]}", self._tags("pipeline", self.fingerprint("register"), {}))
+        outbox.open(
+            f"{self.name} {self.fingerprint('register')[:SHORT]}",
+            self._tags("pipeline", self.fingerprint("register"), {}),
+        )
         outbox.tags({f"dvae.cached.{stage}": fingerprint for stage, fingerprint in cached.items()})
         outbox.params({"preset": self.name, "root": self.config.root})
         courier = tracking.Courier(self.storage, self.config, self.display.say)

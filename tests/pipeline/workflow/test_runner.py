@@ -15,6 +15,7 @@ from pipeline.workflow.context import StageContext
 from pipeline.workflow.fingerprints import stage_fingerprints
 from pipeline.workflow.graph import NAMES, Stage
 from pipeline.workflow.lineage import unneeded
+from pipeline.workflow.runner import Runner
 from tests.pipeline.workflow.world import World, folder_of_images
 
 
@@ -223,3 +224,27 @@ def test_what_a_run_tells_mlflow(world: World) -> None:
     assert told["values"].keys() == {"samples/count", "seconds"}, "what a trainer told over its steps is not told again"
     tags = [event["values"] for event in world.events(parent) if event["kind"] == "tags"]
     assert tags == [{}, {"dvae.cached.prepare": prepare.fingerprint}]
+
+
+def test_the_same_work_at_two_roots_is_two_runs(world: World, tmp_path: Path) -> None:
+    """Two people may have one MLflow. A root that was moved goes on with its runs."""
+    world.run(until="prepare")
+    here = world.driver().key
+    assert world.driver(root=tmp_path / "another").key != here
+    world.root.rename(tmp_path / "moved")
+    assert world.driver(root=tmp_path / "moved").key == here
+    assert world.driver("sit.steps=7", root=tmp_path / "moved").key != here
+
+
+def test_a_root_from_before_keeps_the_keys_of_its_runs(world: World) -> None:
+    """Its trainings go on in MLflow where they were."""
+    world.run(until="prepare")
+    (world.root / ".work" / "tracking-id").unlink()
+    fingerprint = world.driver().fingerprint("register")
+    assert [world.driver().key for _ in range(2)] == [f"quickstart-{fingerprint[:12]}"] * 2
+
+
+def test_a_preset_of_any_name_has_a_key_that_mlflow_can_look_for(world: World) -> None:
+    assert Runner(world.config(), world.driver().display, 'anna\'s "best" `run`.yaml').key.startswith(
+        "anna's -best- -run--"
+    )
