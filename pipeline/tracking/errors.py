@@ -92,7 +92,7 @@ def file_errors(uri: str, file: str, place: str) -> Iterator[None]:
         if _is_away(error):
             raise tracking_error(error, uri) from error
         text = _detail(" ".join(f"{type(error).__name__}: {error}".split()))
-        raise RefusedError(f"MLflow's place for files, {place}, did not take {file} ({text}).", _RETRY) from error
+        raise RefusedError(f"MLflow's place for files, {place}, did not take {file} ({text})", _RETRY) from error
 
 
 def tracking_error(error: BaseException, uri: str) -> TrackingError:

@@ -185,11 +185,11 @@ class MlflowWriter:
             self._last_steps[key] = self._last_step(run_id)
         last, batch = self._last_steps[key], list[Metric]()
         for event in events:
-            step = event["step"]
+            step, values = event["step"], event["values"]
             if step != 0 and step <= last:
-                continue
+                values = self._missing(run_id, step, values) if event.get("retried") else {}
             last = max(last, step)
-            line = [Metric(name, value, event["time"], step) for name, value in event["values"].items()]
+            line = [Metric(name, value, event["time"], step) for name, value in values.items()]
             if len(batch) + len(line) > _MAX_METRICS:  # never split a step: after a kill its rest would be skipped
                 self.client.log_batch(run_id, metrics=batch)
                 batch = []
@@ -197,6 +197,11 @@ class MlflowWriter:
         if batch:
             self.client.log_batch(run_id, metrics=batch)
         self._last_steps[key] = last
+
+    def _missing(self, run_id: str, step: int, values: dict[str, float]) -> dict[str, float]:
+        """Those that the run lacks at this step. Later steps may have overtaken what MLflow had refused."""
+        history = self.client.get_metric_history
+        return {name: value for name, value in values.items() if step not in {m.step for m in history(run_id, name)}}
 
     def _last_step(self, run_id: str) -> int:
         newest = self.client.get_run(run_id).to_proto().data.metrics  # per metric, that of the last step

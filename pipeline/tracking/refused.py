@@ -46,11 +46,11 @@ def drop_refused(storage: Storage, only: str | None = None) -> int:
 
 
 def put_back(storage: Storage, only: str | None = None) -> int:
-    """Move what is set aside back into the outbox. Returns the number of events."""
+    """Move what is set aside back into the outbox, marked as `retried`. Returns the number of events."""
     moved = 0
     for path in event_files(storage, REFUSED, only):
         refused = _read(storage, path)
-        lines = "".join(json.dumps(refusal.event) + "\n" for refusal in refused)
+        lines = "".join(json.dumps({**refusal.event, "retried": True}) + "\n" for refusal in refused)
         storage.write(OUTBOX + path.removeprefix(REFUSED), lines.encode())
         storage.delete(path)
         moved += len(refused)

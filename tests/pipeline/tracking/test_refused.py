@@ -68,6 +68,26 @@ def test_what_was_refused_is_delivered_when_its_cause_is_gone(world: World) -> N
     assert not list(world.storage.list(REFUSED))
 
 
+def test_refused_steps_that_later_ones_have_overtaken_are_delivered(world: World) -> None:
+    """Those that a resumed trainer has repeated meanwhile are there once."""
+    world.outbox().open(KEY, {})
+    world.outbox().metrics({"sit/loss": 1.0}, 1)
+    world.deliver()
+    (run,) = world.runs()
+    world.client.delete_run(run.info.run_id)
+    for step in (2, 3, 4):
+        world.outbox().metrics({"sit/loss": float(step)}, step)
+    world.deliver()
+    world.client.restore_run(run.info.run_id)
+    for step in (4, 5):
+        world.outbox().metrics({"sit/loss": 9.0}, step)
+    world.deliver()
+    assert put_back(world.storage) == 3
+    world.deliver()
+    values = [(step, value) for step, value, _ in world.history(run, "sit/loss")]
+    assert values == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 9.0), (5, 9.0)]
+
+
 def test_a_process_that_dies_before_the_removal_sets_aside_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.outbox().metrics({"sit/loss": 1.0}, 1)
     with monkeypatch.context() as patch:
@@ -110,6 +130,7 @@ def test_a_file_that_is_refused_holds_up_nothing(
     assert len(world.history(run, "sit/loss")) == 1
     ((reason, kinds),) = refused(world).items()
     assert reason.startswith(f"MLflow's place for files, {run.info.artifact_uri}, did not take {FIGURE} (")
+    assert "). Correct the cause" in reason
     assert kinds == {"file": 1}
     put_back(world.storage)
     world.deliver()
