@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +20,23 @@ from pipeline.config import Config, GateConfig
 from pipeline.errors import ContractError, PipelineError
 from pipeline.inference import MODEL_FILE, copy_model_package, model_package
 from pipeline.reports import all_metrics, model_card
-from pipeline.tracking import CANDIDATE, CHAMPION, FINGERPRINT_TAG, MlflowWriter, TrackingError, deliver, tracking_uri
+from pipeline.tracking import (
+    CANDIDATE,
+    CHAMPION,
+    FINGERPRINT_TAG,
+    MlflowWriter,
+    RunFiles,
+    TrackingError,
+    deliver,
+    file_errors,
+    tracking_uri,
+)
 from pipeline.workflow import StageContext
 
 _METRIC_TAG = "dvae.metric."
 _FOLDER = "model"  # of the model, in the run's artifacts
 _WEIGHTS = "weights.safetensors"
+_AGAIN = "Run again when that is mended; all other stages are done."
 _NEEDED = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch")  # packages that loading the model requires
 
 
@@ -168,7 +180,7 @@ def _required_mlflow(config: Config) -> Iterator[None]:
     except (MlflowException, OSError) as error:
         raise PipelineError(
             f"register needs MLflow, and {tracking_uri(config)} failed: {' '.join(str(error).split())[:300]}",
-            "Run again when it is available; all other stages are done.",
+            _AGAIN,
         ) from error
 
 
@@ -191,18 +203,34 @@ def _create_version(
     context: StageContext, client: Any, run_id: str, manifests: dict[str, Manifest], metrics: dict[str, float]
 ) -> str:
     """Upload the model to the run, then create the version, so that it never points to a partial model."""
-    client.log_artifacts(run_id, str(_pack(context)), _FOLDER)
+    files = RunFiles(client, run_id, context.say)
+    _upload(context, files, _pack(context))
     name = context.config.register.name
     _ensure_model(client, name)
     context.lease.check()
     version = client.create_model_version(
         name,
-        f"{client.get_run(run_id).info.artifact_uri}/{_FOLDER}",
+        f"{files.place}/{_FOLDER}",
         run_id,
         tags=_tags(context, manifests, metrics),
         description=f"Created from {context.storage.uri(context.writer.folder)}. See the model card in its artifacts.",
     )
     return str(version.version)
+
+
+def _upload(context: StageContext, files: RunFiles, model: Path) -> None:
+    """Upload a local folder, the largest files first: what fails for its size fails at once."""
+    paths = sorted((path for path in model.rglob("*") if path.is_file()), key=lambda path: -path.stat().st_size)
+    total, before = sum(path.stat().st_size for path in paths), 0
+    for path in paths:
+        folder = f"{_FOLDER}/{path.parent.relative_to(model)}".removesuffix("/.")
+        with file_errors(tracking_uri(context.config), path, f"{folder}/{path.name}", files.place, _AGAIN):
+            files.upload(path, folder, partial(_show_sent, context, before, total))
+        before += path.stat().st_size
+
+
+def _show_sent(context: StageContext, before: int, total: int, sent: int) -> None:
+    context.progress((before + sent) // 10**6, total // 10**6, unit="MB")
 
 
 def _ensure_model(client: Any, name: str) -> None:

@@ -4,9 +4,11 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
+from pipeline.tracking.upload import seconds_for
 
 
 class TrackingError(PipelineError):
@@ -66,6 +68,7 @@ _EVENT_ERRORS = {
 }
 _EVENT_STATUSES = {400, 409, 411, 413, 414, 415, 422, 431}  # of HTTP: this request, however often it is sent
 _AWAY_STATUSES = {401, 408, 425, 429}  # and all from 500: of every request
+_DIRECT = "Large files do not pass through there where this machine reaches MLflow's bucket."
 _RETRY = "Correct the cause and run `python -m pipeline tracking retry`, or `tracking drop`."
 
 
@@ -81,18 +84,46 @@ def mlflow_errors(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def file_errors(uri: str, file: str, place: str) -> Iterator[None]:
-    """The same, of an upload to `place`, which may be a bucket or a folder instead of the server.
+def file_errors(uri: str, file: Path, name: str, place: str, hint: str = _RETRY) -> Iterator[None]:
+    """The same, of an upload of `file` as `name` to `place`, which may be a bucket or a folder, not the server.
 
-    Unless MLflow or the bucket is away, the file alone is refused: it is a figure or a table that the root has too.
+    Unless MLflow or the bucket is away, or slow, the file alone is refused, and `hint` says what to do then.
     """
     try:
         yield
     except Exception as error:  # of any client of any store that MLflow knows, or the lack of one
         if _is_away(error):
-            raise tracking_error(error, uri) from error
+            raise _slow_upload(error, uri, file, name) or tracking_error(error, uri) from error
+        if _status(error) == 413:
+            what = f"a proxy in front of MLflow at {uri} takes no file of the size of {_sized(name, file)}: status 413"
+            raise RefusedError(what, f"Raise its limit (nginx: client_max_body_size). {_DIRECT} {hint}") from error
         text = _detail(" ".join(f"{type(error).__name__}: {error}".split()))
-        raise RefusedError(f"MLflow's place for files, {place}, did not take {file} ({text})", _RETRY) from error
+        raise RefusedError(f"MLflow's place for files, {place}, did not take {name} ({text})", hint) from error
+
+
+def _slow_upload(error: Exception, uri: str, file: Path, name: str) -> TrackingError | None:
+    """The error for the user if MLflow is there, but does not get the file to its bucket, or not in time."""
+    if "Read timed out" in str(error):  # as urllib3 says it, however MLflow's client and requests wrap it
+        return TrackingError(
+            f"MLflow at {uri} took {_sized(name, file)}, but did not say that it is stored within "
+            f"{seconds_for(file.stat().st_size):.0f} s",
+            f"Its way to the bucket is slow or stuck: see its log. {_DIRECT}",
+        )
+    if (status := _status(error)) in (408, 504):
+        return TrackingError(
+            f"a proxy in front of MLflow at {uri} did not wait until {_sized(name, file)} was stored: status {status}",
+            f"Raise its time limit (nginx: proxy_read_timeout). {_DIRECT}",
+        )
+    if status in (500, 507):
+        return TrackingError(
+            f"MLflow at {uri} failed to store {_sized(name, file)}: status {status}",
+            f"See its log. What goes through it needs room for the whole file in its temporary folder. {_DIRECT}",
+        )
+    return None
+
+
+def _sized(name: str, file: Path) -> str:
+    return f"{name} ({file.stat().st_size / 1e6:,.1f} MB)"
 
 
 def tracking_error(error: BaseException, uri: str) -> TrackingError:

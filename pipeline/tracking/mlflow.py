@@ -11,6 +11,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.storage import Storage, open_storage
 from pipeline.tracking.errors import RefusedError, TrackingError, file_errors, mlflow_errors
+from pipeline.tracking.upload import RunFiles
 
 _MAX_METRICS = 1000  # MLflow's limit per batch
 _KEY = "dvae.key"  # the tag by which a run is found
@@ -171,10 +172,9 @@ class MlflowWriter:
                 storage.download(event["path"], target)
             except FileNotFoundError:
                 return  # its artifact has been deleted since
-            run_id = self.run_of(key)
-            place = self.client.get_run(run_id).info.artifact_uri
-            with file_errors(self.uri, event["path"], place):
-                self.client.log_artifact(run_id, str(target), event["folder"])
+            files = RunFiles(self.client, self.run_of(key))
+            with file_errors(self.uri, target, event["path"], files.place):
+                files.upload(target, event["folder"])
 
     def _metrics(self, key: str, events: list[dict[str, Any]]) -> None:
         """Log metrics of steps that the run does not have yet: a resumed trainer repeats some steps."""

@@ -64,9 +64,15 @@ class FaultProxy:
             self._outage, self._outage_until = fault, time.monotonic() + seconds
 
     def spoil_next(self, fault: str, when: Callable[[Seen], bool] = lambda _: True, times: int = 1) -> None:
-        """Spoil the next requests that are so: one of FAULTS, or "STATUS CODE" for an S3 error of that code."""
+        """Spoil the next requests that are so: one of FAULTS, "STATUS CODE" for an S3 error of that code, or
+        "late SECONDS" for an answer that comes so much later."""
         with self._lock:
             self._next += [(when, fault)] * times
+
+    def forget(self) -> None:
+        """Spoil none of the next requests any more."""
+        with self._lock:
+            self._next.clear()
 
     def fault_for(self, seen: Seen) -> str | None:
         with self._lock:
@@ -117,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.server.proxy.fault_for(Seen(self.command, self.path, headers))
         if fault == "reset":
             self._reset()
-        elif fault in (None, "lost", "truncated"):
+        elif fault in (None, "lost", "truncated") or fault.startswith("late"):
             self._hand_on(body, fault)
         else:
             status, _, code = str(fault).partition(" ")
@@ -152,6 +158,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         finally:
             upstream.close()
+        if fault and fault.startswith("late"):
+            time.sleep(float(fault.partition(" ")[2]))
         if fault == "lost" or (fault == "truncated" and len(content) < 2):
             self._reset()
             return

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,13 @@ class MlflowServer:
             return requests.get(f"{self.uri}/health", timeout=2).status_code == 200
         except requests.RequestException:
             return False
+
+    def purge(self, run_id: str) -> None:
+        """Remove a deleted run from the database, as `mlflow gc` does."""
+        store = self.command[self.command.index("--backend-store-uri") + 1]
+        command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", store, "--run-ids", run_id]
+        environment = {**self.environment, "MLFLOW_TRACKING_URI": self.uri}
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
 
     def kill(self) -> None:
         """As a lost node would: no good-bye."""
