@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs
 import pyarrow.parquet as pq
 
 from pipeline.config import DataConfig
@@ -19,13 +18,13 @@ from pipeline.data.parquet_columns import check_same_names, find_columns, names_
 from pipeline.data.raw import AHEAD, RawExample, as_label, read_errors
 from pipeline.data.split import Split
 from pipeline.errors import DataError
-from pipeline.storage import Entry, open_storage
+from pipeline.storage import Entry, Storage, open_storage
 
 Result = TypeVar("Result")
 
 _BATCH_ROWS = 64  # rows of a file in memory at once, fewer if they are large:
 _BATCH_BYTES = 32 << 20
-_BUFFER = 4 << 20  # bytes that are read at once; otherwise Arrow holds the whole column of a row group
+_BUFFER = 8 << 20  # bytes that are read at once; otherwise Arrow holds the whole column of a row group
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class ParquetUnit:
         """Batches of these columns that have rows of this unit: the first row of the batch in the file, which rows of
         the batch are the unit's, and the batch.
         """
-        with _parquet(*open_storage(self.uri).arrow(), self.path) as file:
+        with _parquet(open_storage(self.uri), self.path) as file:
             first = 0  # row of the file
             for number in range(file.num_row_groups):
                 group = file.metadata.row_group(number)
@@ -129,10 +128,10 @@ def class_names(splits: Sequence[tuple[str, tuple[Entry, ...]]], data: DataConfi
 
 def _of_footers(root: str, entries: tuple[Entry, ...], look: Callable[[pq.ParquetFile, str], Result]) -> list[Result]:
     """What `look` says of each opened file and its path; only footers are read."""
-    files = open_storage(root).arrow()
+    storage = open_storage(root)
 
     def opened(entry: Entry) -> Result:
-        with _parquet(*files, entry.path) as file:
+        with _parquet(storage, entry.path) as file:
             return look(file, entry.path)
 
     with ThreadPoolExecutor(AHEAD, "footers") as pool:
@@ -140,11 +139,14 @@ def _of_footers(root: str, entries: tuple[Entry, ...], look: Callable[[pq.Parque
 
 
 @contextmanager
-def _parquet(files: pyarrow.fs.FileSystem, root: str, path: str) -> Iterator[pq.ParquetFile]:
+def _parquet(storage: Storage, path: str) -> Iterator[pq.ParquetFile]:
     """An open Parquet file, local or in a bucket; only the requested parts are read."""
-    where = f"s3://{root}/{path}" if files.type_name == "s3" else f"{root}/{path}"
-    sparing = {"buffer_size": _BUFFER, "pre_buffer": False}
-    with read_errors(where, "Parquet"), pq.ParquetFile(f"{root}/{path}", filesystem=files, **sparing) as file:
+    where = str(storage.local_path(path) or storage.uri(path))
+    with (
+        read_errors(where, "Parquet"),
+        storage.open_ranges(path) as stream,
+        pq.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False) as file,
+    ):
         yield file
 
 

@@ -17,7 +17,6 @@ import pyarrow as pa
 
 from pipeline.data.decode import HEIF
 from pipeline.errors import DataError
-from pipeline.storage import arrow_error
 
 _SHOWN = 60  # characters of a value in a message
 MAX_IMAGE_BYTES = 1 << 30  # a larger file is not read into memory; a row of Parquet has less than 2 GiB
@@ -40,8 +39,6 @@ def read_errors(where: str, what: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise DataError(f"{where}: the file was removed since the source was listed", "Run again.") from error
     except (pa.ArrowException, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
-        if "AWS Error" in str(error):
-            raise arrow_error(error, where) from error
         if isinstance(error, PermissionError):
             hint = "Give this user permission to read it."
         else:

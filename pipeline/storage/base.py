@@ -7,7 +7,7 @@ import errno
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 from pipeline.errors import StorageError
 
@@ -68,6 +68,9 @@ class Storage(Protocol):
     def open(self, path: str, start: int = 0) -> BinaryIO:
         """A stream for reading from byte `start` on. Only the stream of a local file can be sought in."""
 
+    def open_ranges(self, path: str) -> BinaryIO:
+        """The file to seek and read in; of a remote one only what is read is transferred."""
+
     def download(self, path: str, target: Path) -> None: ...
     def upload(self, source: Path, path: str) -> None: ...
     def delete(self, path: str) -> None:
@@ -79,9 +82,6 @@ class Storage(Protocol):
     def uri(self, path: str = "") -> str: ...
     def local_path(self, path: str = "") -> Path | None:
         """The path of the file or folder on a local disk; None for remote storage."""
-
-    def arrow(self, path: str = "", lasting: bool = False) -> tuple[Any, str]:
-        """Arrow's file system and the path in it. `lasting`: it must work after temporary credentials expire."""
 
     @property
     def endpoint(self) -> str | None:

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from pipeline.storage.base import Block, Entry, storage_errors
 
@@ -29,11 +29,6 @@ class LocalStorage:
 
     def local_path(self, path: str = "") -> Path:
         return self.folder / path
-
-    def arrow(self, path: str = "", lasting: bool = False) -> tuple[Any, str]:  # noqa: ARG002  # no credentials
-        import pyarrow.fs
-
-        return pyarrow.fs.LocalFileSystem(), str(self.local_path(path))
 
     def uri(self, path: str = "") -> str:
         return self.local_path(path).as_uri()
@@ -121,6 +116,9 @@ class LocalStorage:
             stream = open(self.local_path(path), "rb")  # noqa: SIM115  # the caller closes it
             stream.seek(start)
             return stream
+
+    def open_ranges(self, path: str) -> BinaryIO:
+        return self.open(path)
 
     def download(self, path: str, target: Path) -> None:
         with storage_errors(str(target)):

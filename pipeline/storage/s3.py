@@ -14,10 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-from pipeline.errors import StorageError
 from pipeline.storage import s3_upload
 from pipeline.storage.base import Block, Entry, storage_errors
 from pipeline.storage.s3_errors import error_code, is_bare_status, is_s3_error, is_transient, not_s3_error, s3_error
+from pipeline.storage.s3_read import Body, BrokenOffError, Ranges
 
 Result = TypeVar("Result")
 
@@ -133,7 +133,7 @@ class S3Storage:
         found: str | None = _settings().get_config_variable("ca_bundle")
         return found
 
-    def _arguments(self, path: str) -> dict[str, str]:
+    def arguments(self, path: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self.key(path)}
 
     # --- reading ---
@@ -144,9 +144,9 @@ class S3Storage:
     def read_tagged(self, path: str) -> tuple[bytes, str]:
         for left in reversed(range(_ATTEMPTS)):
             try:
-                with _Body(self, path) as body:
+                with Body(self, path) as body:
                     return body.readall(), body.tag
-            except _BrokenOffError:  # replaced while reading, or damaged: read again
+            except BrokenOffError:  # replaced while reading, or damaged: read again
                 if not left:
                     raise
                 time.sleep(random.uniform(0, 1 / (1 + left)))
@@ -155,7 +155,7 @@ class S3Storage:
     def read_start(self, path: str, size: int) -> bytes:
         def get() -> bytes:
             try:
-                answer = self.client.get_object(**self._arguments(path), Range=f"bytes=0-{size - 1}")
+                answer = self.client.get_object(**self.arguments(path), Range=f"bytes=0-{size - 1}")
             except Exception as error:
                 if error_code(error) == "InvalidRange":  # of an empty object
                     return b""
@@ -169,7 +169,10 @@ class S3Storage:
         return self.call(path, get)
 
     def open(self, path: str, start: int = 0) -> BinaryIO:
-        return cast(BinaryIO, io.BufferedReader(_Body(self, path, start), _BLOCK))
+        return cast(BinaryIO, io.BufferedReader(Body(self, path, start), _BLOCK))
+
+    def open_ranges(self, path: str) -> BinaryIO:
+        return cast(BinaryIO, Ranges(self, path))
 
     def download(self, path: str, target: Path) -> None:
         with storage_errors(str(target)):
@@ -186,7 +189,7 @@ class S3Storage:
             self.client.download_file(self.bucket, self.key(path), str(target), Config=config)
         except Exception as error:
             if is_bare_status(error):  # from its HeadObject, which has no error body
-                self.client.get_object(**self._arguments(path), Range="bytes=0-0")
+                self.client.get_object(**self.arguments(path), Range="bytes=0-0")
             raise
 
     def exists(self, path: str) -> bool:
@@ -205,7 +208,7 @@ class S3Storage:
         """False for an object that is encrypted with a key of KMS or of the user: then S3's ETag is no MD5."""
 
         def read_headers() -> bool:  # errors of HeadObject have no body
-            answer = self.client.get_object(**self._arguments(path))
+            answer = self.client.get_object(**self.arguments(path))
             answer["Body"].close()
             with_key = answer.get("ServerSideEncryption", "").startswith("aws:kms")
             return not with_key and "SSECustomerAlgorithm" not in answer
@@ -242,9 +245,9 @@ class S3Storage:
 
     def write(self, path: str, data: bytes) -> None:
         if len(data) > _ONE_PUT:
-            self.call(path, lambda: self.client.upload_fileobj(io.BytesIO(data), **self._arguments(path)))
+            self.call(path, lambda: self.client.upload_fileobj(io.BytesIO(data), **self.arguments(path)))
         else:
-            self.call(path, lambda: self.client.put_object(**self._arguments(path), Body=data))
+            self.call(path, lambda: self.client.put_object(**self.arguments(path), Body=data))
 
     def write_stream(self, path: str, blocks: Iterable[Block]) -> None:
         s3_upload.write_stream(self, path, blocks)
@@ -252,7 +255,7 @@ class S3Storage:
     def upload(self, source: Path, path: str) -> None:
         def send() -> None:
             with open(source, "rb") as handle:
-                self.client.upload_fileobj(handle, **self._arguments(path))
+                self.client.upload_fileobj(handle, **self.arguments(path))
 
         self.call(path, send)
 
@@ -274,7 +277,7 @@ class S3Storage:
             nonlocal attempts
             attempts += 1
             try:
-                self.client.put_object(**self._arguments(path), Body=data, **condition)
+                self.client.put_object(**self.arguments(path), Body=data, **condition)
                 return True
             except Exception as error:
                 if error_code(error) not in ("PreconditionFailed", "412", "NoSuchKey"):
@@ -291,119 +294,8 @@ class S3Storage:
             return False
 
     def delete(self, path: str) -> None:
-        self.call(path, lambda: self.client.delete_object(**self._arguments(path)))
+        self.call(path, lambda: self.client.delete_object(**self.arguments(path)))
 
     def delete_folder(self, prefix: str) -> None:
         for entry in list(self.list(prefix)):
             self.delete(entry.path)
-
-    # --- Arrow ---
-
-    def arrow(self, path: str = "", lasting: bool = False) -> tuple[Any, str]:
-        """Arrow's file system, which has its own S3 client, with botocore's settings; and the path in it.
-
-        `lasting`: it must work after temporary credentials expire; then Arrow finds and renews them itself.
-        """
-        return self._arrow_files(lasting), "/".join(part for part in (self.bucket, self.key(path)) if part)
-
-    def _arrow_files(self, lasting: bool) -> Any:
-        import pyarrow.fs
-        from botocore.credentials import RefreshableCredentials
-
-        with self._setup_errors():
-            client = self.client
-            with _creating:
-                keys = _settings().get_credentials()
-        options: dict[str, Any] = {
-            "region": client.meta.region_name,
-            "endpoint_override": client.meta.endpoint_url,
-            "force_virtual_addressing": (client.meta.config.s3 or {}).get("addressing_style") == "virtual",
-            "tls_ca_file_path": self.authority,
-            "retry_strategy": pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=2 * _ATTEMPTS),
-        }
-        if keys is not None and not (lasting and isinstance(keys, RefreshableCredentials)):
-            frozen = keys.get_frozen_credentials()
-            options |= {"access_key": frozen.access_key, "secret_key": frozen.secret_key, "session_token": frozen.token}
-        return pyarrow.fs.S3FileSystem(**options)
-
-
-class _BrokenOffError(StorageError):
-    """A stream broke and cannot be resumed."""
-
-
-class _Body(io.RawIOBase):
-    """An object's content from byte `start` on, as a stream. A broken connection is resumed at its offset, in the same
-    version of the object; _BrokenOffError if the object was replaced or the content is damaged.
-    """
-
-    def __init__(self, storage: S3Storage, path: str, start: int = 0) -> None:
-        super().__init__()
-        self._storage, self._path, self._start, self._at = storage, path, start, start
-        self._size, self.tag = 0, ""
-        self._stream: Any = None
-        self._stream = storage.call(path, self._get)
-
-    def _get(self) -> Any:
-        request = self._storage._arguments(self._path)
-        if self._at:
-            request["Range"] = f"bytes={self._at}-"
-        if self._at > self._start:
-            request["IfMatch"] = self.tag
-        answer = self._storage.client.get_object(**request)
-        if "ETag" not in answer:
-            raise not_s3_error("an object without an ETag")
-        if self._at == self._start:
-            # Without quotes: S3 accepts both forms in a condition, Ceph 16 at a put only the unquoted one.
-            self._size, self.tag = self._at + answer["ContentLength"], answer["ETag"].strip('"')
-        return answer["Body"]
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._take(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def readall(self) -> bytes:
-        parts = []
-        while part := self._take(16 * _BLOCK):
-            parts.append(part)
-        return b"".join(parts)
-
-    def _take(self, most: int) -> bytes:
-        data = self._storage.call(self._path, lambda: self._next(most))
-        self._at += len(data)
-        return data
-
-    def _next(self, most: int) -> bytes:
-        from botocore.exceptions import FlexibleChecksumError
-
-        if self._stream is None:
-            if self._at == self._size > 0:
-                return b""
-            self._stream = self._reopened()
-        try:
-            data: bytes = self._stream.read(most)
-            return data
-        except FlexibleChecksumError as error:
-            raise self._broken("was damaged in transfer") from error
-        except Exception:
-            self._stream = None
-            raise
-
-    def _reopened(self) -> Any:
-        try:
-            return self._get()
-        except Exception as error:
-            if error_code(error) in ("PreconditionFailed", "InvalidRange"):
-                raise self._broken("changed while it was read") from error
-            raise
-
-    def _broken(self, what: str) -> _BrokenOffError:
-        return _BrokenOffError(f"{self._storage.uri(self._path)} {what}", "Run again.")
-
-    def close(self) -> None:
-        if not self.closed and self._stream is not None:
-            self._stream.close()
-        super().close()

@@ -240,11 +240,3 @@ def _facts(error: Any) -> dict[str, str]:
         seconds = (datetime.now(UTC) - parsedate_to_datetime(headers["date"])).total_seconds()
         skew = f"is {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} the server's"
     return {"region": f", {region}" if region else "", "skew": skew}
-
-
-def arrow_error(error: BaseException, where: str) -> StorageError:
-    """The error for the user from an error of Arrow's S3 client, which has less detail."""
-    detail = " ".join(str(error).partition("AWS Error ")[2].split())
-    if detail.startswith("ACCESS_DENIED"):
-        return StorageError(f"{where}: permission denied for these credentials ({detail})", "Grant s3:GetObject on it.")
-    return StorageError(f"{where}: S3 rejected the request, or is unavailable ({detail})", "Run again later.")

@@ -106,12 +106,12 @@ def _trainer_arguments(job: Job) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
+    from pipeline.storage import arrow_files
+
     settings = job.config.cluster
     gpu = cluster.device_of(settings) == "cuda"
     workers: Any = settings.workers if settings.min_workers is None else (settings.min_workers, settings.workers)
     resources = {"CPU": job.threads, **cluster.pool_resources(settings, job.stage)}
-    # For Ray's own files, with the same settings and retries as the storage.
-    files, path = open_storage(job.config.root).arrow(f"{job.work}/train", lasting=True)
     return {
         "train_loop_per_worker": run_worker,
         "train_loop_config": {"job": job, "gpu": gpu, "watched": not cluster.is_local()},
@@ -120,8 +120,8 @@ def _trainer_arguments(job: Job) -> dict[str, Any]:
         "run_config": RunConfig(
             name=job.fingerprint[:SHORT],
             failure_config=FailureConfig(max_failures=settings.max_failures),
-            storage_path=path,
-            storage_filesystem=files,
+            storage_path=f"{job.work}/train",  # in the file system of the next line: for Ray's own files
+            storage_filesystem=arrow_files(open_storage(job.config.root)),
         ),
     }
 

@@ -1,6 +1,7 @@
 """An HTTP proxy that spoils some of what goes through it, as a network and a busy server do, and counts what it did.
 
-It stands in front of one server and hands requests on as they are, so S3's signatures stay good.
+It stands in front of one server and hands requests on as they are, so S3's signatures stay good. As HTTP_PROXY it is
+the way to that server by whatever name.
 """
 
 import http.client
@@ -144,7 +145,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _hand_on(self, body: bytes, fault: str | None) -> None:
         upstream = http.client.HTTPConnection(*self.server.proxy.upstream, timeout=60)
         try:
-            upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            path = (
+                self.path if self.path.startswith("/") else "/" + self.path.split("/", 3)[3]
+            )  # as asked of a HTTP_PROXY
+            upstream.putrequest(self.command, path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():
                 if name.lower() not in {*_ONLY_HERE, "content-length"}:
                     upstream.putheader(name, value)

@@ -67,7 +67,7 @@ def test_refusals_of_a_real_server(ceph: Ceph, ceph_owner: dict[str, str], monke
             assert line == said
 
 
-def test_arrow_is_refused(ceph_owner: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_is_refused_in_the_same_words(ceph_owner: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.data.parquet import ParquetUnit
 
     act_as(monkeypatch, ceph_owner)
@@ -77,10 +77,7 @@ def test_arrow_is_refused(ceph_owner: dict[str, str], monkeypatch: pytest.Monkey
     act_as(monkeypatch, {**ceph_owner, "AWS_SECRET_ACCESS_KEY": "wrong"})
     assert refusal(
         lambda: list(ParquetUnit(0, "train", "s3://tests/x", "a.parquet", 0, 1, "image", "label").read())
-    ) == (
-        "s3://tests/x/a.parquet: permission denied for these credentials (ACCESS_DENIED during HeadObject "
-        "operation: No response body.). Grant s3:GetObject on it."
-    )
+    ) == refusal(lambda: open_storage("s3://tests/x").read("a.parquet"))
 
 
 def test_a_clock_that_is_wrong(ceph_owner: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +175,7 @@ def test_what_comes_damaged_every_time_is_given_up(
         tries.append("one")
         raise body._broken("was damaged in transfer")
 
-    monkeypatch.setattr(s3._Body, "readall", damaged)
+    monkeypatch.setattr(s3.Body, "readall", damaged)
     assert refusal(lambda: open_storage(root).read("a")) == f"{root}/a was damaged in transfer. Run again."
     assert len(tries) == 8
 

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow.fs import FileSelector
 
 from pipeline.errors import ConfigError, StorageError
+from pipeline.storage import arrow_files
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.s3_upload import Joined, parts_of
 from pipeline.storage.uri import open_storage, split_uri
@@ -52,6 +54,43 @@ def test_what_is_written_is_read(any_root: str, tmp_path: Path) -> None:
     storage.upload(tmp_path / "new" / "copy", "c.txt")
     assert storage.read("c.txt") == b"two"
     assert storage.uri("c.txt") == f"{storage.root}/c.txt"
+
+
+@pytest.mark.parametrize("size", [0, 1, 100_000])
+def test_a_file_is_read_here_and_there(any_root: str, size: int) -> None:
+    storage, content = open_storage(any_root), random.Random(size).randbytes(size)
+    storage.write("a", content)
+    with storage.open_ranges("a") as file:
+        assert file.seek(0, io.SEEK_END) == size
+        for start, length in ((0, 10), (size // 2, 40_000), (size - 1, 5), (size, 5), (size + 3, 5), (0, -1)):
+            file.seek(max(start, 0))
+            assert file.read(length) == (content[max(start, 0) :][:length] if length >= 0 else content)
+        assert file.tell() == size
+    with pytest.raises(FileNotFoundError):
+        storage.open_ranges("missing")
+
+
+def test_the_file_system_for_ray_train(any_root: str) -> None:
+    storage = open_storage(any_root)
+    files = pickle.loads(pickle.dumps(arrow_files(storage)))
+    assert files == arrow_files(storage)
+    files.create_dir("run", recursive=True)
+    for path in ("run/a.json", "run/deep/b.json"):
+        with files.open_output_stream(path) as stream:
+            stream.write(path.encode())
+    assert storage.read("run/a.json") == b"run/a.json"
+    with files.open_input_file("run/deep/b.json") as file:
+        assert file.read_at(4, 4) == b"deep"
+    kinds = {info.path: info.type for info in files.get_file_info(["run", "run/a.json", "run/deep", "run/c", "ru"])}
+    assert [kind.name for kind in kinds.values()] == ["Directory", "File", "Directory", "NotFound", "NotFound"]
+    flat = files.get_file_info(FileSelector("run"))
+    assert [(info.path, info.type.name) for info in flat] == [("run/a.json", "File"), ("run/deep", "Directory")]
+    assert files.get_file_info(FileSelector("none", allow_not_found=True)) == []
+    with pytest.raises(FileNotFoundError):
+        files.get_file_info(FileSelector("none"))
+    files.delete_dir("run/deep")
+    files.delete_file("run/a.json")
+    assert list(storage.list()) == []
 
 
 def test_listing_is_sorted_and_stays_below_its_folder(any_root: str) -> None:
