@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -14,6 +15,20 @@ from pydantic_core import to_jsonable_python
 
 from models.choices import Precision
 
+
+def _without(signs: str, hint: str) -> AfterValidator:
+    """Refuses s3:// URIs with these signs, at which most programs end a path: they would take another folder for it."""
+
+    def check(uri: str) -> str:
+        if uri.startswith("s3://") and (found := [sign for sign in signs if sign in uri]):
+            raise ValueError(f"'{uri}' contains {found[0]}, where most programs take the path to end; {hint}")
+        return uri
+
+    return AfterValidator(check)
+
+
+RootUri = Annotated[str, _without("?#", "choose another prefix")]
+SourceUri = Annotated[str, _without("#", "write ? for it, which stands for any one character")]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 Shuffle = Literal["full", "window"]

@@ -34,9 +34,11 @@ from pipeline.config.fields import (
     Betas,
     Clip,
     EmaDecay,
+    RootUri,
     Section,
     Share,
     Shuffle,
+    SourceUri,
     Steps,
     TrainerConfig,
     Warmup,
@@ -55,7 +57,7 @@ class DataConfig(Section):
         description="Format of the source: scikit-learn's built-in digits, one folder per class (as ImageNet), "
         "Parquet files with image and label columns (as Hugging Face), or WebDataset tars.",
     )
-    uri: str | None = Field(
+    uri: SourceUri | None = Field(
         None,
         description="file:// or s3:// URI of the training images, or a glob (*, ?, [...], **, {a,b}). Folders or files "
         "named train, val or test are recognised as splits. None: not set yet.",
@@ -64,7 +66,7 @@ class DataConfig(Section):
         None,
         description="Digest of what the source holds. None: from `data index`; else the source must match.",
     )
-    validation_uri: str | None = Field(
+    validation_uri: SourceUri | None = Field(
         None,
         description="URI or glob of the validation images. None: the validation or test split of `uri`, else a share.",
     )
@@ -355,7 +357,7 @@ class TrackingConfig(Section):
 
 
 class Config(Section):
-    root: str = Field("./runs", description="Location of the artifacts: a local path, file:// or s3://.")
+    root: RootUri = Field("./runs", description="Location of the artifacts: a local path, file:// or s3://.")
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of all random draws in training.")
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()

@@ -229,3 +229,22 @@ def test_large_grids_are_checked_at_once() -> None:
     begin = time.process_time()
     load_config("imagenet-f16d16", ["data.image_size=8192", "tokenizer.patch_size=1", "tokenizer.mask=remove"])
     assert time.process_time() - begin < 2
+
+
+@pytest.mark.parametrize(
+    ("field", "uri"),
+    [
+        ("root", "s3://bucket/exp#1"),
+        ("root", "s3://bucket/exp?x"),
+        ("data.uri", "s3://bucket/photos#1"),
+        ("data.validation_uri", "s3://bucket/photos/{a#,b}.tar"),
+    ],
+)
+def test_a_prefix_that_other_programs_read_as_another_is_refused(field: str, uri: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"{field}: '{uri}' contains ")):
+        load_config("quickstart", [f"{field}={uri}"])
+    with pytest.raises(ConfigError, match="most programs"):
+        load_config("quickstart", [], root="s3://bucket/exp#1")
+    for fine in ("s3://bucket/a b+c%20", "/tmp/exp#1", "file:///tmp/exp%231"):
+        assert load_config("quickstart", [f"root={fine}"]).root == fine
+    assert load_config("quickstart", ["data.uri=s3://bucket/photos?1"]).data.uri == "s3://bucket/photos?1"

@@ -14,7 +14,7 @@ from pipeline.data.endings import HEAD, HEIF_ENDINGS, IMAGE_ENDINGS, image_kind,
 from pipeline.data.listing import Listing, list_source
 from pipeline.data.sources import work_units
 from pipeline.data.tars import TarUnit
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.storage import open_storage
 from pipeline.storage.local import LocalStorage, broken_links
 from tests.support import sources
@@ -112,6 +112,18 @@ def test_tars_are_found_whatever_their_name(name: str, any_root: str) -> None:
     if "." in name:
         alone = data.model_copy(update={"uri": f"{any_root}/{name}"})
         assert [entry.path for entry in list_source(alone).train] == [name]
+
+
+def test_a_bucket_s_folder_with_a_number_sign(s3_root: str) -> None:
+    """In its own name only by a glob: written out, other programs would take another folder for it."""
+    for folder in ("photos#1", "photos"):
+        open_storage(s3_root).write(f"{folder}/ant/a#{folder}.png", PNG)
+    with pytest.raises(ConfigError, match=r"data.uri, \? stands for any one character, # too"):
+        listed(f"{s3_root}/photos#1")
+    (unit,) = work_units(found := listed(f"{s3_root}/photos?1"), DataConfig.model_validate({"uri": "x"}))
+    assert found.classes == ("ant",)
+    assert [example.key for example in unit.read()] == ["ant/a#photos#1.png"]
+    assert listed(f"{s3_root}/photos/") == listed(f"{s3_root}/photos")
 
 
 def test_markers_of_folders_on_s3(s3_root: str) -> None:
