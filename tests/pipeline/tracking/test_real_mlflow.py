@@ -1,14 +1,17 @@
-"""Files on their way to a real MLflow on PostgreSQL and Ceph: by signed URLs, and through the server."""
+"""A real MLflow on PostgreSQL and Ceph behind an ingress: files by signed URLs and through it, and refused events."""
 
 import hashlib
+import io
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from models.sit import SiT
 from models.tokenizers.vit import Tokenizer
+from pipeline.console import Display
 from pipeline.errors import PipelineError
 from pipeline.tracking import upload
 from pipeline.tracking.courier import undelivered
@@ -16,6 +19,7 @@ from pipeline.tracking.errors import RefusedError, TrackingError, file_errors
 from pipeline.tracking.mlflow import mlflow_client
 from pipeline.tracking.refused import refusals
 from pipeline.tracking.upload import RunFiles
+from pipeline.workflow.runner import Runner
 from tests.support.fault_proxy import FaultProxy, Seen, fault_proxy
 from tests.support.mlflow_server import MlflowServer, running_mlflow
 from tests.support.outboxes import KEY, World
@@ -255,3 +259,23 @@ def test_a_run_that_was_deleted_and_purged(served: World, server: MlflowServer) 
     assert undelivered(served.storage) == []
     (reason,) = reasons(served)
     assert "has no run 'purged'" in reason
+
+
+def test_the_same_work_at_two_roots_keeps_its_values_apart(
+    tmp_path: Path, server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two people, two folders, one MLflow."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    worlds = {name: World(tmp_path / name, server.uri) for name in ("anna", "ben")}
+    for world, loss in zip(worlds.values(), (1.0, 2.0), strict=True):
+        data = world.config.data.model_copy(update={"revision": "known"})
+        config = world.config.model_copy(update={"data": data})
+        key = Runner(config, Display(Console(file=io.StringIO())), "quickstart").key
+        world.outbox(key).open("quickstart", {})
+        for step in range(1, 4):
+            world.outbox(key).metrics({"sit/loss": loss}, step)
+        world.outbox(key).close("FINISHED")
+    for world in worlds.values():
+        world.deliver()
+    told = [[value for _, value, _ in worlds["anna"].history(run, "sit/loss")] for run in worlds["anna"].runs()]
+    assert sorted(values for values in told if values) == [[1.0] * 3, [2.0] * 3]
