@@ -8,7 +8,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version as installed
@@ -34,6 +35,8 @@ from pipeline.tracking import (
 from pipeline.workflow import StageContext
 
 _METRIC_TAG = "dvae.metric."
+_DECISION_TAG = "dvae.decision"
+_GATE_SECONDS = 60.0  # a gate takes seconds
 _FOLDER = "model"  # of the model, in the run's artifacts
 _WEIGHTS = "weights.safetensors"
 _AGAIN = "Run again when that is mended; all other stages are done."
@@ -62,7 +65,7 @@ def run(context: StageContext) -> Outcome:
             context, writer.client, run_id, manifests, metrics
         )
         promoted, decision = _apply_gate(writer.client, context, version, metrics[gate.metric])
-    context.outbox.tags({"dvae.model_version": version, "dvae.decision": decision})
+    context.outbox.tags({"dvae.model_version": version, _DECISION_TAG: decision})
     return context.writer.outcome(
         1,
         {gate.metric: metrics[gate.metric]},
@@ -255,8 +258,12 @@ def _tags(context: StageContext, manifests: dict[str, Manifest], metrics: dict[s
 
 
 def _apply_gate(client: Any, context: StageContext, version: str, value: float) -> tuple[bool, str]:
-    """Set the version's aliases according to the gate. Returns whether it is champion, and the reason."""
+    """Set the version's aliases according to the gate. Returns whether it is champion, and the reason.
+
+    The decision is recorded last: whoever waits for it finds the champion that it made.
+    """
     own = context.config.register
+    _await_earlier(client, own.name, version, context.say)
     champion = _champion(client, own.name, own.gate.metric)
     if champion is not None and context.fingerprint == champion.fingerprint:  # its files may have been lost
         promoted, decision = True, f"version {version} is already champion"
@@ -264,11 +271,40 @@ def _apply_gate(client: Any, context: StageContext, version: str, value: float) 
         promoted, reason = decide(own.gate, value, champion)
         decision = f"version {version} was {'' if promoted else 'not '}promoted: {reason}"
     context.lease.check()
-    client.set_model_version_tag(own.name, version, "dvae.decision", decision)
     client.set_registered_model_alias(own.name, CANDIDATE, version)
     if promoted:
         client.set_registered_model_alias(own.name, CHAMPION, version)
+    client.set_model_version_tag(own.name, version, _DECISION_TAG, decision)
     return promoted, decision
+
+
+def _await_earlier(client: Any, name: str, version: str, say: Callable[[str], None]) -> None:
+    """Wait until the gates of the versions just before this one have decided, a minute at most.
+
+    The registry compares nothing when it sets an alias, but numbers its versions: of two candidates at the same moment,
+    the later is so compared with the earlier, and not both with the champion before them.
+    """
+    end, said = time.monotonic() + _GATE_SECONDS, False
+    while waiting := _undecided(client, name, int(version)):
+        if time.monotonic() > end:
+            say(f"version {waiting[0]} of {name} has no decision after {_GATE_SECONDS:.0f} s: its register was ended")
+            return
+        if not said:
+            say(f"waiting for the decision on version {waiting[0]} of {name}, which was created just before")
+        said = True
+        time.sleep(1)
+
+
+def _undecided(client: Any, name: str, version: int) -> list[int]:
+    """The versions of the minute before this one that no gate has decided on yet. All times are the registry's."""
+    found = {int(one.version): one for one in client.search_model_versions(f"name='{name}'")}
+    since = found[version].creation_timestamp - 1000 * _GATE_SECONDS
+    return sorted(
+        number
+        for number, one in found.items()
+        if number < version and one.creation_timestamp > since and FINGERPRINT_TAG in one.tags
+        and _DECISION_TAG not in one.tags
+    )  # fmt: skip
 
 
 def _champion(client: Any, name: str, metric: str) -> Champion | None:

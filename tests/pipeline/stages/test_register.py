@@ -4,17 +4,22 @@ On SQLite in a temporary folder; the slow test starts a server.
 """
 
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import Barrier, BrokenBarrierError
 
 import pytest
 from mlflow import MlflowClient
 
 from pipeline.errors import PipelineError
+from pipeline.stages import register
 from pipeline.storage.uri import open_storage
 from pipeline.tracking.outbox import OUTBOX
 from pipeline.tracking.registry import FINGERPRINT_TAG, has_version
 from tests.support.groups import free_port
 from tests.support.mlflow_server import running_mlflow
-from tests.support.registration import Registration, digest
+from tests.support.registration import METRIC, Registration, digest
 
 
 def test_first_champion_then_better_then_worse(registration):
@@ -77,6 +82,45 @@ def test_killed_before_or_behind_the_version(registration, monkeypatch, cut):
     assert registration.register(0.95).details["promoted"]
     assert len(registration.client.search_model_versions("name='denoising-vae'")) == 1
     assert registration.aliases() == {"candidate": "1", "champion": "1"}
+
+
+def test_of_two_at_the_same_moment_the_better_is_champion(registration, tmp_path, networks, monkeypatch):
+    """Each was compared with the champion before both, and the one that came last had the alias."""
+    both, create, alias = Barrier(2), MlflowClient.create_model_version, MlflowClient.set_registered_model_alias
+
+    def create_together(*arguments, **named):
+        version = create(*arguments, **named)
+        with suppress(BrokenBarrierError):
+            both.wait(30)
+        return version
+
+    def the_worse_last(self, name, which, version):
+        if which == "champion" and self.get_model_version(name, version).tags[f"dvae.metric.{METRIC}"] == "0.95":
+            time.sleep(2)
+        alias(self, name, which, version)
+
+    registration.register(0.91)
+    another = Registration(tmp_path / "another", networks, uri=registration.tracking)
+    monkeypatch.setattr(MlflowClient, "create_model_version", create_together)
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", the_worse_last)
+    with ThreadPoolExecutor() as pool:
+        worse, better = pool.submit(another.register, 0.95), pool.submit(registration.register, 0.97)
+        outcomes = worse.result(), better.result()
+    assert registration.aliases()["champion"] == outcomes[1].details["version"]
+    assert outcomes[1].details["promoted"]
+
+
+def test_a_register_that_was_ended_before_its_gate_holds_up_the_next_for_a_while_only(registration, monkeypatch):
+    monkeypatch.setattr(register, "_GATE_SECONDS", 1.0)
+    registration.register(0.91)
+    registration.client.delete_model_version_tag("denoising-vae", "1", "dvae.decision")
+    assert registration.register(0.95).details["promoted"]
+    said = list[str]()
+    register._await_earlier(registration.client, "denoising-vae", "2", said.append)
+    assert said == [
+        "waiting for the decision on version 1 of denoising-vae, which was created just before",
+        "version 1 of denoising-vae has no decision after 1 s: its register was ended",
+    ]
 
 
 def test_a_version_deleted_from_the_registry_is_made_again(registration):
