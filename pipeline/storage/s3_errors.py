@@ -57,6 +57,10 @@ _MESSAGES = {
         "the quota is exceeded",
         "Free some space (see `python -m pipeline artifact gc`), or raise it.",
     ),
+    "XAmzContentSHA256Mismatch": (
+        "the server does not know the checksums that S3's clients send since 2025",
+        "Set AWS_REQUEST_CHECKSUM_CALCULATION=when_required (in the chart: s3.env).",
+    ),
     "PreconditionFailed": ("the object changed while it was read", "Run again."),
 }
 _NOT_S3 = (

@@ -80,6 +80,15 @@ class Ceph:
             "AWS_DEFAULT_REGION": "us-east-1",
         }  # fmt: skip
 
+    def add_key(self, name: str, key: str) -> tuple[str, str]:
+        """One more key of a user, and its secret."""
+        secret = f"secret-of-{key}"
+        self._run("radosgw-admin", "key", "create", f"--uid={name}", f"--access-key={key}", f"--secret-key={secret}")
+        return key, secret
+
+    def remove_key(self, name: str, key: str) -> None:
+        self._run("radosgw-admin", "key", "rm", f"--uid={name}", f"--access-key={key}")
+
     def _run(self, *command: str) -> str:
         done = subprocess.run(command, env=self.environment, text=True, capture_output=True, check=False, timeout=60)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr[-2000:]}"

@@ -7,6 +7,7 @@ the way to that server by whatever name.
 import http.client
 import random
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
@@ -39,9 +41,9 @@ class Seen:
 
 
 class FaultProxy:
-    """What is asked of it from the test; `url` is where clients go instead of to the server."""
+    """What is asked of it from the test; `url` is where clients go instead of to the server. With TLS by `pem`."""
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, pem: Path | None = None) -> None:
         parsed = urlparse(upstream)
         self.upstream = (str(parsed.hostname), int(parsed.port or 80))
         self.counts = Counter[str]()  # by fault, and "passed"
@@ -51,7 +53,12 @@ class FaultProxy:
         self._next: list[tuple[Callable[[Seen], bool], str]] = []
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.proxy = self
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.port = self._server.server_port
+        self.url = f"{'https' if pem else 'http'}://127.0.0.1:{self.port}"
+        if pem:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(pem)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, args=(0.02,), name="fault-proxy", daemon=True).start()
 
     def fail(self, share: float, kinds: tuple[str, ...] = FAULTS, seed: int = 0) -> None:
@@ -96,8 +103,8 @@ class FaultProxy:
 
 
 @contextmanager
-def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
-    proxy = FaultProxy(upstream)
+def fault_proxy(upstream: str, pem: Path | None = None) -> Iterator[FaultProxy]:
+    proxy = FaultProxy(upstream, pem)
     try:
         yield proxy
     finally:

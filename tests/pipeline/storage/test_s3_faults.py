@@ -324,21 +324,6 @@ def test_ray_trains_files_go_through_faults(proxy: FaultProxy, root: str) -> Non
     assert proxy.counts["500"] + proxy.counts["503"]
 
 
-@pytest.mark.parametrize("proxy", ["ceph"], indirect=True)  # moto takes a part of the name for a bucket
-def test_a_bucket_that_only_a_proxy_reaches(proxy: FaultProxy, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By HTTP_PROXY, under a name that is not known here: for every way to read and write."""
-    act_as(monkeypatch, {"AWS_ENDPOINT_URL": "http://s3.hidden.example", "HTTP_PROXY": proxy.url, "NO_PROXY": ""})
-    storage = open_storage(root)
-    storage.write("a", b"one")
-    storage.write_stream("b", [b"two"])
-    with storage.open_ranges("a") as file, storage.open("b") as stream:
-        assert (file.read(), stream.read()) == (b"one", b"two")
-    files = arrow_files(storage)
-    with files.open_output_stream("train/c") as sink:
-        sink.write(b"three")
-    assert [entry.path for entry in storage.list()] == ["a", "b", "train/c"]
-
-
 def test_what_is_configured_reaches_the_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config").write_text(
         "[profile there]\nregion = eu-west-3\nendpoint_url = https://s3.example:9000\nca_bundle = /ca.pem\n"
