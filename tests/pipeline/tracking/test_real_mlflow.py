@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 from rich.console import Console
 
 from models.sit import SiT
@@ -135,6 +136,19 @@ def test_a_completion_whose_answer_is_lost_counts(uploads: Uploads, front: Fault
     uploads.upload()
     assert front.counts["lost"] == 1
     assert uploads.arrived(tmp_path)
+
+
+def test_a_download_from_where_the_bucket_is_out_of_reach(
+    uploads: Uploads, bucket: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/operations.md says it: MLflow's client needs to be told."""
+    uploads.upload()
+    bucket.spoil_next("403 AccessDenied", lambda seen: "python-requests" in seen.headers.get("user-agent", ""), 100)
+    with pytest.raises(MlflowException, match="Failed to download artifacts"):
+        uploads.arrived(tmp_path)
+    monkeypatch.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
+    assert uploads.arrived(tmp_path)
+    bucket.forget()
 
 
 class TestThroughTheServer:
