@@ -29,7 +29,10 @@ _ON_NODES = [stage.name for stage in STAGES if stage.name != "register"]  # that
 
 
 class Nodes:
-    """A head without CPUs, and two nodes with two each; nodes that are lost are replaced, as Kubernetes does."""
+    """A head without CPUs, and two nodes with one each, so that two ranks are on two nodes.
+
+    Nodes that are lost are replaced, as Kubernetes does.
+    """
 
     def __init__(self, folder: Path, environment: dict[str, str], stack: ExitStack) -> None:
         self.folder, self.environment, self.stack = folder, environment, stack
@@ -43,7 +46,7 @@ class Nodes:
         name = f"node-{self.made}"
         self.made += 1
         environment = {**self.environment, **ENVIRONMENT, "PYTHONPATH": str(PROJECT)}
-        self.groups.append(self.stack.enter_context(running_worker(self.head, name, self.folder, **environment)))
+        self.groups.append(self.stack.enter_context(running_worker(self.head, name, self.folder, 1, **environment)))
 
     def busy(self) -> list[tuple[Group, set[str]]]:
         """The nodes with processes that work for the pipeline, and what these are called."""
@@ -58,7 +61,7 @@ class Nodes:
 
     def start(self, root: str) -> subprocess.Popen[str]:
         given = sets(
-            *TINY, "cluster.workers=2", "cluster.cpus_per_worker=2", f"cluster.mirror={self.folder / 'mirror'}"
+            *TINY, "cluster.workers=2", "cluster.cpus_per_worker=1", f"cluster.mirror={self.folder / 'mirror'}"
         )
         command = [sys.executable, "-m", "pipeline", "run", "quickstart", *given, "--root", root]
         where = {"RAY_ADDRESS": self.head.gcs, "RAY_TMPDIR": self.head.scratch, "XDG_CACHE_HOME": str(self.folder)}

@@ -54,12 +54,12 @@ def running_head(folder: Path, environment: Mapping[str, str], cpus: int = 2) ->
 
 
 @contextmanager
-def running_worker(head: Head, name: str, folder: Path, **environment: str) -> Iterator[Group]:
-    """One more node of the cluster, as the pod `name`, with two CPUs and the pool `cpu`."""
+def running_worker(head: Head, name: str, folder: Path, cpus: int = 2, **environment: str) -> Iterator[Group]:
+    """One more node of the cluster, as the pod `name`, with the pool `cpu`."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     settings = {"PATH": path, "RAY_TMPDIR": head.scratch, "RAY_CLOUD_INSTANCE_ID": name}
     command = [
-        str(Path(sys.executable).with_name("ray")), "start", "--address", head.gcs, "--block", "--num-cpus", "2",
+        str(Path(sys.executable).with_name("ray")), "start", "--address", head.gcs, "--block", "--num-cpus", str(cpus),
         "--object-store-memory", str(100 * 1024**2), "--resources", '{"pool-cpu": 1}', "--dashboard-agent-listen-port",
         str(free_port()),
     ]  # fmt: skip
