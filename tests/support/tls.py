@@ -8,6 +8,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.support.secret_file import write_secret
+
 
 def certificate(folder: Path) -> Path:
     """A key and a certificate for 127.0.0.1 that nobody has signed but itself, in one file."""
@@ -26,5 +28,5 @@ def certificate(folder: Path) -> Path:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     path = folder / "certificate.pem"
-    path.write_bytes(private + signed.public_bytes(serialization.Encoding.PEM))
+    write_secret(path, private + signed.public_bytes(serialization.Encoding.PEM))
     return path
