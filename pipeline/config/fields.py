@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -13,10 +14,12 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from models.choices import Precision
+from pipeline.config.checks import model_name
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 Shuffle = Literal["full", "window"]
+ModelName = Annotated[str, AfterValidator(model_name)]
 
 
 class Section(BaseModel):
