@@ -3,8 +3,6 @@
 import base64
 import os
 import signal
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,25 +10,21 @@ from pathlib import Path
 import pytest
 import yaml
 
+import deploy.__main__
 from deploy import rayjob
 from deploy.kube import Kube
 from deploy.submit import stage_work
-from tests.support import PROJECT
 from tests.support.api_server import ApiServer, binaries
 from tests.support.chart import Object, named
 from tests.support.rayjobs import chart, job_options, template
+from tests.support.refusals import refusal
 from tests.support.secret_file import write_secret
 from tests.support.tls import certificate
 
 
 def refused(kubeconfig: Path, *more: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "deploy", "rayjob", "stage", "prepare", "quickstart", "--root", "/r", *more]
-    done = subprocess.run(
-        command, cwd=PROJECT, env={**os.environ, "KUBECONFIG": str(kubeconfig)}, text=True, capture_output=True,
-        timeout=90,
-    )  # fmt: skip
-    assert done.stderr.count("\n") == 1, done.stderr
-    return done.returncode, done.stderr
+    words = ["rayjob", "stage", "prepare", "quickstart", "--root", "/r", *more]
+    return refusal(deploy.__main__.main, words, {"KUBECONFIG": str(kubeconfig)})
 
 
 def altered(given: ApiServer, path: Path, **cluster: str) -> Path:

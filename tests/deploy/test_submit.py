@@ -27,6 +27,7 @@ from deploy.submit import submit as submitted
 from tests.support import PROJECT
 from tests.support.ceph import make_bucket
 from tests.support.ray_head import Head, running_head
+from tests.support.refusals import refusal
 from tests.support.tls import certificate
 from tests.support.trainers import SETS
 from tests.support.tunnels import http_proxy, port_forward
@@ -306,10 +307,8 @@ def test_a_local_run_does_not_join_it(head, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_refusals_are_told_apart(head, s3_root, s3_endpoint, tmp_path, monkeypatch, capsys):
-    """In this process, but for one: what a process costs is its imports."""
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    words = ["stage", "prepare", "quickstart", "--root", s3_root, "--address"]
+def test_refusals_are_told_apart(head, s3_root, s3_endpoint, tmp_path):
+    words = ["submit", "stage", "prepare", "quickstart", "--root"]
     nobody = {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}
     cases = [
         ("http://127.0.0.1:9", {}, 69, "no dashboard answers at http://127.0.0.1:9"),
@@ -322,17 +321,10 @@ def test_refusals_are_told_apart(head, s3_root, s3_endpoint, tmp_path, monkeypat
         (head.address, {"RAY_AUTH_TOKEN": "0" * 64}, 77, "refused the token"),
     ]
     for address, environment, expected, what in cases:
-        with monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", ["deploy", "submit", *words, address])
-            for name, text in {**head.environment, **environment}.items():
-                patch.setenv(name, text)
-            with pytest.raises(SystemExit) as stop:
-                deploy.__main__.main()
-        error = capsys.readouterr().err
-        assert (stop.value.code, what in error, error.count("\n")) == (expected, True, 1), (address, error)
-    for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
-        signal.signal(number, handler)  # the command line has set its own
-    code, _, error = ended(submit(head, "./runs", *words[:3]))
+        given = [*words, s3_root, "--address", address]
+        code, error = refusal(deploy.__main__.main, given, {**head.environment, **environment})
+        assert (code, what in error) == (expected, True), (address, error)
+    code, _, error = ended(submit(head, "./runs", *words[1:4]))  # a process, from its beginning to its end
     assert code == 2
     assert "a folder on this machine" in error
     assert error.count("\n") == 1, error
