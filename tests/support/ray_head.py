@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 import signal
 import sys
 import tempfile
@@ -50,9 +51,12 @@ def running_head(folder: Path, environment: Mapping[str, str], cpus: int = 2) ->
         f"http://127.0.0.1:{dashboard}", token, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}, scratch,
         f"127.0.0.1:{port}", f"http://127.0.0.1:{metrics}/metrics",
     )  # fmt: skip
-    with running(command, folder / "head.log", pods, _END) as group:
-        _wait(head, group)
-        yield head
+    try:
+        with running(command, folder / "head.log", pods, _END) as group:
+            _wait(head, group)
+            yield head
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
