@@ -33,6 +33,10 @@ class ProtocolError(PipelineError):
     exit_code = 76  # EX_PROTOCOL
 
 
+class StrangerError(ProtocolError):
+    """Something else answers in a dashboard's place: a login page, a proxy, another service."""
+
+
 class DeniedError(PipelineError):
     """The token is missing or wrong, or permission is denied."""
 
@@ -54,3 +58,13 @@ def detach_on_interrupt(job: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise Detached(job) from None
+
+
+@contextmanager
+def keeps_running(job: str) -> Iterator[None]:
+    """Add to an error inside the block that the job goes on without this client."""
+    try:
+        yield
+    except PipelineError as error:
+        hint = f"{error.hint} {job} keeps running meanwhile: the same command attaches to it again."
+        raise type(error)(error.what, hint.strip()) from error

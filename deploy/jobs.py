@@ -7,16 +7,19 @@ import os
 import re
 import ssl
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import requests
 import websocket
 
-from deploy.errors import ConnectError, DeniedError, ProtocolError
-from pipeline.errors import ConfigError, PipelineError
+from deploy.answers import NOT_RAY, is_missing, refusal
+from deploy.connection import BUNDLE, dashboard_address, websocket_options
+from deploy.errors import ConnectError, DeniedError, ProtocolError, StrangerError
+from pipeline.errors import PipelineError
 
 _SECONDS = 30.0  # timeout of one request
 _SILENCE_SECONDS = 20.0  # without output; then check whether the job still runs
@@ -40,8 +43,8 @@ class Job:
 
 def token() -> str | None:
     """The cluster's token, from where Ray's clients read it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
-    if "RAY_AUTH_TOKEN" in os.environ:
-        return _checked(os.environ["RAY_AUTH_TOKEN"].strip(), "RAY_AUTH_TOKEN")
+    if secret := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return _checked(secret, "RAY_AUTH_TOKEN")
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     try:
         return _checked(path.read_text(errors="replace").strip(), str(path))
@@ -76,36 +79,27 @@ class Dashboard:
     """A Ray cluster's dashboard. Each call raises ConnectError, DeniedError or ProtocolError."""
 
     def __init__(self, address: str, secret: str | None) -> None:
-        try:
-            parts = urlsplit(address)
-            _ = parts.port
-        except ValueError:
-            parts = urlsplit("")
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ConfigError(
-                f"{address} is not a dashboard address", "Give --address http://HOST:8265, or https://HOST."
-            )
-        if parts.username or parts.password:
-            raise ConfigError("--address contains a user or password", "Remove it; put the token into RAY_AUTH_TOKEN.")
-        self.address = address.rstrip("/")
+        self.address = dashboard_address(address)
         self._auth = _Bearer(secret)
         self._headers = {"Authorization": f"Bearer {secret}"} if secret else {}
 
     def version(self) -> str:
         """Ray's version on the cluster."""
-        return str(self._json("/api/version", "ray_version"))
+        answer = self._ask("GET", "/api/version")
+        with self._expected_form():
+            return str(answer.json()["ray_version"])
 
     def jobs(self) -> list[Job]:
         """Every submitted job that the cluster still knows."""
-        rows = self._json("/api/jobs/", None)
-        if not isinstance(rows, list):
-            raise ProtocolError(f"the server at {self.address} is not a Ray dashboard", _NOT_RAY)
-        return [self._checked_job(one) for one in rows if one.get("submission_id")]
+        answer = self._ask("GET", "/api/jobs/")
+        with self._expected_form():
+            return [self._checked_job(one) for one in list(answer.json()) if one.get("submission_id")]
 
     def job(self, name: str) -> Job | None:
         """The job; None if the cluster does not know it (any more)."""
         answer = self._ask("GET", f"/api/jobs/{name}", missing=True)
-        return None if answer.status_code == 404 else self._checked_job(answer.json())
+        with self._expected_form():
+            return None if answer.status_code == 404 else self._checked_job(answer.json())
 
     def _checked_job(self, row: dict[str, Any]) -> Job:
         """The job as reported, but FAILED if its driver's node is dead.
@@ -137,37 +131,31 @@ class Dashboard:
         }
         try:
             self._ask("POST", "/api/jobs/", json=body)
-        except ProtocolError:
-            if self.job(name) is not None:  # the server answers 500 in this case
+        except ProtocolError as error:  # a dashboard answers 500 if there is such a job
+            if self._has(name):
                 return False
-            raise
+            raise error from None
         return True
+
+    def _has(self, name: str) -> bool:
+        """Whether there is such a job. False if the answer cannot be used: then the first error counts."""
+        with suppress(ProtocolError):
+            return self.job(name) is not None
+        return False
 
     def log(self, name: str) -> str:
         """The job's whole output so far; empty if it has not started."""
         answer = self._ask("GET", f"/api/jobs/{name}/logs", missing=True)
-        return "" if answer.status_code == 404 else str(answer.json()["logs"] or "")
+        with self._expected_form():
+            return "" if answer.status_code == 404 else str(answer.json()["logs"] or "")
 
     def follow(self, name: str) -> Iterator[str]:
         """The job's output from its start, in pieces as it arrives; an empty piece after 20 s without output.
 
         Ends when the job ends or the connection breaks: `job` tells which. ProtocolError if websockets are blocked.
         """
-        scheme, rest = self.address.split("://", 1)
-        url = f"{'wss' if scheme == 'https' else 'ws'}://{rest}/api/jobs/{name}/logs/tail"
-        options: dict[str, Any] = {"header": self._headers, "timeout": _SILENCE_SECONDS}
-        bundle = os.environ.get("REQUESTS_CA_BUNDLE")  # so one variable serves both clients, requests and websocket
-        if scheme == "https" and bundle:
-            options["sslopt"] = {"ca_cert_path" if Path(bundle).is_dir() else "ca_certs": bundle}
-        try:
-            connection = websocket.create_connection(url, **options)
-        except websocket.WebSocketBadStatusException as error:
-            if error.status_code >= 500 or error.status_code == 404:  # the head restarts, or does not know the job
-                return
-            raise self._no_websocket(str(error.status_code)) from error
-        except ssl.SSLError as error:
-            raise self._no_websocket(reason(error)) from error
-        except (websocket.WebSocketException, OSError):
+        connection = self._websocket(f"/api/jobs/{name}/logs/tail")
+        if connection is None:
             return
         try:
             while True:
@@ -182,23 +170,46 @@ class Dashboard:
         except (websocket.WebSocketException, OSError):
             return
         finally:
-            connection.close()
+            connection.shutdown()  # `close` would wait three seconds for the server's word
+
+    def _websocket(self, path: str) -> websocket.WebSocket | None:
+        """A connection to this path; None if the dashboard is away, or does not know the job.
+
+        ProtocolError as `follow`.
+        """
+        url = self.address + path
+        options = {"header": self._headers, "timeout": _SILENCE_SECONDS, "redirect_limit": 0}  # the token stays here
+        options.update(websocket_options(url))
+        if options.get("proxy_type", "http") != "http":
+            raise self._no_websocket(f"not through a proxy by {options['proxy_type']}")
+        try:
+            return websocket.create_connection(f"ws{url.removeprefix('http')}", **options)
+        except websocket.WebSocketBadStatusException as error:
+            if error.status_code >= 500 or error.status_code == 404:
+                return None
+            raise self._no_websocket(str(error.status_code)) from error
+        except (ssl.SSLError, websocket.WebSocketProxyException) as error:
+            raise self._no_websocket(reason(error)) from error
+        except (websocket.WebSocketException, OSError) as error:
+            if "Redirect" in str(error):
+                raise self._no_websocket("it redirects them") from error
+            return None
 
     def _no_websocket(self, why: str) -> ProtocolError:
         return ProtocolError(
             f"{self.address} does not accept websockets ({why})", "Check for a proxy that blocks them."
         )
 
-    def _json(self, path: str, key: str | None) -> Any:
-        """The answer's JSON, or its field `key`. ProtocolError if it has another form."""
+    @contextmanager
+    def _expected_form(self) -> Iterator[None]:
+        """StrangerError for JSON of another form than a dashboard's."""
         try:
-            content = self._ask("GET", path).json()
-            return content if key is None else content[key]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ProtocolError(f"the server at {self.address} is not a Ray dashboard", _NOT_RAY) from error
+            yield
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StrangerError(f"the server at {self.address} is not a Ray dashboard", NOT_RAY) from error
 
     def _ask(self, method: str, path: str, missing: bool = False, **body: Any) -> requests.Response:
-        """The answer to a successful request; with `missing`, also a 404."""
+        """The answer to a successful request; with `missing`, also that there is no such job."""
         try:
             answer = requests.request(
                 method, self.address + path, auth=self._auth, timeout=_SECONDS, allow_redirects=False, **body
@@ -206,7 +217,12 @@ class Dashboard:
         except requests.exceptions.SSLError as error:
             raise ProtocolError(
                 f"{self.address}: TLS failed ({reason(error)})",
-                "Check that the server speaks https, and set REQUESTS_CA_BUNDLE to the certificate of its authority.",
+                f"Check that the server speaks https, and set {BUNDLE} to the certificate of its authority.",
+            ) from error
+        except requests.exceptions.ProxyError as error:
+            raise ConnectError(
+                f"the proxy on the way to {self.address} does not lead there ({reason(error)})",
+                "Correct HTTP_PROXY or HTTPS_PROXY, or name the host in NO_PROXY.",
             ) from error
         except requests.RequestException as error:
             raise ConnectError(
@@ -215,38 +231,13 @@ class Dashboard:
                 "Run `python -m deploy doctor` to find out why a cluster does not start.",
             ) from error
         except OSError as error:  # raised by requests if the bundle does not exist
-            raise ProtocolError(reason(error), "Correct REQUESTS_CA_BUNDLE.") from error
-        if answer.status_code == 404 and missing:
+            raise ProtocolError(reason(error), f"Correct {BUNDLE} (or CURL_CA_BUNDLE).") from error
+        if missing and is_missing(answer):
             return answer
-        self._refuse(answer, method, path)
-        if "json" not in answer.headers.get("Content-Type", ""):
-            raise ProtocolError(f"the server at {self.address} is not a Ray dashboard", _NOT_RAY)
+        refused = refusal(answer, self.address, path, bool(self._headers))
+        if refused is not None:
+            raise refused
         return answer
-
-    def _refuse(self, answer: requests.Response, method: str, path: str) -> None:
-        """Raise the error for a status other than 200."""
-        status = answer.status_code
-        if status == 401 and not self._headers:
-            raise DeniedError(
-                f"{self.address} requires a token, and none was found",
-                "Set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with it.",
-            )
-        if status in (401, 403):
-            raise DeniedError(
-                f"{self.address} refused the token ({status})",
-                "Set RAY_AUTH_TOKEN to this cluster's token, or bypass a proxy that refuses (HTTP_PROXY, NO_PROXY).",
-            )
-        if status in (429, 502, 503, 504) or (status == 500 and method == "GET"):
-            raise ConnectError(f"{self.address} answers {status}: the head is unavailable", "Wait, or check its pod.")
-        # The agent that starts jobs is unavailable: the head is starting or shutting down.
-        if status == 500 and re.search(r"No available agent|aiohttp\.client_exceptions", answer.text):
-            raise ConnectError(f"{self.address} does not accept jobs now", "Wait, then retry.")
-        if status != 200:
-            text = " ".join(answer.text.split())
-            raise ProtocolError(f"{method} {self.address}{path} answered {status}: {text[-200:]}", _NOT_RAY)
-
-
-_NOT_RAY = "Check that this is the dashboard of Ray 2.55 or newer."
 
 
 def _job(row: dict[str, Any]) -> Job:

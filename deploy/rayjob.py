@@ -5,6 +5,7 @@ pods' preStop hooks upload Ray's logs to the root. Jobs on a standing cluster ar
 """
 
 import copy
+import itertools
 import json
 import math
 import re
@@ -115,11 +116,7 @@ def render(template: Object, work: Work, options: JobOptions, attempt: int) -> O
     # In the head's environment: KubeRay's submitter passes a runtime_env through a shell, which would expand it.
     head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     head["env"] += [{"name": name, "value": text} for name, text in work.variables.items()]
-    if not _survives_shells(work.entrypoint):
-        raise ConfigError(
-            f"KubeRay's shells would change a character of `{work.entrypoint}`",
-            "Set such a value in a preset file instead of --set.",
-        )
+    _check_words(work.entrypoint)
     spec["entrypoint"] = work.entrypoint
     spec["backoffLimit"] = options.attempts - 1
     pods = _pods(json.loads(metadata["annotations"].pop(POOLS)), spec["rayClusterSpec"], options)
@@ -131,6 +128,18 @@ def render(template: Object, work: Work, options: JobOptions, attempt: int) -> O
 def _key(name: str) -> str:
     """The annotation key for a metadata key of a job."""
     return name.replace("dvae.", "denoising-vae/")
+
+
+def _check_words(entrypoint: str) -> None:
+    """ConfigError if the command has a character that the shells on its way would read."""
+    words = shlex.split(entrypoint)
+    for before, word in itertools.pairwise(words):
+        if not _survives_shells(shlex.join([before, word])):
+            mends = {"--set": "Set such a value in a preset file instead of --set.", "--root": "Take another root."}
+            raise ConfigError(
+                f"KubeRay's shells would change a character of `{word[:200]}`",
+                mends.get(before, "Give the preset's file another name."),
+            )
 
 
 def _survives_shells(entrypoint: str) -> bool:

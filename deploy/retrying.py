@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from deploy.errors import ConnectError
+from deploy.errors import ConnectError, StrangerError
 
 POLL_SECONDS = 2.0
 _RETRY_SECONDS = 600.0
@@ -14,21 +14,25 @@ Result = TypeVar("Result")
 
 
 class Retrying:
-    """Retries a request to the server at `address` while it is unavailable; each outage is reported once."""
+    """Retries a request to the server at `address` while it, or something else in its place, gives no answer to it.
+
+    To be used once the server itself has answered. Each outage is reported once, and who answers instead.
+    """
 
     def __init__(self, address: str, say: Say) -> None:
         self._address, self._say = address, say
 
     def __call__(self, request: Callable[[], Result]) -> Result:
-        """The result of `request`. ConnectError after ten minutes without an answer."""
-        begin, reported = time.monotonic(), False
+        """The result of `request`. ConnectError or StrangerError after ten minutes without an answer."""
+        begin, reported = time.monotonic(), set[str]()
         while True:
             try:
                 return request()
-            except ConnectError:
+            except (ConnectError, StrangerError) as error:
                 if time.monotonic() - begin > _RETRY_SECONDS:
                     raise
-                if not reported:
-                    self._say(f"no answer from {self._address}: retrying for up to {_RETRY_SECONDS:.0f} s")
-                    reported = True
+                why = error.what if isinstance(error, StrangerError) else f"no answer from {self._address}"
+                if why not in reported:
+                    self._say(f"{why}: retrying for up to {_RETRY_SECONDS:.0f} s")
+                    reported.add(why)
                 time.sleep(POLL_SECONDS)

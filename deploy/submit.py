@@ -12,12 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.errors import BusyError, LostError, ProtocolError, detach_on_interrupt
+from deploy.errors import BusyError, LostError, ProtocolError, detach_on_interrupt, keeps_running
 from deploy.jobs import Dashboard, Job
+from deploy.limits import check_size
 from deploy.printing import PrintOnce
 from deploy.retrying import POLL_SECONDS, Retrying, Say
 from pipeline.artifacts import SHORT
-from pipeline.config import SENT, SENT_VARIABLE, Config, load_config
+from pipeline.config import SENT, SENT_VARIABLE, Config, load_config, sent_text
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.storage import open_storage
 from pipeline.tracking import tracking_uri
@@ -26,6 +27,7 @@ from pipeline.workflow import STAGES, check_source, find_stage, resolved, stage_
 _OLDEST = (2, 55)  # CVE-2026-41486
 
 _PART_SECONDS = 15.0  # between two downloads of the whole log, if it cannot be streamed
+_SILENT_TRIES = 5  # of streaming it, while the job can be asked for: then it cannot be
 
 ROOT = "dvae.root"
 MODEL = "dvae.model"  # in a job's metadata: the model that it may register
@@ -75,18 +77,16 @@ def _work(
         word for override in sets or [] for word in ("--set", override)
     ]  # they take precedence over the site file there
     words += ["--root", open_storage(config.root).root, "--expect", fingerprint[:SHORT]]
-    return Work(
-        name=f"{what}-{fingerprint[:SHORT]}",
-        entrypoint=shlex.join(words),
-        variables={SENT_VARIABLE: config.model_dump_json()},
-        metadata={
-            "dvae.preset": name,
-            "dvae.stage": what,
-            "dvae.fingerprint": fingerprint,
-            ROOT: open_storage(config.root).root,
-            MODEL: config.register.name,
-        },
-    )
+    entrypoint, variables = shlex.join(words), {SENT_VARIABLE: sent_text(config)}
+    metadata = {
+        "dvae.preset": name,
+        "dvae.stage": what,
+        "dvae.fingerprint": fingerprint,
+        ROOT: open_storage(config.root).root,
+        MODEL: config.register.name,
+    }
+    check_size(config, entrypoint, variables, metadata)
+    return Work(f"{what}-{fingerprint[:SHORT]}", entrypoint, variables, metadata)
 
 
 def remote_config(preset: str, sets: list[str] | None, root: str | None) -> Config:
@@ -136,7 +136,7 @@ def submit(dashboard: Dashboard, work: Work, attempts: int, say: Say, echo: Say)
     ask = Retrying(dashboard.address, say)
     for left in reversed(range(attempts)):
         name, how = _attach_or_start(dashboard, work, ask)
-        with detach_on_interrupt(name):
+        with detach_on_interrupt(name), keeps_running(name):
             say(how)
             job = _follow(dashboard, name, say, echo, ask)
         if job is not None and job.status == "SUCCEEDED":
@@ -195,15 +195,18 @@ def check_root(name: str, root: str | None, work: Work) -> None:
 
 def _follow(dashboard: Dashboard, name: str, say: Say, echo: Say, ask: Retrying) -> Job | None:
     """Print the job's log until it ends; returns the ended job, None if the cluster no longer knows it."""
-    print_once, live = PrintOnce(echo), True
+    print_once, live, silent = PrintOnce(echo), True, 0
     while True:
         try:
-            _print_live(dashboard, name, print_once, ask)
+            silent = 0 if _print_live(dashboard, name, print_once, ask) else silent + 1
         except ProtocolError as error:  # a proxy in between blocks websockets
             if live:
                 say(f"{error.what}: the log is downloaded every {_PART_SECONDS:.0f} s instead")
             live = False
         job = ask(lambda: dashboard.job(name))
+        if job is not None and job.running and live and silent >= _SILENT_TRIES:
+            say(f"no websocket shows the log: it is downloaded every {_PART_SECONDS:.0f} s instead")
+            live = False
         if job is not None and not (job.running and live):
             with suppress(PipelineError):  # its node may be gone, with the log
                 print_once.restart()
@@ -213,12 +216,18 @@ def _follow(dashboard: Dashboard, name: str, say: Say, echo: Say, ask: Retrying)
         time.sleep(POLL_SECONDS if live else _PART_SECONDS)
 
 
-def _print_live(dashboard: Dashboard, name: str, print_once: PrintOnce, ask: Retrying) -> None:
-    """Print the log as it grows until the job or the connection ends. ProtocolError as `Dashboard.follow`."""
+def _print_live(dashboard: Dashboard, name: str, print_once: PrintOnce, ask: Retrying) -> bool:
+    """Print the log as it grows until the job or the connection ends; returns whether anything came.
+
+    ProtocolError as `Dashboard.follow`.
+    """
     print_once.restart()
+    any_ = False
     for piece in dashboard.follow(name):
+        any_ = True
         print_once(piece)
         if not piece:  # no output for a while: the connection may be dead, or the job
             job = ask(lambda: dashboard.job(name))
             if job is None or not job.running:
-                return
+                break
+    return any_

@@ -72,10 +72,10 @@ def set_environment() -> None:
     os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
     if is_local():
         os.environ.update({name: value for name, value in _LOCAL_ENVIRONMENT.items() if name not in os.environ})
-        # Always set: otherwise Ray enables tokens by itself and writes one to the home folder.
+        # Always set, and never empty: Ray enables tokens by itself, and where it finds none it writes one to the home
+        # folder, which everybody may read.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
 
 
 def connect(config: ClusterConfig, debug: bool = False, trains: bool = False) -> None:

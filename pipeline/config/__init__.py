@@ -1,11 +1,10 @@
 """The config: a tree of typed, described fields, and how it is loaded. No torch, ray or mlflow."""
 
+from pipeline.config.checks import check_tracking_uri
 from pipeline.config.fields import Shuffle, TrainerConfig, WeightFile
 from pipeline.config.flat import flattened, unflattened, values_as_before
 from pipeline.config.loading import (
     PRESETS,
-    SENT,
-    SENT_VARIABLE,
     fields_changed_here,
     load_config,
     preset_names,
@@ -21,3 +20,4 @@ from pipeline.config.schema import (
     SitConfig,
     TokenizerConfig,
 )
+from pipeline.config.sent import SENT, SENT_VARIABLE, sent_text

@@ -1,6 +1,7 @@
 """Consistency checks across config sections; they raise ValueErrors that name the fields. No schema types here."""
 
 import difflib
+import re
 
 from models.choices import LEVELS, FeatureNetwork, Mask
 from models.sizes import check_mask
@@ -69,3 +70,27 @@ def check_metrics(gate: str, network: FeatureNetwork, network_size: int, class_a
             f"register.gate.metric: {gate} is not among what evaluate.network {network} measures: "
             f"{', '.join(sorted(measured))}"
         )
+
+
+def check_tracking_uri(name: str, uri: str) -> None:
+    """ValueError if `uri`, the value of `name`, is no address of MLflow; it names the one that may have been meant."""
+    if "@" in (uri.partition("://")[2] or uri).partition("/")[0]:
+        raise ValueError(  # without its text: the config is printed, sent to jobs and stored
+            f"{name} contains a user or password; use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+        )
+    if re.fullmatch(r"https?://[^/\s]\S*|sqlite:///\S.*", uri):
+        return
+    if re.fullmatch(r"[A-Za-z0-9.-]+(:\d{1,5})?(/\S*)?", uri) and not uri.startswith("."):
+        raise ValueError(f"{name} {uri} has no scheme; write http://{uri}")
+    raise ValueError(f"{name} {uri!r} is not an address of MLflow; write http(s)://HOST:PORT or sqlite:///PATH")
+
+
+def model_name(name: str) -> str:
+    """The name. ValueError if MLflow's registry would refuse it, or if its pages could not show it."""
+    made_of = re.fullmatch(r"[A-Za-z0-9_. -]{1,256}", name) and re.search(r"[A-Za-z0-9]", name)
+    if not made_of or name != name.strip() or name.startswith(".."):
+        raise ValueError(
+            f"{name!r} cannot name a model in MLflow's registry: use at most 256 letters, digits and _ . - or spaces "
+            "between them, with one letter or digit at least, and not two dots at the start"
+        )
+    return name

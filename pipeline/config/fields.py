@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from models.choices import Precision
+from pipeline.config.checks import model_name
 
 
 def _without(signs: str, hint: str) -> AfterValidator:
@@ -32,6 +33,7 @@ SourceUri = Annotated[str, _without("#", "write ? for it, which stands for any o
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 Shuffle = Literal["full", "window"]
+ModelName = Annotated[str, AfterValidator(model_name)]
 
 
 class Section(BaseModel):

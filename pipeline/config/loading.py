@@ -13,13 +13,10 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.config.flat import flattened
 from pipeline.config.schema import Config
+from pipeline.config.sent import SENT, SENT_VARIABLE, sent_tree
 from pipeline.errors import ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
-SENT, SENT_VARIABLE = (
-    "sent:",
-    "DVAE_SENT_CONFIG",
-)  # prefix of a submitted job's preset, and the variable with its config
 
 
 def preset_names() -> list[str]:
@@ -56,14 +53,14 @@ def fields_changed_here(config: Config) -> list[str]:
     """The fields in which `config` differs from the one that was sent, except root, cluster and tracking."""
     if SENT_VARIABLE not in os.environ:
         return []
-    sent = flattened(Config.model_validate(_parse_yaml(os.environ[SENT_VARIABLE], SENT_VARIABLE)))
+    sent = flattened(Config.model_validate(sent_tree()))
     differing = [name for name, value in flattened(config).items() if value != sent[name]]
     return [name for name in differing if name.partition(".")[0] not in ("root", "cluster", "tracking")]
 
 
 def _load_tree(preset: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if preset.startswith(SENT):
-        return _parse_yaml(os.environ.get(SENT_VARIABLE, ""), SENT_VARIABLE)
+        return sent_tree()
     names_file = preset.endswith((".yaml", ".yml"))
     if not names_file and "/" in preset:
         raise ConfigError(

@@ -7,10 +7,7 @@ Loading (presets, files, overrides) is in `loading.py`; the stages that depend o
 import warnings
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from models.choices import (
     MINIMUM_STEPS,
@@ -28,12 +25,19 @@ from models.choices import (
     SamplerMethod,
 )
 from models.sizes import SIT_SIZES, smallest_discriminator_image
-from pipeline.config.checks import check_lpips, check_masks, check_metrics, check_workers
+from pipeline.config.checks import (
+    check_lpips,
+    check_masks,
+    check_metrics,
+    check_tracking_uri,
+    check_workers,
+)
 from pipeline.config.fields import (
     BatchSize,
     Betas,
     Clip,
     EmaDecay,
+    ModelName,
     RootUri,
     Section,
     Share,
@@ -304,7 +308,7 @@ class GateConfig(Section):
 
 
 class RegisterConfig(Section):
-    name: str = Field("denoising-vae", pattern="^[A-Za-z0-9_. -]+$", description="Name in MLflow's model registry.")
+    name: ModelName = Field("denoising-vae", description="Name in MLflow's model registry.")
     gate: GateConfig = Field(GateConfig(), description="Conditions for a candidate to become champion.")
 
 
@@ -342,17 +346,14 @@ class ClusterConfig(Section):
 class TrackingConfig(Section):
     uri: str | None = Field(
         None,
-        pattern="^(https?://|sqlite:///).",
-        description="MLflow tracking URI. None: MLFLOW_TRACKING_URI, else SQLite at the root.",
+        description="MLflow tracking URI: http(s)://, sqlite:///. None: MLFLOW_TRACKING_URI, else SQLite at the root.",
     )
-    experiment: str = Field("denoising-vae", min_length=1, description="MLflow experiment.")
+    experiment: str = Field("denoising-vae", pattern=r"\S", max_length=256, description="MLflow experiment.")
 
     @model_validator(mode="after")
-    def _no_login(self) -> "TrackingConfig":
-        if self.uri and "@" in self.uri.partition("://")[2].partition("/")[0]:
-            raise ValueError(  # the config is printed, sent to jobs and stored
-                "uri contains a user or password; use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
-            )
+    def _fits(self) -> "TrackingConfig":
+        if self.uri is not None:
+            check_tracking_uri("uri", self.uri)
         return self
 
 

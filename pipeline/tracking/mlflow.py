@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config import Config, check_tracking_uri
 from pipeline.errors import ConfigError
 from pipeline.storage import Storage, open_storage
 from pipeline.tracking.errors import RefusedError, TrackingError, file_errors, mlflow_errors
@@ -20,15 +20,16 @@ _KEY = "dvae.key"  # the tag by which a run is found
 def tracking_uri(config: Config) -> str:
     """The URI of MLflow: from the config, else MLFLOW_TRACKING_URI, else SQLite at the root (./runs for a remote root).
 
-    ConfigError for a MLFLOW_TRACKING_URI with a user or password, since messages show the URI, and for a root whose
-    path such an address cannot hold.
+    ConfigError for a MLFLOW_TRACKING_URI that is no address, or has a user or password, since messages show it, and for
+    a root whose path such an address cannot hold.
     """
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if uri and "@" in uri.partition("://")[2].partition("/")[0]:
-        raise ConfigError(
-            "MLFLOW_TRACKING_URI contains a user or password",
-            "Remove it, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
-        )
+    if uri:
+        try:
+            check_tracking_uri("MLFLOW_TRACKING_URI", uri)
+        except ValueError as error:
+            what, _, hint = str(error).partition("; ")
+            raise ConfigError(what, f"{hint[0].upper()}{hint[1:]}.") from None
     return uri or _database_uri(_database_folder(config) / "mlflow.db")
 
 

@@ -3,6 +3,7 @@
 import base64
 import csv
 import datetime
+import io
 import secrets
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
+
+from tests.support.secret_file import write_secret
 
 USERS = {  # name of the kubeconfig -> user, groups
     "admin": ("admin", ["system:masters"]),
@@ -32,10 +35,11 @@ class Identities:
         self._known = {name: secrets.token_hex(16) for name in USERS}
 
     def write(self) -> None:
-        with open(self.tokens, "w", newline="") as file:
-            for name, (user, groups) in USERS.items():
-                csv.writer(file).writerow([self._known[name], user, user, ",".join(groups)])
-        self.service_accounts.write_bytes(_pem(_key()))
+        rows = io.StringIO(newline="")
+        for name, (user, groups) in USERS.items():
+            csv.writer(rows).writerow([self._known[name], user, user, ",".join(groups)])
+        write_secret(self.tokens, rows.getvalue())
+        write_secret(self.service_accounts, _pem(_key()))
         self._write_client()
 
     def kubeconfig(self, name: str, server: str, certificate: Path) -> Path:
@@ -50,8 +54,7 @@ class Identities:
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": name}}],
             "current-context": "test",
         }
-        path.write_text(yaml.safe_dump(content))
-        path.chmod(0o600)
+        write_secret(path, yaml.safe_dump(content))
         return path
 
     def _write_client(self) -> None:
@@ -75,7 +78,7 @@ class Identities:
 
         self.authority.write_bytes(signed(issuer, authority, True))
         self.client.write_bytes(signed(_name("kube-apiserver"), client, False))
-        self.client_key.write_bytes(_pem(client))
+        write_secret(self.client_key, _pem(client))
 
 
 def _key() -> rsa.RSAPrivateKey:

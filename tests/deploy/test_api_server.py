@@ -122,3 +122,10 @@ def test_the_kubeconfig_is_for_kubectl_too(api_server):
     who = ["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"]
     command = [str(programs / "kubectl"), "--kubeconfig", str(api_server.kubeconfig("bob")), *who]
     assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout == "bob"
+
+
+def test_nobody_else_reads_its_tokens_and_keys(api_server):
+    api_server.kubeconfig(STRANGER)
+    files = [path for path in api_server._folder.iterdir() if path.suffix in (".csv", ".key", ".kubeconfig")]
+    assert len(files) >= 3
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}

@@ -1,36 +1,36 @@
-"""`deploy rayjob` where nothing can be created: one line each, by its own exit code."""
+"""`deploy rayjob` where nothing can be created, or is already: one line each, by its own exit code."""
 
 import base64
 import os
 import signal
-import subprocess
-import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.support import PROJECT
+import deploy.__main__
+from deploy import rayjob
+from deploy.kube import Kube
+from deploy.submit import stage_work
 from tests.support.api_server import ApiServer, binaries
-from tests.support.chart import named
-from tests.support.rayjobs import chart
+from tests.support.chart import Object, named
+from tests.support.rayjobs import chart, job_options, template
+from tests.support.refusals import refusal
+from tests.support.secret_file import write_secret
 from tests.support.tls import certificate
 
 
 def refused(kubeconfig: Path, *more: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "deploy", "rayjob", "stage", "prepare", "quickstart", "--root", "/r", *more]
-    done = subprocess.run(
-        command, cwd=PROJECT, env={**os.environ, "KUBECONFIG": str(kubeconfig)}, text=True, capture_output=True,
-        timeout=90,
-    )  # fmt: skip
-    assert done.stderr.count("\n") == 1, done.stderr
-    return done.returncode, done.stderr
+    words = ["rayjob", "stage", "prepare", "quickstart", "--root", "/r", *more]
+    return refusal(deploy.__main__.main, words, {"KUBECONFIG": str(kubeconfig)})
 
 
 def altered(given: ApiServer, path: Path, **cluster: str) -> Path:
     content = yaml.safe_load(given.kubeconfig().read_text())
     content["clusters"][0]["cluster"].update(cluster)
-    path.write_text(yaml.safe_dump(content))
+    write_secret(path, yaml.safe_dump(content))
     return path
 
 
@@ -99,3 +99,29 @@ def test_no_kuberay(tmp_path):
     finally:
         for process in (server._server, server._etcd):
             os.killpg(process.pid, signal.SIGKILL)  # type: ignore[union-attr]
+
+
+class AtOnce(Kube):
+    """Two clients who both see that nobody runs the work, before either creates its RayJob."""
+
+    both = threading.Barrier(2)
+
+    def rayjobs(self, selector: str) -> list[Object]:
+        found = super().rayjobs(selector)
+        if not found:
+            self.both.wait(60)
+        return found
+
+
+def test_two_at_once_share_one_rayjob(api_server, monkeypatch, tmp_path):
+    monkeypatch.setenv("KUBECONFIG", str(api_server.kubeconfig()))
+    monkeypatch.setattr(rayjob, "POLL_SECONDS", 0.1)
+    work, name = stage_work("prepare", "quickstart", None, str(tmp_path)), api_server.namespace()
+    with ThreadPoolExecutor(2) as threads:
+        both = [
+            threads.submit(rayjob._attach_or_create, AtOnce(name, None), template(), work, job_options("prepare"))
+            for _ in range(2)
+        ]
+    assert {one.result()[0] for one in both} == {f"{work.name}-1"}
+    assert sorted(one.result()[1].split()[0] for one in both) == ["attached", "created"]
+    assert len(Kube(name, None).rayjobs("")) == 1

@@ -1,5 +1,7 @@
 """What `deploy rayjob` makes of the chart's template: the RayJob that it would create."""
 
+import re
+
 import pytest
 
 from deploy import rayjob
@@ -57,6 +59,24 @@ def test_what_a_shell_would_read_is_refused(tmp_path, value):
     work = stage_work("train-sit", "quickstart", [f"tracking.experiment={value}"], str(tmp_path))
     with pytest.raises(ConfigError, match="shells would change"):
         rayjob.render(template(), work, job_options("train-sit"), 1)
+
+
+def test_what_a_shell_would_read_is_named_with_its_mend(tmp_path):
+    odd = tmp_path / "a$b.yaml"
+    odd.write_text("extends: quickstart\n")
+    cases = {
+        ("quickstart", "sit.steps=7", "s3://b/{x}"): "`s3://b/{x}`. Take another root.",
+        (str(odd), "sit.steps=7", "s3://b/x"): "`sent:a$b`. Give the preset's file another name.",
+        (
+            "quickstart",
+            "tracking.experiment=`id`",
+            "s3://b/x",
+        ): "`tracking.experiment=`id``. Set such a value in a preset",
+    }
+    for (preset, override, root), told in cases.items():
+        work = stage_work("train-sit", preset, [override], root)
+        with pytest.raises(ConfigError, match=re.escape(f"would change a character of {told}")):
+            rayjob.render(template(), work, job_options("train-sit"), 1)
 
 
 @pytest.mark.parametrize("value", ["a b", "a=b", "a,b", "a:b/c", "ä", "a'b c"])

@@ -4,6 +4,7 @@ There are no controllers, no kubelet and no scheduler: tests write statuses them
 
 import base64
 import csv
+import io
 import os
 import secrets
 import signal
@@ -22,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.support import PROJECT
 from tests.support.groups import free_port
+from tests.support.secret_file import write_secret
 
 USERS = ("admin", "alice", "bob")  # admin may do everything, the others nothing until a test binds a role to them
 STRANGER = "stranger"  # has a kubeconfig, but a token that the server does not know
@@ -64,7 +66,7 @@ class ApiServer:
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": user}}],
             "current-context": "test",
         }
-        path.write_text(yaml.safe_dump(content))
+        write_secret(path, yaml.safe_dump(content))
         return path
 
     def client(self, user: str = "admin") -> kubernetes.client.ApiClient:
@@ -131,15 +133,16 @@ class ApiServer:
         self._ask_etcd("compaction", revision=answer["header"]["revision"], physical=True)
 
     def _write_identities(self) -> None:
-        with open(self._folder / "tokens.csv", "w", newline="") as file:
-            for user in USERS:
-                groups = ["system:masters"] if user == "admin" else []
-                csv.writer(file).writerow([self._tokens[user], user, user, *groups])
+        rows = io.StringIO(newline="")
+        for user in USERS:
+            groups = ["system:masters"] if user == "admin" else []
+            csv.writer(rows).writerow([self._tokens[user], user, user, *groups])
+        write_secret(self._folder / "tokens.csv", rows.getvalue())
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         pem = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        (self._folder / "service-accounts.key").write_bytes(pem)
+        write_secret(self._folder / "service-accounts.key", pem)
 
     def _start_etcd(self) -> None:
         self._etcd = self._run(

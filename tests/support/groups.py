@@ -64,12 +64,17 @@ class Group:
 
 
 @contextmanager
-def running(command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> Iterator[Group]:
+def running(
+    command: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    end_by: signal.Signals = signal.SIGTERM,
+) -> Iterator[Group]:
     group = Group(command, log, environment)
     try:
         yield group
     finally:
-        group.end()
+        group.end(end_by)
 
 
 def listens(port: int, host: str = "127.0.0.1") -> bool:

@@ -3,6 +3,8 @@
 import json
 import os
 import secrets
+import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,6 +17,7 @@ import requests
 from tests.support.groups import Group, free_port, running
 
 _UP_SECONDS = 90.0
+_END = signal.SIGKILL  # of a node that is tested no more. To SIGTERM, `ray start --block` needs more than 20 s
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,12 @@ def running_head(folder: Path, environment: Mapping[str, str], cpus: int = 2) ->
         f"http://127.0.0.1:{dashboard}", token, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}, scratch,
         f"127.0.0.1:{port}", f"http://127.0.0.1:{metrics}/metrics",
     )  # fmt: skip
-    with running(command, folder / "head.log", pods) as group:
-        _wait(head, group)
-        yield head
+    try:
+        with running(command, folder / "head.log", pods, _END) as group:
+            _wait(head, group)
+            yield head
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
@@ -65,7 +71,7 @@ def running_worker(head: Head, name: str, folder: Path, cpus: int = 2, **environ
     ]  # fmt: skip
     pods = {**os.environ, **head.environment, **environment, **settings}
     pods.pop("RAY_ADDRESS", None)
-    with running(command, folder / f"{name}.log", pods) as group:
+    with running(command, folder / f"{name}.log", pods, _END) as group:
         group.wait_until(lambda: "Ray runtime started" in group.log.read_text(), _UP_SECONDS)  # two at once collide
         yield group
 

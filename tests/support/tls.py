@@ -8,6 +8,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.support.secret_file import write_secret
+
 
 def certificate(folder: Path, *names: str) -> Path:
     """A key and a certificate for 127.0.0.1, and hosts of these names, that nobody else has signed, in one file."""
@@ -27,5 +29,5 @@ def certificate(folder: Path, *names: str) -> Path:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     path = folder / "certificate.pem"
-    path.write_bytes(private + signed.public_bytes(serialization.Encoding.PEM))
+    write_secret(path, private + signed.public_bytes(serialization.Encoding.PEM))
     return path
