@@ -34,8 +34,8 @@ def pods(tmp_path: Path, s3_endpoint: str) -> Iterator[tuple[Head, dict[str, Gro
             "AWS_DEFAULT_REGION": "us-east-1", "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}  # fmt: skip
     with (
         running_head(tmp_path, keys, cpus=0) as head,
-        running_worker(head, "one", tmp_path, **keys) as one,
-        running_worker(head, "two", tmp_path, **keys) as two,
+        running_worker(head, "one", tmp_path, keys) as one,
+        running_worker(head, "two", tmp_path, keys) as two,
     ):
         yield head, {"one": one, "two": two}
 

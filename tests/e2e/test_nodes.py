@@ -46,7 +46,7 @@ class Nodes:
         name = f"node-{self.made}"
         self.made += 1
         environment = {**self.environment, **ENVIRONMENT, "PYTHONPATH": str(PROJECT)}
-        self.groups.append(self.stack.enter_context(running_worker(self.head, name, self.folder, 1, **environment)))
+        self.groups.append(self.stack.enter_context(running_worker(self.head, name, self.folder, environment, cpus=1)))
 
     def busy(self) -> list[tuple[Group, set[str]]]:
         """The nodes with processes that work for the pipeline, and what these are called."""

@@ -60,7 +60,9 @@ def running_head(folder: Path, environment: Mapping[str, str], cpus: int = 2) ->
 
 
 @contextmanager
-def running_worker(head: Head, name: str, folder: Path, cpus: int = 2, **environment: str) -> Iterator[Group]:
+def running_worker(
+    head: Head, name: str, folder: Path, environment: Mapping[str, str] | None = None, cpus: int = 2
+) -> Iterator[Group]:
     """One more node of the cluster, as the pod `name`, with the pool `cpu`."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     settings = {"PATH": path, "RAY_TMPDIR": head.scratch, "RAY_CLOUD_INSTANCE_ID": name}
@@ -69,7 +71,7 @@ def running_worker(head: Head, name: str, folder: Path, cpus: int = 2, **environ
         "--object-store-memory", str(100 * 1024**2), "--resources", '{"pool-cpu": 1}', "--dashboard-agent-listen-port",
         str(free_port()),
     ]  # fmt: skip
-    pods = {**os.environ, **head.environment, **environment, **settings}
+    pods = {**os.environ, **head.environment, **(environment or {}), **settings}
     pods.pop("RAY_ADDRESS", None)
     with running(command, folder / f"{name}.log", pods, _END) as group:
         group.wait_until(lambda: "Ray runtime started" in group.log.read_text(), _UP_SECONDS)  # two at once collide

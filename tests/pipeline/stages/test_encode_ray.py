@@ -115,7 +115,7 @@ class Disturbed:
     def add_node(self) -> None:
         name = f"node-{len(list(self.folder.glob('node-*.log')))}"
         environment = {"PYTHONPATH": str(PROJECT), "ENCODE_TRACE": str(self.trace), "ENCODE_PACE": "0.2"}
-        self.nodes.append(self.stack.enter_context(running_worker(self.head, name, self.folder, **environment)))
+        self.nodes.append(self.stack.enter_context(running_worker(self.head, name, self.folder, environment)))
 
     def start_driver(self) -> None:
         where = {"RAY_ADDRESS": self.head.gcs, "RAY_TMPDIR": self.head.scratch}
