@@ -2,8 +2,8 @@
 
 * README.md: its table of values, from the comments. What stands above the mark is written by hand. helm-docs would do
   likewise; this needs no program beside Python.
-* defaults.json: the values by their paths, for the templates. Helm shows them no default where a value is null, or where
-  `--reuse-values` brings the values of an older chart.
+* defaults.json: the values by their paths, for the templates. Helm shows them no default where a value is null, or
+  where `--reuse-values` brings the values of an older chart.
 """
 
 import json

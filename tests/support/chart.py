@@ -1,11 +1,14 @@
 """Rendering the chart: by Helm 4 (its library) and by a Helm 3 command, where there is one."""
 
+import json
 import os
 import shutil
 import subprocess
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.support import PROJECT
@@ -26,14 +29,42 @@ def rendered(case: str) -> list[Object]:
     return render(values_of(case))
 
 
-def render(values: dict[str, Any]) -> list[Object]:
-    """Every object of a release `r` in the namespace `n`, by Helm 4. helm_python.HelmError when it is refused."""
+def render(values: dict[str, Any], name: str = "r", chart: Path = CHART) -> list[Object]:
+    """Every object of a release in the namespace `n`, by Helm 4. helm_python.HelmError when it is refused."""
+    return parsed(texts(values, name, chart))
+
+
+def texts(values: dict[str, Any], name: str = "r", chart: Path = CHART) -> dict[str, str]:
+    """The rendered files by their paths, by Helm 4."""
     from helm_python import Chart
 
-    with Chart.load(CHART) as chart:
-        chart.validate_schema(values)
-        files = chart.render(values, name="r", namespace="n")
-    return [made for path, text in files.items() if path.endswith(".yaml") for made in yaml.safe_load_all(text) if made]
+    with Chart.load(chart) as loaded:
+        loaded.validate_schema(values)
+        files = loaded.render(values, name=name, namespace="n")
+    return {path: text for path, text in files.items() if path.endswith(".yaml")}
+
+
+def parsed(files: dict[str, str]) -> list[Object]:
+    return [made for text in files.values() for made in yaml.safe_load_all(text) if made]
+
+
+def render_by_helm3(binary: str, values: dict[str, Any], folder: Path, name: str = "r", chart: Path = CHART) -> str:
+    """All that Helm 3 renders, as one text; subprocess.CalledProcessError when it is refused."""
+    file = folder / "values-of-the-test.yaml"
+    file.write_text(json.dumps(values))  # which is YAML, too, and leaves no text without its quotes
+    command = [
+        binary,
+        "template",
+        name,
+        str(chart),
+        "--namespace",
+        "n",
+        "--kube-version",
+        "1.34.0",
+        "--values",
+        str(file),
+    ]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def helm3() -> str | None:
@@ -43,6 +74,13 @@ def helm3() -> str | None:
         return None
     told = subprocess.run([found, "version", "--short"], capture_output=True, text=True, check=True).stdout
     return found if told.startswith("v3") else None
+
+
+def needed_helm3() -> str:
+    found = helm3()
+    if found is None:
+        pytest.skip("there is no Helm 3: name one by HELM3")
+    return found
 
 
 def kinds(objects: list[Object], kind: str) -> list[Object]:
