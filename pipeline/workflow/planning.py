@@ -144,7 +144,7 @@ def print_plan(console: Console, config: Config, plan: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     for stage in plan["stages"]:
-        if stage["tasks_per_gpu"] > 1:
+        if stage["tasks_per_gpu"] > 1 and config.cluster.device != "cpu":
             console.print(
                 f"{stage['name']}: {stage['tasks_per_gpu']} tasks on a GPU at a time (cluster.gpu_shares)",
                 highlight=False,
