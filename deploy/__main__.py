@@ -6,6 +6,7 @@ head died and no attempt is left, 76 incompatible server (TLS, another service, 
 missing or wrong or permission denied, 130 interrupted or stopped.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -209,6 +210,14 @@ def drain(
 def keep_logs(debug: Debug = False) -> None:  # noqa: ARG001
     """The head's preStop hook: upload Ray's logs to the site's root, below .logs/."""
     _keep_logs()
+
+
+@app.command("mlflow-users")
+def mlflow_users(debug: Debug = False) -> None:  # noqa: ARG001
+    """MLflow's init container: make its users, and give them the passwords in the environment."""
+    from deploy.mlflow_users import make_users
+
+    _say(f"MLflow knows {' and '.join(make_users(os.environ))}")
 
 
 def _keep_logs() -> None:

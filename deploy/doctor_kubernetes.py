@@ -155,16 +155,16 @@ def volumes(kube: Kube, instance: str, spec: Object) -> str:
 
 
 def nodes(kube: Kube, group: Object, on_demand: bool) -> str:
-    """A node exists that can run a pod of this group, by its labels, taints and number of GPUs."""
+    """A node exists that can run a pod of this group, by its labels, taints and devices."""
     pod = group["template"]["spec"]
     limits = pod["containers"][0]["resources"]["limits"]
-    gpus = {name: int(count) for name, count in limits.items() if "gpu" in name}
+    devices = {name: int(count) for name, count in limits.items() if "/" in name}  # VENDOR/NAME: GPUs, slices, ...
     nodes = [node for node in kube.objects("/api/v1/nodes") if _is_ready(node)]
     fitting = [node for node in nodes if _accepts(node, pod)]
-    holding = [node for node in fitting if all(_has(node, name) >= count for name, count in gpus.items())]
-    what = " and ".join(f"{count} {name}" for name, count in gpus.items())
+    holding = [node for node in fitting if all(_has(node, name) >= count for name, count in devices.items())]
+    what = " and ".join(f"{count} {name}" for name, count in devices.items())
     if holding:
-        return f"{len(holding)} of {len(nodes)} nodes" + (f", with {what} or more" if gpus else "")
+        return f"{len(holding)} of {len(nodes)} nodes" + (f", with {what} or more" if devices else "")
     if on_demand:
         raise Skipped("no such node now; nodes are added on demand")
     why = (
@@ -172,7 +172,8 @@ def nodes(kube: Kube, group: Object, on_demand: bool) -> str:
     )
     raise CheckFailedError(
         why + (f" (selector {pod['nodeSelector']})" if pod.get("nodeSelector") and not fitting else ""),
-        f"Add such nodes{' and their device plugin' if gpus else ''}, set groups.{group['groupName']}.enabled=false, "
+        f"Add such nodes{' and their device plugin' if devices else ''}, "
+        f"set groups.{group['groupName']}.enabled=false, "
         "or give --nodes-on-demand if nodes are added when pods request them.",
     )
 

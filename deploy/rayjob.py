@@ -25,6 +25,7 @@ from deploy.kube import KUEUE_VERSIONS, Kube, Object, check_name, first_line, po
 from deploy.printing import PrintOnce
 from deploy.retrying import POLL_SECONDS, Say
 from deploy.submit import ROOT, Work, attempt_of, check_root
+from pipeline.cluster import tasks_per_gpu
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.workflow import NAMES
@@ -156,9 +157,9 @@ def _pods(pools: dict[str, str], cluster: Object, options: JobOptions) -> dict[s
     needed: dict[str, int] = {}
     for stage in options.stages:
         group = groups[pools[stage]]
-        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-        devices = sum(int(count) for name, count in limits.items() if "gpu" in name) or 1
-        pods = math.ceil(_devices(stage, options.cluster) / devices)
+        gpus = ray_gpus(group)
+        at_once = gpus * tasks_per_gpu(options.cluster, stage) if gpus else 1
+        pods = math.ceil(_devices(stage, options.cluster) / at_once)
         if pods > group["maxReplicas"]:
             raise ConfigError(
                 f"{stage} needs {pods} pods of the group {pools[stage]}, which has at most {group['maxReplicas']}",
@@ -166,6 +167,15 @@ def _pods(pools: dict[str, str], cluster: Object, options: JobOptions) -> dict[s
             )
         needed[pools[stage]] = max(pods, needed.get(pools[stage], 0))
     return needed
+
+
+def ray_gpus(group: Object) -> int:
+    """The GPUs that Ray counts in a pod of the group: by its start parameters, else by Ray's rule for resources."""
+    given = group.get("rayStartParams", {}).get("num-gpus")
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    return (
+        int(given) if given is not None else sum(int(count) for name, count in limits.items() if name.endswith("gpu"))
+    )
 
 
 def _devices(stage: str, cluster: ClusterConfig) -> int:

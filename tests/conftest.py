@@ -9,12 +9,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.support.ceph import Ceph, make_bucket, running_ceph
 from tests.support.postgres import another_database, running_postgres
+
+if TYPE_CHECKING:
+    from tests.support.api_server import ApiServer
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +45,20 @@ def postgres() -> Iterator[str]:
 def database(postgres: str) -> Callable[[], str]:
     """Makes the URI of an empty database on PostgreSQL; skips where that is not installed."""
     return lambda: another_database(postgres)
+
+
+@pytest.fixture(scope="session")
+def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["ApiServer"]:
+    """Kubernetes', with KubeRay's CRDs. Tests keep apart by namespaces of their own; who stops it starts it again."""
+    from tests.support.api_server import binaries, running_api_server  # the client takes seconds to import
+
+    programs = binaries()
+    if programs is None:
+        pytest.skip("no etcd and kube-apiserver: `.ci/kubernetes-binaries build/kubernetes` builds them (needs Go)")
+    if "DVAE_TEST_CRDS" not in os.environ:
+        pytest.skip("DVAE_TEST_CRDS is not set: it names the folder with KubeRay's CRDs")
+    with running_api_server(programs, Path(os.environ["DVAE_TEST_CRDS"]), tmp_path_factory.mktemp("kubernetes")) as up:
+        yield up
 
 
 @pytest.fixture(scope="session")

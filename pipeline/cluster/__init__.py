@@ -10,7 +10,9 @@ from pipeline.cluster.pools import (
     device_of,
     encoder_pool,
     free_placement_groups,
+    gpu_share,
     pool_resources,
+    tasks_per_gpu,
     threads_per_worker,
 )
 from pipeline.cluster.ray_private import Head, head_address, is_alive, torch_trainer

@@ -1,5 +1,6 @@
 """The resources that a stage's work requires of a node: pool, device, CPUs."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -31,31 +32,41 @@ def threads_per_worker(config: ClusterConfig) -> int:
     return max(1, min(8, int(ray.cluster_resources().get("CPU", 1)) // config.workers))
 
 
+def gpu_share(config: ClusterConfig, stage: str) -> float:
+    """The share of a GPU that each task of the stage takes."""
+    return config.gpu_shares.get(stage, 1.0)
+
+
+def tasks_per_gpu(config: ClusterConfig, stage: str) -> int:
+    """How many tasks of the stage run on one GPU at a time."""
+    return math.floor(1.0 / gpu_share(config, stage) + 1e-6)  # three thirds, of which each is a little less, are one
+
+
 def pool_resources(config: ClusterConfig, stage: str) -> dict[str, float]:
     """The custom Ray resources of a stage's pool; empty if any node will do."""
     return dict(config.pools.get(stage, {}))
 
 
 class EncoderPool(NamedTuple):
-    """Actors that encode, one device each, and the processes that decode for each of them on its node."""
+    """Actors that encode, a device or a share of one each, and the processes that decode for each on its node."""
 
     encoders: int
     decoders: int  # of each encoder
 
 
 def encoder_pool(config: ClusterConfig, stage: str) -> EncoderPool:
-    """An encoder for every GPU (every CPU, if the cluster has no GPU) of the nodes that the stage may use, unless
-    configured; and a decoder for every CPU of these nodes.
+    """An encoder for every GPU or share of one (every CPU, if the cluster has no GPU) of the nodes that the stage may
+    use, unless configured; and a decoder for every CPU of these nodes.
     """
     import ray
 
     required = pool_resources(config, stage)
     on_gpus = device_of(config) == "cuda"
     if on_gpus:
-        required["GPU"] = 1.0
+        required["GPU"] = gpu_share(config, stage)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and _offers(node["Resources"], required)]
     cpus, gpus = (int(sum(node.get(name, 0.0) for node in nodes)) for name in ("CPU", "GPU"))
-    encoders = config.encode_actors or max(1, gpus if on_gpus else cpus)
+    encoders = config.encode_actors or max(1, gpus * tasks_per_gpu(config, stage) if on_gpus else cpus)
     return EncoderPool(encoders, max(1, cpus // encoders))
 
 
@@ -75,7 +86,7 @@ def await_pool(config: ClusterConfig, stage: str, say: Callable[[str], None]) ->
     """
     required = {"CPU": 1.0, **pool_resources(config, stage)}
     if stage not in _WITHOUT_DEVICE and device_of(config) == "cuda":
-        required["GPU"] = 1.0
+        required["GPU"] = gpu_share(config, stage)
     begin, reported = time.monotonic(), False
     while not _has_node(required):
         text = ", ".join(f"{name} {amount:g}" for name, amount in required.items())

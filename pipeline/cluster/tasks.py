@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pipeline.cluster.pools import device_of, pool_resources
+from pipeline.cluster.pools import device_of, gpu_share, pool_resources
 from pipeline.config import ClusterConfig
 from pipeline.errors import PipelineError
 from pipeline.storage import storage_error
@@ -25,7 +25,7 @@ def run_tasks(
         "resources": pool_resources(config, stage),
     }
     if gpu and device_of(config) == "cuda":
-        options.update(num_gpus=1, max_calls=0)  # keep the worker and its loaded model
+        options.update(num_gpus=gpu_share(config, stage), max_calls=0)  # keep the worker and its loaded model
     task = ray.remote(**options)(function)
     with unwrapped_errors():
         pending = {task.remote(spec): index for index, spec in enumerate(specs)}

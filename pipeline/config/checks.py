@@ -7,7 +7,9 @@ from models.choices import LEVELS, FeatureNetwork, Mask
 from models.sizes import check_mask
 from pipeline import metrics
 
+SHARING_STAGES = ("evaluate-tokenizer", "analyze", "encode", "sample", "evaluate-samples")  # with tasks, not workers
 _LPIPS_SIDE = 16  # pixels
+_SMALLEST_SHARE = 0.01
 
 
 def check_workers(most: int, fewest: int, batch_sizes: dict[str, int]) -> None:
@@ -18,6 +20,18 @@ def check_workers(most: int, fewest: int, batch_sizes: dict[str, int]) -> None:
         for workers in range(fewest, most + 1):
             if batch % workers:
                 raise ValueError(f"cluster.workers: {name} {batch} is not divisible by {workers} workers")
+
+
+def check_gpu_shares(shares: dict[str, float]) -> dict[str, float]:
+    """The shares; ValueError for a stage whose work cannot share a GPU, or a share that is none."""
+    for stage, share in shares.items():
+        if stage.startswith("train-"):
+            raise ValueError(f"{stage}: each worker of a training has a GPU, or a MIG slice, to itself")
+        if stage not in SHARING_STAGES:
+            raise ValueError(f"{stage}: stages whose tasks can share a GPU are {', '.join(SHARING_STAGES)}")
+        if not _SMALLEST_SHARE <= share <= 1.0:
+            raise ValueError(f"{stage}: a share of a GPU is from {_SMALLEST_SHARE} to 1, not {share:g}")
+    return shares
 
 
 def check_masks(grid: int, mask: Mask, keep: float) -> None:

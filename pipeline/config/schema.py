@@ -7,7 +7,7 @@ Loading (presets, files, overrides) is in `loading.py`; the stages that depend o
 import warnings
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from models.choices import (
     MINIMUM_STEPS,
@@ -26,6 +26,7 @@ from models.choices import (
 )
 from models.sizes import SIT_SIZES, smallest_discriminator_image
 from pipeline.config.checks import (
+    check_gpu_shares,
     check_lpips,
     check_masks,
     check_metrics,
@@ -323,6 +324,11 @@ class ClusterConfig(Section):
     )
     pools: dict[str, dict[str, float]] = Field(
         {}, description="Stage name -> the Ray resources of its pool, e.g. {train-sit: {gpu-sit: 0.001}}."
+    )
+    gpu_shares: Annotated[dict[str, float], AfterValidator(check_gpu_shares)] = Field(
+        {},
+        description="Stage name -> share of a GPU, and of its memory, that each of its tasks takes, e.g. "
+        "{evaluate-samples: 0.5}. A whole one where not named; training workers always have a whole one.",
     )
     encode_actors: int | None = Field(
         None, ge=1, description="Actors that encode, a device each. None: as many as GPUs, or as cores without GPUs."

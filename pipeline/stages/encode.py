@@ -123,7 +123,7 @@ def _encode(context: StageContext, plan: Plan, shards: list[Shard]) -> Iterator[
             enable_true_multi_threading=True,  # else Ray Data calls one at a time, whatever max_concurrency says
         ),
         num_cpus=1,
-        num_gpus=1 if on_gpu else 0,
+        num_gpus=cluster.gpu_share(settings, context.stage) if on_gpu else 0,
         max_concurrency=at_once,
         max_restarts=-1,
         max_task_retries=0,  # a shard would wait for its own encoder, even if there is no room for it any more

@@ -8,6 +8,7 @@ from rich.table import Table
 from models import sizes
 from models.choices import EVALUATIONS_PER_STEP
 from pipeline.artifacts import SHORT, Manifest
+from pipeline.cluster import tasks_per_gpu
 from pipeline.config import Config
 from pipeline.console import duration
 from pipeline.data import DIGITS, read_index
@@ -97,6 +98,7 @@ def make_plan(config: Config, nodes: list[Node]) -> dict[str, Any]:
             "fingerprint": node.fingerprint,
             "uri": node.uri,
             "device_hours": hours.get(node.stage.name, 0.0),
+            "tasks_per_gpu": tasks_per_gpu(config.cluster, node.stage.name),
         }
         for node in nodes
     ]
@@ -141,6 +143,12 @@ def print_plan(console: Console, config: Config, plan: dict[str, Any]) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    for stage in plan["stages"]:
+        if stage["tasks_per_gpu"] > 1 and config.cluster.device != "cpu":
+            console.print(
+                f"{stage['name']}: {stage['tasks_per_gpu']} tasks on a GPU at a time (cluster.gpu_shares)",
+                highlight=False,
+            )
     for line in plan["warnings"]:
         console.print(f"[yellow]![/] {line}", highlight=False, soft_wrap=True)
 

@@ -69,6 +69,9 @@ def warnings(config: Config, stages: Collection[str]) -> Iterator[str]:
                 f"{section}.ema_decay {own.ema_decay:g} over {own.steps} steps: the average still holds {held:.0%} of "
                 f"the first, random weights. Set it to {_shorter_decay(own.steps):g}"
             )
+    shared = sorted(config.cluster.gpu_shares.keys() & set(stages))
+    if shared and config.cluster.device == "cpu":
+        yield f"cluster.gpu_shares of {', '.join(shared)} share no GPU: cluster.device is cpu"
     classes = config.data.classes
     if "sample" in stages and classes is not None and config.sample.count < classes:
         yield (

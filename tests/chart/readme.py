@@ -1,10 +1,14 @@
-"""The chart's README: `python tests/chart/readme.py` writes its table of values anew from values.yaml and its comments.
+"""What is made of the chart's values.yaml: `python tests/chart/readme.py` writes both anew.
 
-What stands above the mark is written by hand. helm-docs would do likewise; this needs no program beside Python.
+* README.md: its table of values, from the comments. What stands above the mark is written by hand. helm-docs would do
+  likewise; this needs no program beside Python.
+* defaults.json: the values by their paths, for the templates. Helm shows them no default where a value is null, or
+  where `--reuse-values` brings the values of an older chart.
 """
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +16,7 @@ import yaml
 
 CHART = Path(__file__).parents[2] / "helm" / "denoising-vae"
 README = CHART / "README.md"
+DEFAULTS = CHART / "defaults.json"
 MARK = "<!-- Below this line, tests/chart/readme.py writes. -->\n"
 Path_ = tuple[str, ...]
 
@@ -127,5 +132,20 @@ def resolved(whole: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     return part
 
 
+def defaults() -> str:
+    """defaults.json, as it has to be."""
+    return json.dumps(dict(by_path(values(), ())), indent=1) + "\n"
+
+
+def by_path(value: Any, path: Path_) -> Iterator[tuple[str, Any]]:
+    """Each value with its path, down to where the schema lets any key be: such a map is one value."""
+    if path and schema_at(path).get("additionalProperties", True) is not False:
+        yield ".".join(path), value
+        return
+    for name, part in value.items():
+        yield from by_path(part, (*path, name))
+
+
 if __name__ == "__main__":
     README.write_text(made())
+    DEFAULTS.write_text(defaults())

@@ -14,6 +14,10 @@ def test_it_is_current():
     assert readme.README.read_text() == readme.made(), "run `python tests/chart/readme.py`"
 
 
+def test_the_templates_know_the_defaults():
+    assert readme.DEFAULTS.read_text() == readme.defaults(), "run `python tests/chart/readme.py`"
+
+
 def test_every_value_has_a_description():
     rows = readme.rows(readme.values(), readme.comments().descriptions)
     assert len(rows) > 100

@@ -14,8 +14,9 @@ import kubernetes
 import pytest
 
 from deploy import doctor
+from deploy.doctor_kubernetes import nodes
 from deploy.errors import ConnectError, DeniedError
-from deploy.findings import Finding, run_checks
+from deploy.findings import CheckFailedError, Finding, run_checks
 from deploy.kube import Kube
 from pipeline.config.loading import load_config
 from pipeline.storage.s3 import _session, _settings
@@ -174,6 +175,18 @@ def test_an_operator_that_is_too_old_away_or_watches_elsewhere(world, s3_root):
     assert "has no ready pod" in with_container().text
     tell_operator(world.apps, 1)
     assert red(world.look(s3_root)) == {}
+
+
+def test_slices_are_looked_for_by_their_own_name(world):
+    """A node with whole GPUs has none of them."""
+    sliced = render(VALUES | {"groupDefaults": {**VALUES["groupDefaults"], "gpuResource": "nvidia.com/mig-3g.20gb"}})
+    groups = kinds(sliced, "RayCluster")[0]["spec"]["workerGroupSpecs"]
+    (group,) = [one for one in groups if one["groupName"] == "gpu-sit"]
+    os.environ["KUBECONFIG"] = str(world.server.kubeconfig())
+    with pytest.raises(CheckFailedError, match=r"none of the 2 nodes has 1 nvidia.com/mig-3g.20gb"):
+        nodes(Kube(world.name), group, False)
+    world.core.patch_node_status("gpu-node", {"status": {"allocatable": {"nvidia.com/mig-3g.20gb": "4"}}})
+    assert nodes(Kube(world.name), group, False) == "1 of 2 nodes, with 1 nvidia.com/mig-3g.20gb or more"
 
 
 def test_a_gpu_group_without_gpus(world, s3_root):

@@ -11,7 +11,11 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
+from deploy.errors import ConnectError
+from deploy.mlflow_users import make_users
+from pipeline.errors import ConfigError
 from pipeline.tracking.registry import champion
+from tests.support import PROJECT
 from tests.support.chart import named, render, values_of
 from tests.support.mlflow_server import MlflowServer
 
@@ -25,13 +29,22 @@ def containers() -> dict[str, list[str]]:
     return {one["name"]: one["command"] for one in (*spec["initContainers"], *spec["containers"])}
 
 
+def environment_in(folder: Path) -> dict[str, str]:
+    return {
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/mlflow.db",
+        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "basic_auth.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "x" * 32,
+        "MLFLOW_AUTH_ADMIN_USERNAME": "admin", "MLFLOW_AUTH_ADMIN_PASSWORD": "administers it",
+        "PODS_USERNAME": "ray", "PODS_PASSWORD": f"100% {secrets.token_hex(8)}",
+    }  # fmt: skip
+
+
 def run(command: list[str], folder: Path, **environment: str) -> None:
     programs = str(Path(sys.executable).parent)
     path = os.pathsep.join([programs, os.environ["PATH"]])
     done = subprocess.run(
         command,
         cwd=folder,
-        env={**os.environ, **environment, "PATH": path},
+        env={**os.environ, **environment, "PATH": path, "PYTHONPATH": str(PROJECT)},
         capture_output=True,
         text=True,
         timeout=120,
@@ -46,12 +59,7 @@ def status(server: MlflowServer, user: str, password: str) -> int:
 
 def test_users_of_the_secret_may_and_others_may_not(tmp_path, monkeypatch):
     given = containers()
-    environment = {
-        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path}/mlflow.db",
-        "MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "basic_auth.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "x" * 32,
-        "MLFLOW_AUTH_ADMIN_USERNAME": "admin", "MLFLOW_AUTH_ADMIN_PASSWORD": "administers it",
-        "PODS_USERNAME": "ray", "PODS_PASSWORD": f"100% {secrets.token_hex(8)}",
-    }  # fmt: skip
+    environment = environment_in(tmp_path)
     assert "--app-name=basic-auth" in given["mlflow"] or "basic-auth" in given["mlflow"]
     run(given["migrate"], tmp_path, **environment)
     for password in (environment["PODS_PASSWORD"], "another-password"):  # the second start finds them there
@@ -79,3 +87,34 @@ def test_users_of_the_secret_may_and_others_may_not(tmp_path, monkeypatch):
         assert anonymous.status_code == 401
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "words"),
+    [
+        ({"PODS_PASSWORD": ""}, ConfigError, "PODS_PASSWORD is not set. Set both user and password in the Secret"),
+        ({"MLFLOW_BACKEND_STORE_URI": ""}, ConfigError, "MLFLOW_BACKEND_STORE_URI is not set"),
+        (
+            {"PODS_PASSWORD": "short"},
+            ConfigError,
+            "MLflow refuses its users: .*12 characters.*Correct it in the Secret",
+        ),
+        ({"PODS_USERNAME": "admin"}, ConfigError, "are both named admin"),
+        ({"MLFLOW_BACKEND_STORE_URI": "sqlite:////proc"}, ConnectError, "unable to open database file"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(changed, error, words, tmp_path, monkeypatch):
+    environment = {**environment_in(tmp_path), **changed}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)  # else it waits for a database for 100 s
+    with pytest.raises(error, match=words) as told:
+        make_users(environment)
+    assert "%" not in str(told.value), "no password is shown"
+
+
+def test_the_file_with_the_databases_password_is_its_owners(tmp_path, monkeypatch):
+    environment = environment_in(tmp_path)
+    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", environment["MLFLOW_AUTH_CONFIG_PATH"])
+    assert make_users(environment) == ["admin", "ray"]
+    assert Path(environment["MLFLOW_AUTH_CONFIG_PATH"]).stat().st_mode & 0o077 == 0

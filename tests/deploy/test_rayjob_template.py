@@ -7,6 +7,7 @@ import pytest
 from deploy import rayjob
 from deploy.submit import stage_work
 from pipeline.errors import ConfigError
+from tests.support.chart import values_of
 from tests.support.rayjobs import job_options, template
 
 
@@ -52,6 +53,23 @@ def test_more_pods_than_the_group_may_have_are_refused(tmp_path):
     work = stage_work("train-sit", "quickstart", None, str(tmp_path))
     with pytest.raises(ConfigError, match="train-sit needs 9 pods of the group gpu-sit, which has at most 8"):
         rayjob.render(template("gpu-production"), work, job_options("train-sit", workers=9), 1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "gpus", "cluster", "pods"),
+    [
+        ("train-sit", {"gpu-sit": {"gpus": 8, "gpuResource": "example.com/accelerator"}}, {"workers": 16}, 2),
+        ("train-sit", {"gpu-sit": {"gpuResource": "nvidia.com/mig-3g.20gb"}}, {"workers": 3}, 3),
+        ("encode", {}, {"encode_actors": 8}, 8),
+        ("encode", {}, {"encode_actors": 8, "gpu_shares": {"encode": 0.25}}, 2),
+    ],
+)
+def test_pods_are_counted_by_the_gpus_that_ray_has_in_them(tmp_path, stage, gpus, cluster, pods):
+    work = stage_work(stage, "quickstart", None, str(tmp_path))
+    given = template("gpu-production", groups={**values_of("gpu-production")["groups"], **gpus})
+    made = rayjob.render(given, work, job_options(stage, queue="q", **cluster), 1)
+    (group,) = made["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert group["replicas"] == pods
 
 
 @pytest.mark.parametrize("value", ["$HOME", "a;b", "a|b", "a>b", "`id`", "a\\b", "*", "(a)", "x{a,b}", "~/x"])

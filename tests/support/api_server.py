@@ -102,6 +102,19 @@ class ApiServer:
         assert self._server is not None
         self._wait("kube-apiserver", self._server, allowed)
 
+    def try_yaml(self, namespace: str, path: str, text: str) -> requests.Response:
+        """Have the server read and validate an object's YAML, without keeping it. `path`: "apps/v1/deployments"."""
+        group = "api" if path.startswith("v1/") else "apis"
+        version, _, plural = path.rpartition("/")
+        return requests.post(
+            f"{self.url}/{group}/{version}/namespaces/{namespace}/{plural}",
+            params={"dryRun": "All", "fieldValidation": "Strict"},
+            data=text.encode(),
+            headers={"Authorization": f"Bearer {self._tokens['admin']}", "Content-Type": "application/yaml"},
+            verify=str(self._certificates / "apiserver.crt"),
+            timeout=30,
+        )
+
     def start(self) -> None:
         self._server = self._run(
             "kube-apiserver",

@@ -1,11 +1,14 @@
 """Rendering the chart: by Helm 4 (its library) and by a Helm 3 command, where there is one."""
 
+import json
 import os
 import shutil
 import subprocess
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.support import PROJECT
@@ -26,14 +29,43 @@ def rendered(case: str) -> list[Object]:
     return render(values_of(case))
 
 
-def render(values: dict[str, Any]) -> list[Object]:
-    """Every object of a release `r` in the namespace `n`, by Helm 4. helm_python.HelmError when it is refused."""
+def render(values: dict[str, Any], name: str = "r", chart: Path = CHART) -> list[Object]:
+    """Every object of a release in the namespace `n`, by Helm 4. helm_python.HelmError when it is refused."""
+    return parsed(texts(values, name, chart))
+
+
+def texts(values: dict[str, Any], name: str = "r", chart: Path = CHART) -> dict[str, str]:
+    """The rendered files by their paths, by Helm 4."""
     from helm_python import Chart
 
-    with Chart.load(CHART) as chart:
-        chart.validate_schema(values)
-        files = chart.render(values, name="r", namespace="n")
-    return [made for path, text in files.items() if path.endswith(".yaml") for made in yaml.safe_load_all(text) if made]
+    with Chart.load(chart) as loaded:
+        loaded.validate_schema(values)
+        files = loaded.render(values, name=name, namespace="n")
+    return {path: text for path, text in files.items() if path.endswith(".yaml")}
+
+
+def parsed(files: dict[str, str]) -> list[Object]:
+    """By PyYAML's reader in C: the one in Python takes longer than Helm."""
+    return [made for text in files.values() for made in yaml.load_all(text, yaml.CSafeLoader) if made]
+
+
+def render_by_helm3(binary: str, values: dict[str, Any], folder: Path, name: str = "r", chart: Path = CHART) -> str:
+    """All that Helm 3 renders, as one text; subprocess.CalledProcessError when it is refused."""
+    file = folder / "values-of-the-test.yaml"
+    file.write_text(json.dumps(values))  # which is YAML, too, and leaves no text without its quotes
+    command = [
+        binary,
+        "template",
+        name,
+        str(chart),
+        "--namespace",
+        "n",
+        "--kube-version",
+        "1.34.0",
+        "--values",
+        str(file),
+    ]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def helm3() -> str | None:
@@ -43,6 +75,13 @@ def helm3() -> str | None:
         return None
     told = subprocess.run([found, "version", "--short"], capture_output=True, text=True, check=True).stdout
     return found if told.startswith("v3") else None
+
+
+def needed_helm3() -> str:
+    found = helm3()
+    if found is None:
+        pytest.skip("there is no Helm 3: name one by HELM3")
+    return found
 
 
 def kinds(objects: list[Object], kind: str) -> list[Object]:
@@ -76,7 +115,7 @@ def pod_specs(objects: list[Object]) -> dict[str, tuple[dict[str, str], dict[str
 
 def rayjob_in(config_map: Object) -> Object:
     """The RayJob without work that the chart has ready for `deploy rayjob`."""
-    made: Object = yaml.safe_load(config_map["data"]["rayjob.yaml"])
+    made: Object = yaml.load(config_map["data"]["rayjob.yaml"], yaml.CSafeLoader)
     return made
 
 

@@ -1,25 +1,28 @@
 {{/* Parts shared by the containers of MLflow's pod. */}}
 {{- define "dvae.mlflowEnv" -}}
-- {name: HOME, value: /tmp}
+{{ include "dvae.homeEnv" . }}
 - {name: MLFLOW_SERVER_ENABLE_JOB_EXECUTION, value: "false"}
 {{- if .Values.mlflow.database.existingSecret }}
-- name: MLFLOW_BACKEND_STORE_URI
-  valueFrom: {secretKeyRef: {name: {{ .Values.mlflow.database.existingSecret }}, key: uri}}
+{{ include "dvae.secretEnv" (list "MLFLOW_BACKEND_STORE_URI" .Values.mlflow.database.existingSecret "uri") }}
 {{- else }}
 - {name: MLFLOW_BACKEND_STORE_URI, value: "sqlite:////data/mlflow.db"}
 {{- end }}
 {{- with .Values.mlflow.basicAuth }}
 {{- if .enabled }}
 - {name: MLFLOW_AUTH_CONFIG_PATH, value: /run/mlflow/basic_auth.ini}
-- name: MLFLOW_AUTH_ADMIN_USERNAME
-  valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: admin-username}}
-- name: MLFLOW_AUTH_ADMIN_PASSWORD
-  valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: admin-password}}
-- name: MLFLOW_FLASK_SERVER_SECRET_KEY
-  valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: flask-secret}}
+{{ include "dvae.secretEnv" (list "MLFLOW_AUTH_ADMIN_USERNAME" .existingSecret "admin-username") }}
+{{ include "dvae.secretEnv" (list "MLFLOW_AUTH_ADMIN_PASSWORD" .existingSecret "admin-password") }}
+{{ include "dvae.secretEnv" (list "MLFLOW_FLASK_SERVER_SECRET_KEY" .existingSecret "flask-secret") }}
 {{- end }}
 {{- end }}
 {{ include "dvae.s3Env" . }}
+{{- end -}}
+
+{{/* Those of the init container that makes MLflow's users. */}}
+{{- define "dvae.mlflowUsersEnv" -}}
+{{ include "dvae.mlflowEnv" . }}
+{{ include "dvae.secretEnv" (list "PODS_USERNAME" .Values.mlflow.basicAuth.existingSecret "username") }}
+{{ include "dvae.secretEnv" (list "PODS_PASSWORD" .Values.mlflow.basicAuth.existingSecret "password") }}
 {{- end -}}
 
 {{- define "dvae.mlflowMounts" -}}
@@ -30,6 +33,9 @@
 {{- end }}
 {{- if .Values.caBundle }}
 - {name: site, mountPath: /etc/dvae, readOnly: true}
+{{- end }}
+{{- with include "dvae.extraMounts" .Values.mlflow }}
+{{ . }}
 {{- end }}
 {{- end -}}
 

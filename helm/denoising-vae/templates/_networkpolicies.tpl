@@ -7,7 +7,7 @@
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata:
-  name: {{ include "dvae.fullname" $top }}-{{ index . 1 }}
+  name: {{ include "dvae.name" (list $top (index . 1)) }}
   labels: {{- include "dvae.labels" (list $top "network-policy") | nindent 4 }}
 spec:
   podSelector: {matchLabels: {{ index . 2 }}}
@@ -23,12 +23,11 @@ spec:
 {{- end -}}
 
 {{/* Peers by address: (list cidrs excepted). An exception must lie inside of the range. All do in the full range of their
-address family; ranges nearly as large are rejected, since some exceptions would lie outside of them. */}}
+address family; _validate.tpl rejects ranges nearly as large, since some exceptions would lie outside of them. */}}
 {{- define "dvae.blocks" -}}
 {{- $excepted := index . 1 -}}
 {{- range $cidr := index . 0 }}
-{{- $bits := int (regexFind "[0-9]+$" $cidr) -}}
-{{- if and (gt $bits 0) (lt $bits 8) }}{{ fail (printf "networkPolicy: %s is too wide; give smaller ranges, or 0.0.0.0/0 or ::/0, from which networkPolicy.exceptCidrs are excluded" $cidr) }}{{ end }}
+{{- $bits := int (regexFind "[0-9]+$" $cidr) }}
 - ipBlock:
     cidr: {{ $cidr | quote }}
     {{- if eq $bits 0 }}
@@ -45,13 +44,10 @@ address family; ranges nearly as large are rejected, since some exceptions would
 {{- toJson $ports -}}
 {{- end -}}
 
-{{/* Peers of an external service: (list "path.of.the.value" value excepted). */}}
+{{/* Peers of an external service: (list value excepted). */}}
 {{- define "dvae.elsewhere" -}}
-{{- $value := index . 1 -}}
-{{- if not (or $value.cidrs $value.podSelector $value.namespaceSelector) -}}
-{{- fail (printf "%s: set its location by cidrs, podSelector or namespaceSelector" (index . 0)) -}}
-{{- end -}}
-{{- include "dvae.blocks" (list $value.cidrs (index . 2)) -}}
+{{- $value := index . 0 -}}
+{{- include "dvae.blocks" (list $value.cidrs (index . 1)) -}}
 {{- if or $value.podSelector $value.namespaceSelector }}
 - podSelector: {matchLabels: {{ toJson $value.podSelector }}}
   {{- with $value.namespaceSelector }}
@@ -66,7 +62,7 @@ address family; ranges nearly as large are rejected, since some exceptions would
 - to: [{podSelector: {matchLabels: {{ include "dvae.pods" (list . "mlflow") }}}}]
   ports: [{port: 5000, protocol: TCP}]
 {{- else }}
-- to: {{- include "dvae.elsewhere" (list "networkPolicy.externalMlflow" .Values.networkPolicy.externalMlflow .Values.networkPolicy.exceptCidrs) | nindent 4 }}
+- to: {{- include "dvae.elsewhere" (list .Values.networkPolicy.externalMlflow .Values.networkPolicy.exceptCidrs) | nindent 4 }}
   ports: {{ include "dvae.ports" (list .Values.networkPolicy.externalMlflow.port) }}
 {{- end }}
 {{- end -}}

@@ -1,12 +1,11 @@
 {{/* The spec of a RayCluster. */}}
 {{- define "dvae.rayClusterSpec" -}}
-{{- include "dvae.checkShm" (list "head" .Values.head) -}}
 {{- $autoscaled := include "dvae.autoscaled" . -}}
 rayVersion: {{ .Values.image.rayVersion | quote }}
 upgradeStrategy: {type: Recreate} # otherwise a new image would wait for pods that are never deleted
 authOptions:
   mode: token
-  secretName: {{ .Values.auth.existingSecret }}
+  secretName: {{ .Values.auth.existingSecret | quote }}
 {{- if $autoscaled }}
 enableInTreeAutoscaling: true
 autoscalerOptions:
@@ -15,21 +14,22 @@ autoscalerOptions:
   imagePullPolicy: {{ .Values.image.pullPolicy }}
   resources: {{- include "dvae.resources" .Values.autoscaler.resources | nindent 4 }}
   securityContext: {{- include "dvae.containerSecurity" . | nindent 4 }}
-  env:
-    - {name: HOME, value: /tmp}
+  env: {{- include "dvae.homeEnv" . | nindent 4 }}
   volumeMounts:
     - {name: tmp, mountPath: /tmp}
 {{- end }}
 {{- if .Values.head.gcsFaultTolerance.enabled }}
 gcsFaultToleranceOptions:
-  redisAddress: {{ required "head.gcsFaultTolerance.redisAddress: set the address of Redis" .Values.head.gcsFaultTolerance.redisAddress | quote }}
-  {{- if .Values.head.gcsFaultTolerance.usernameKey }}
+  {{- with .Values.head.gcsFaultTolerance }}
+  redisAddress: {{ .redisAddress | quote }}
+  {{- if .usernameKey }}
   redisUsername:
-    valueFrom: {secretKeyRef: {name: {{ required "head.gcsFaultTolerance.existingSecret: set the name of the Secret with the user" .Values.head.gcsFaultTolerance.existingSecret }}, key: {{ .Values.head.gcsFaultTolerance.usernameKey }}}}
+    valueFrom: {secretKeyRef: {name: {{ .existingSecret | quote }}, key: {{ .usernameKey | quote }}}}
   {{- end }}
-  {{- with .Values.head.gcsFaultTolerance.existingSecret }}
+  {{- if .existingSecret }}
   redisPassword:
-    valueFrom: {secretKeyRef: {name: {{ . }}, key: {{ $.Values.head.gcsFaultTolerance.secretKey }}}}
+    valueFrom: {secretKeyRef: {name: {{ .existingSecret | quote }}, key: {{ .secretKey | quote }}}}
+  {{- end }}
   {{- end }}
 {{- end }}
 headGroupSpec:
@@ -39,13 +39,12 @@ headGroupSpec:
     object-store-memory: {{ include "dvae.objectStore" .Values.head.shm | quote }}
   template:
     metadata:
-      labels: {{- include "dvae.selector" (list . "ray") | nindent 8 }}
-        denoising-vae/ray-node: head
+      labels: {{- include "dvae.podLabels" (list . "ray" (dict "denoising-vae/ray-node" "head") .Values.head.podLabels) | nindent 8 }}
       {{- with .Values.head.annotations }}
       annotations: {{- toYaml . | nindent 8 }}
       {{- end }}
     spec:
-      serviceAccountName: {{ include "dvae.fullname" . }}-ray-head
+      serviceAccountName: {{ include "dvae.name" (list . "ray-head") }}
       automountServiceAccountToken: {{ if $autoscaled }}true{{ else }}false{{ end }}
       terminationGracePeriodSeconds: 60
       securityContext: {{- include "dvae.podSecurity" . | nindent 8 }}
@@ -67,7 +66,7 @@ headGroupSpec:
             - {name: dashboard, containerPort: 8265}
             - {name: client, containerPort: 10001}
             - {name: metrics, containerPort: 8080}
-          env: {{- include "dvae.pipelineEnv" . | nindent 12 }}
+          env: {{- include "dvae.env" (list . "dvae.pipelineEnv" .Values.head.env) | nindent 12 }}
           lifecycle:
             preStop: {exec: {command: [python, -m, deploy, keep-logs]}} # before the logs are lost
           volumeMounts:
@@ -75,29 +74,23 @@ headGroupSpec:
             - {name: shm, mountPath: /dev/shm}
             - {name: mirror, mountPath: /mirror}
             - {name: site, mountPath: /etc/dvae, readOnly: true}
+            {{- with include "dvae.extraMounts" .Values.head }}{{ . | nindent 12 }}{{- end }}
       volumes:
         - {name: tmp, emptyDir: {}}
         - name: shm
-          emptyDir: {medium: Memory, sizeLimit: {{ .Values.head.shm }}}
+          emptyDir: {medium: Memory, sizeLimit: {{ .Values.head.shm | quote }}}
         - name: mirror
           emptyDir: {sizeLimit: 1Gi}
         {{- include "dvae.siteVolume" . | nindent 8 }}
+        {{- with include "dvae.extraVolumes" .Values.head }}{{ . | nindent 8 }}{{- end }}
 workerGroupSpecs:
 {{- range $name, $given := .Values.groups }}
 {{- $group := include "dvae.group" (list $ $given) | fromJson }}
 {{- if $group.enabled }}
-{{- if gt (int $group.min) (int $group.max) }}{{ fail (printf "groups.%s: min %v exceeds max %v" $name $group.min $group.max) }}{{ end }}
-{{- include "dvae.checkShm" (list (printf "groups.%s" $name) $group) }}
-{{- if and (hasKey $group.resources "ephemeral-storage") (not $group.mirror.storageClassName) }}
-{{- fail (printf "groups.%s.resources.ephemeral-storage: the mirror would count against it and the pod would be evicted; remove it, or set the mirror's storageClassName" $name) }}
-{{- end }}
-{{- if and $group.spot.enabled (not $group.spot.nodeSelector) (not $group.spot.tolerations) }}
-{{- fail (printf "groups.%s.spot: select the spot nodes by nodeSelector or tolerations" $name) }}
-{{- end }}
 {{- $resources := deepCopy $group.resources }}
 {{- if $group.gpus }}{{ $_ := set $resources $group.gpuResource (int $group.gpus) }}{{ end }}
 {{- $seconds := int $group.terminationGracePeriodSeconds }}
-  - groupName: {{ $name }}
+  - groupName: {{ $name | quote }}
     replicas: {{ int $group.min }}
     minReplicas: {{ int $group.min }}
     maxReplicas: {{ int $group.max }}
@@ -105,20 +98,22 @@ workerGroupSpecs:
     idleTimeoutSeconds: {{ int $group.idleTimeoutSeconds }}
     {{- end }}
     rayStartParams:
+      {{- if $group.gpus }}
+      # Ray's autoscaler takes a resource for GPUs only if its name ends in "gpu", and would never start such a pod.
+      num-gpus: {{ int $group.gpus | toString | quote }}
+      {{- end }}
       object-store-memory: {{ include "dvae.objectStore" $group.shm | quote }}
       resources: {{ printf "'{%q: 1}'" (printf "pool-%s" $name) | quote }}
     labels:
-      denoising-vae/pool: {{ $name }}
+      denoising-vae/pool: {{ $name | quote }}
     template:
       metadata:
-        labels: {{- include "dvae.selector" (list $ "ray") | nindent 10 }}
-          denoising-vae/ray-node: worker
-          denoising-vae/pool: {{ $name }}
+        labels: {{- include "dvae.podLabels" (list $ "ray" (dict "denoising-vae/ray-node" "worker" "denoising-vae/pool" $name) $group.podLabels) | nindent 10 }}
         {{- with $group.annotations }}
         annotations: {{- toYaml . | nindent 10 }}
         {{- end }}
       spec:
-        serviceAccountName: {{ include "dvae.fullname" $ }}-ray
+        serviceAccountName: {{ include "dvae.name" (list $ "ray") }}
         automountServiceAccountToken: false
         terminationGracePeriodSeconds: {{ $seconds }}
         securityContext: {{- include "dvae.podSecurity" $ | nindent 10 }}
@@ -141,10 +136,7 @@ workerGroupSpecs:
             resources: {{- include "dvae.resources" $resources | nindent 14 }}
             ports:
               - {name: metrics, containerPort: 8080}
-            env: {{- include "dvae.pipelineEnv" $ | nindent 14 }}
-              {{- range $key, $value := $group.env }}
-              - {name: {{ $key | quote }}, value: {{ include "dvae.text" $value | quote }}}
-              {{- end }}
+            env: {{- include "dvae.env" (list $ "dvae.pipelineEnv" $group.env) | nindent 14 }}
             lifecycle:
               preStop:
                 exec:
@@ -155,24 +147,26 @@ workerGroupSpecs:
               - {name: shm, mountPath: /dev/shm}
               - {name: mirror, mountPath: /mirror}
               - {name: site, mountPath: /etc/dvae, readOnly: true}
+              {{- with include "dvae.extraMounts" $group }}{{ . | nindent 14 }}{{- end }}
         volumes:
           - {name: tmp, emptyDir: {}}
           - name: shm
-            emptyDir: {medium: Memory, sizeLimit: {{ $group.shm }}}
+            emptyDir: {medium: Memory, sizeLimit: {{ $group.shm | quote }}}
           - name: mirror
             {{- if $group.mirror.storageClassName }}
             ephemeral:
               volumeClaimTemplate:
                 metadata:
-                  labels: {{- include "dvae.selector" (list $ "ray") | nindent 20 }}
+                  labels: {{- include "dvae.podLabels" (list $ "ray" dict dict) | nindent 20 }}
                 spec:
                   accessModes: [ReadWriteOnce]
-                  storageClassName: {{ $group.mirror.storageClassName }}
-                  resources: {requests: {storage: {{ $group.mirror.size }}}}
+                  storageClassName: {{ $group.mirror.storageClassName | quote }}
+                  resources: {requests: {storage: {{ $group.mirror.size | quote }}}}
             {{- else }}
-            emptyDir: {sizeLimit: {{ $group.mirror.size }}}
+            emptyDir: {sizeLimit: {{ $group.mirror.size | quote }}}
             {{- end }}
           {{- include "dvae.siteVolume" $ | nindent 10 }}
+          {{- with include "dvae.extraVolumes" $group }}{{ . | nindent 10 }}{{- end }}
 {{- end }}
 {{- end }}
 {{- end -}}
@@ -180,24 +174,4 @@ workerGroupSpecs:
 {{/* The spec for a RayJob's cluster: without an upgrade strategy and GCS fault tolerance, which it does not need. */}}
 {{- define "dvae.shortLivedSpec" -}}
 {{- omit (include "dvae.rayClusterSpec" . | fromYaml) "upgradeStrategy" "gcsFaultToleranceOptions" | toYaml -}}
-{{- end -}}
-
-{{/* /dev/shm counts as memory of the pod, so it must be smaller: (list "path.of.the.value" value). */}}
-{{- define "dvae.checkShm" -}}
-{{- $shm := int64 (include "dvae.bytes" (index . 1).shm) -}}
-{{- $memory := int64 (include "dvae.bytes" (index . 1).resources.memory) -}}
-{{- if ge $shm $memory }}{{ fail (printf "%s.shm: %s is not less than the memory (%v), which includes it" (index . 0) (index . 1).shm (index . 1).resources.memory) }}{{ end -}}
-{{- end -}}
-
-{{- define "dvae.bytes" -}}
-{{- $text := include "dvae.text" . -}}
-{{- $units := dict "" 1 "k" 1000 "K" 1000 "M" 1000000 "G" 1000000000 "T" 1000000000000 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
-{{- mulf (float64 (regexFind "^[0-9.]+" $text)) (index $units (regexFind "[kKMGT]?i?$" $text)) | int64 -}}
-{{- end -}}
-
-{{/* Bytes of Ray's object store: 95% of /dev/shm, given in Mi or Gi. Ray's default is 30% of the memory, on disk if
-/dev/shm is smaller. */}}
-{{- define "dvae.objectStore" -}}
-{{- $unit := ternary 1073741824 1048576 (hasSuffix "Gi" .) -}}
-{{- div (mul (int64 (regexFind "^[0-9]+" .)) $unit 95) 100 -}}
 {{- end -}}

@@ -16,6 +16,9 @@ _CPU = {"CPU": 4.0}
         ([_CPU, _CPU], {"encode_actors": 2}, (2, 4)),
         ([_GPU, _CPU], {}, (2, 6)),  # decoders are on the node of their encoder
         ([_GPU, _GPU], {}, (4, 6)),
+        ([_GPU, _CPU], {"gpu_shares": {"encode": 0.5}}, (4, 3)),  # two encoders on each GPU
+        ([_GPU, _CPU], {"gpu_shares": {"encode": 0.3333}}, (6, 2)),
+        ([_GPU, _CPU], {"gpu_shares": {"sample": 0.5}}, (2, 6)),
         ([_GPU, _CPU], {"device": "cpu"}, (16, 1)),
         ([_GPU, _CPU], {"device": "cpu", "pools": {"encode": {"gpu-batch": 0.001}}}, (12, 1)),
         ([{"CPU": 1.0}], {"encode_actors": 3}, (3, 1)),

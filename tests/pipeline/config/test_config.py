@@ -209,11 +209,28 @@ def test_any_value_is_taken_or_refused_in_one_line(name, value):
 @given(st.from_regex(r"[a-z_]{1,12}(\.[a-z_]{1,12}){0,2}", fullmatch=True))
 def test_unknown_keys_are_refused(name):
     known = {part for leaf in LEAVES for part in (leaf, *(leaf.rsplit(".", n)[0] for n in (1, 2)))}
-    if name in known or name.startswith("cluster.pools."):
+    if name in known or name.startswith(("cluster.pools.", "cluster.gpu_shares.")):
         return
     with pytest.raises(ConfigError) as caught:
         load_config("quickstart", [f"{name}=1"])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("train-sit=0.5", "train-sit: each worker of a training has a GPU, or a MIG slice, to itself"),
+        (
+            "register=0.5",
+            "register: stages whose tasks can share a GPU are evaluate-tokenizer, analyze, encode, sample",
+        ),
+        ("encode=1.5", "encode: a share of a GPU is from 0.01 to 1, not 1.5"),
+        ("encode=0", "encode: a share of a GPU is from 0.01 to 1, not 0"),
+    ],
+)
+def test_shares_of_a_gpu_that_make_no_sense(given, words):
+    with pytest.raises(ConfigError, match=f"^cluster.gpu_shares: {words}"):
+        load_config("quickstart", [f"cluster.gpu_shares.{given}"])
 
 
 def test_the_shape_of_sit():

@@ -141,6 +141,7 @@ ANSWERS: dict[str, Answer] = {
     "cluster.device": speed("the kind of device"),
     "cluster.cpus_per_worker": speed("threads"),
     "cluster.pools": place("stages run"),
+    "cluster.gpu_shares": speed("tasks on a GPU"),
     "cluster.encode_actors": speed("actors"),
     "cluster.loader_threads": speed("threads"),
     "cluster.mirror": place("a node keeps its copy"),

@@ -1,0 +1,32 @@
+"""What `plan` says of GPUs that tasks share."""
+
+import io
+
+from rich.console import Console
+
+from pipeline.config import Config, load_config
+from pipeline.workflow import survey
+from pipeline.workflow.planning import make_plan, print_plan
+
+
+def told(config: Config) -> str:
+    text = io.StringIO()
+    print_plan(Console(file=text, width=200), config, make_plan(config, survey(config)))
+    return text.getvalue()
+
+
+def planned(root: str, *sets: str) -> Config:
+    return load_config("quickstart", list(sets), root)
+
+
+def test_plan_says_how_many_tasks_share_a_gpu(tmp_path):
+    shared = planned(str(tmp_path), "cluster.gpu_shares.encode=0.5", "cluster.gpu_shares.sample=0.33")
+    assert "encode: 2 tasks on a GPU at a time (cluster.gpu_shares)\n" in told(shared)
+    assert "sample: 3 tasks on a GPU at a time" in told(shared)
+    assert "on a GPU" not in told(planned(str(tmp_path)))
+
+
+def test_and_where_there_is_none_to_share(tmp_path):
+    text = told(planned(str(tmp_path), "cluster.gpu_shares.encode=0.5", "cluster.device=cpu"))
+    assert "! cluster.gpu_shares of encode share no GPU: cluster.device is cpu" in text
+    assert "at a time" not in text
