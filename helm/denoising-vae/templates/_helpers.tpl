@@ -112,10 +112,9 @@ http://{{ include "dvae.fullname" . }}-head-svc:8265
 {{- end }}
 {{- end -}}
 
-{{/* The user has no name where the cluster chooses the UID (OpenShift), and libraries ask for one. */}}
+{{/* Of every container: the root file system is read-only, and the user may have no home. */}}
 {{- define "dvae.homeEnv" -}}
 - {name: HOME, value: /tmp}
-- {name: USER, value: dvae}
 {{- end -}}
 
 {{/* Environment variables of every pod that runs the pipeline. */}}
