@@ -405,3 +405,23 @@ def test_a_drain_ends_before_the_pod_does():
             command = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
             assert command[:4] == ["python", "-m", "deploy", "drain"]
             assert 0 < int(command[-1]) < spec["terminationGracePeriodSeconds"]
+
+
+@pytest.mark.parametrize(
+    ("tmp", "disk"), [({}, "10240Mi"), ({"size": "30Gi"}, "32768Mi"), ({"storageClassName": "fast"}, "2Gi")]
+)
+def test_mlflow_has_room_for_what_passes_through_it(tmp: dict[str, str], disk: str) -> None:
+    """An emptyDir counts as ephemeral storage of its pod, which was ended for one upload of a generator of size XL."""
+    deployment = named(render(values_of("trial") | {"mlflow": {"tmp": tmp}}), "Deployment", "-mlflow")
+    spec = deployment["spec"]["template"]["spec"]
+    (volume,) = [one for one in spec["volumes"] if one["name"] == "tmp"]
+    size = tmp.get("size", "8Gi")
+    if "storageClassName" in tmp:
+        claim = volume["ephemeral"]["volumeClaimTemplate"]["spec"]
+        assert claim["resources"]["requests"]["storage"] == size
+        assert claim["storageClassName"] == "fast"
+    else:
+        assert volume["emptyDir"] == {"sizeLimit": size}
+    for container in (*spec["initContainers"], *spec["containers"]):
+        assert container["resources"]["limits"]["ephemeral-storage"] == disk
+        assert container["resources"]["requests"]["ephemeral-storage"] == disk

@@ -25,6 +25,17 @@
 {{ include "dvae.secretEnv" (list "PODS_PASSWORD" .Values.mlflow.basicAuth.existingSecret "password") }}
 {{- end -}}
 
+{{/* Requests and limits. /tmp counts as the pod's ephemeral storage unless it is a volume of its own. */}}
+{{- define "dvae.mlflowResources" -}}
+{{- $resources := deepCopy .Values.mlflow.resources -}}
+{{- $disk := index $resources "ephemeral-storage" -}}
+{{- if and $disk (not .Values.mlflow.tmp.storageClassName) -}}
+{{- $bytes := add (int64 (include "dvae.bytes" $disk)) (int64 (include "dvae.bytes" .Values.mlflow.tmp.size)) -}}
+{{- $_ := set $resources "ephemeral-storage" (printf "%dMi" (div $bytes 1048576)) -}}
+{{- end -}}
+{{- include "dvae.resources" $resources -}}
+{{- end -}}
+
 {{- define "dvae.mlflowMounts" -}}
 - {name: tmp, mountPath: /tmp}
 - {name: run, mountPath: /run/mlflow}

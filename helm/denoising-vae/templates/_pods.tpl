@@ -44,6 +44,24 @@ imagePullSecrets:
   configMap: {name: {{ include "dvae.name" (list . "site") }}}
 {{- end -}}
 
+{{/* What a volume of a size is: one of its own where a storage class is given, else an emptyDir:
+(list $ "component" {size, storageClassName}). */}}
+{{- define "dvae.disk" -}}
+{{- $disk := index . 2 -}}
+{{- if $disk.storageClassName -}}
+ephemeral:
+  volumeClaimTemplate:
+    metadata:
+      labels: {{- include "dvae.podLabels" (list (index . 0) (index . 1) dict dict) | nindent 8 }}
+    spec:
+      accessModes: [ReadWriteOnce]
+      storageClassName: {{ $disk.storageClassName | quote }}
+      resources: {requests: {storage: {{ $disk.size | quote }}}}
+{{- else -}}
+emptyDir: {sizeLimit: {{ $disk.size | quote }}}
+{{- end -}}
+{{- end -}}
+
 {{/* Volumes and mounts of the values, below the chart's own. */}}
 {{- define "dvae.extraVolumes" -}}
 {{- with .extraVolumes }}{{ toYaml . }}{{- end }}

@@ -153,18 +153,7 @@ workerGroupSpecs:
           - name: shm
             emptyDir: {medium: Memory, sizeLimit: {{ $group.shm | quote }}}
           - name: mirror
-            {{- if $group.mirror.storageClassName }}
-            ephemeral:
-              volumeClaimTemplate:
-                metadata:
-                  labels: {{- include "dvae.podLabels" (list $ "ray" dict dict) | nindent 20 }}
-                spec:
-                  accessModes: [ReadWriteOnce]
-                  storageClassName: {{ $group.mirror.storageClassName | quote }}
-                  resources: {requests: {storage: {{ $group.mirror.size | quote }}}}
-            {{- else }}
-            emptyDir: {sizeLimit: {{ $group.mirror.size | quote }}}
-            {{- end }}
+            {{- include "dvae.disk" (list $ "ray" $group.mirror) | nindent 12 }}
           {{- include "dvae.siteVolume" $ | nindent 10 }}
           {{- with include "dvae.extraVolumes" $group }}{{ . | nindent 10 }}{{- end }}
 {{- end }}
