@@ -3,9 +3,7 @@
 import io
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -166,23 +164,6 @@ def test_nothing_stays_behind_killed_drivers() -> None:
     assert _left
     _, alive = psutil.wait_procs(_left, timeout=120)
     assert not alive
-
-
-@pytest.mark.parametrize("moment", ["tokenizer", "encode", "sit"])
-def test_killed_worker(undisturbed: Path, tmp_path: Path, moment: str) -> None:
-    """The command outlives any of its workers, and comes to the same bits."""
-    root = tmp_path / "runs"
-    process = start(root, undisturbed, moment)
-    when(root, MOMENTS[moment][1], process)
-    names = ("RayTrainWorker", "MapWorker", "ray::decode", "draw_losses")
-    victims: list[psutil.Process] = []
-    while not victims and process.poll() is None:
-        victims = [p for p in family(process) if any(name in " ".join(p.cmdline()) for name in names)]
-    assert victims, "no worker was seen"
-    random.Random(0).choice(victims).send_signal(signal.SIGKILL)
-    assert process.wait(timeout=500) == 0
-    stage = MOMENTS[moment][0]
-    assert contents(root, stage) == contents(undisturbed, stage)
 
 
 def test_killed_train_controller(undisturbed: Path, tmp_path: Path) -> None:
