@@ -29,7 +29,12 @@ def _without(signs: str, hint: str) -> AfterValidator:
 
 
 RootUri = Annotated[str, _without("?#", "choose another prefix")]
-SourceUri = Annotated[str, _without("#", "write ? for it, which stands for any one character")]
+SourceUri = Annotated[
+    str,
+    _without(
+        "#", "rename it, or write a glob in which ? stands for it, such as photos?1/* for the classes of photos#1"
+    ),
+]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 Shuffle = Literal["full", "window"]

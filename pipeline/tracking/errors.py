@@ -123,7 +123,8 @@ def _slow_upload(error: Exception, uri: str, file: Path, name: str) -> TrackingE
 
 
 def _sized(name: str, file: Path) -> str:
-    return f"{name} ({file.stat().st_size / 1e6:,.1f} MB)"
+    size = file.stat().st_size
+    return f"{name} ({size / 1e6:,.1f} MB)" if size >= 1e5 else f"{name} ({size:,} bytes)"
 
 
 def tracking_error(error: BaseException, uri: str) -> TrackingError:

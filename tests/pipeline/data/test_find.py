@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from botocore.response import StreamingBody
 from PIL import Image
+from pydantic import ValidationError
 
 from pipeline.config.schema import DataConfig
 from pipeline.data.decode import FORMATS
@@ -14,7 +15,7 @@ from pipeline.data.endings import HEAD, HEIF_ENDINGS, IMAGE_ENDINGS, image_kind,
 from pipeline.data.listing import Listing, list_source
 from pipeline.data.sources import work_units
 from pipeline.data.tars import TarUnit
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import DataError
 from pipeline.storage import open_storage
 from pipeline.storage.local import LocalStorage, broken_links
 from tests.support import sources
@@ -115,14 +116,14 @@ def test_tars_are_found_whatever_their_name(name: str, any_root: str) -> None:
 
 
 def test_a_bucket_s_folder_with_a_number_sign(s3_root: str) -> None:
-    """In its own name only by a glob: written out, other programs would take another folder for it."""
+    """By a glob: written out it is refused, since other programs would take another folder for it."""
     for folder in ("photos#1", "photos"):
         open_storage(s3_root).write(f"{folder}/ant/a#{folder}.png", PNG)
-    with pytest.raises(ConfigError, match=r"data.uri, \? stands for any one character, # too"):
+    with pytest.raises(ValidationError, match=r"a glob in which \? stands for it"):
         listed(f"{s3_root}/photos#1")
-    (unit,) = work_units(found := listed(f"{s3_root}/photos?1"), DataConfig.model_validate({"uri": "x"}))
+    (unit,) = work_units(found := listed(f"{s3_root}/photos?1/*"), DataConfig.model_validate({"uri": "x"}))
     assert found.classes == ("ant",)
-    assert [example.key for example in unit.read()] == ["ant/a#photos#1.png"]
+    assert [example.key for example in unit.read()] == ["photos#1/ant/a#photos#1.png"]
     assert listed(f"{s3_root}/photos/") == listed(f"{s3_root}/photos")
 
 
