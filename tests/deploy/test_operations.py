@@ -247,12 +247,14 @@ def installed(place: Place) -> Place:
     return place
 
 
+@pytest.mark.slow
 def test_doctor_is_content_with_the_secrets_that_it_makes(installed):
     line = secrets_line(installed)
     assert line.startswith("ok "), line
     assert line.split()[-4:] == ["mlflow-database,", "mlflow-users,", "ray-token,", "redis"]
 
 
+@pytest.mark.slow
 def test_the_secrets_serve_every_example(installed):
     """Each key that any of ci/'s values takes from a Secret is made by the document."""
     core = kubernetes.client.CoreV1Api(installed.server.client())
@@ -265,6 +267,7 @@ def test_the_secrets_serve_every_example(installed):
                         assert source["key"] in there[source["name"]], (case, source)
 
 
+@pytest.mark.slow
 def test_every_block_that_is_not_marked_is_run(installed, tmp_path):
     done_before = ("kubectl create namespace", "kubectl -n dvae create secret")
     ran = 0
@@ -294,6 +297,7 @@ def test_the_token_is_read_from_its_secret(installed):
     assert re.fullmatch(r"token [0-9a-f]{64}\n", done.stdout), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_example_applies(installed, case, tmp_path):
     """Server-side, as Helm 4 does it: all but the kinds that other operators bring."""

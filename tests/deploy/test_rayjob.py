@@ -147,6 +147,7 @@ def test_detached_and_attached(place):
     assert ended(second)[0] == 0
 
 
+@pytest.mark.slow
 def test_an_api_server_that_goes_away_in_mid_watch(place):
     process = place.start()
     job = place.wait_for()
@@ -276,6 +277,7 @@ def test_a_queue_is_quoted(place):
     assert ended(process)[0] == 0
 
 
+@pytest.mark.slow
 def test_the_charts_role_is_enough_and_no_more(place):
     code, _, error = ended(place.start(user="alice"))
     assert code == 77

@@ -94,6 +94,7 @@ def test_two_versions_in_one_process_have_their_own_code(registration, tmp_path,
     assert first[0].std() > 1, "a picture whose negative is another"
 
 
+@pytest.mark.slow
 def test_a_host_may_have_models_of_its_own(registration, tmp_path):
     """A service with a package `models` loads ours, and keeps its own."""
     registration.register(0.95)

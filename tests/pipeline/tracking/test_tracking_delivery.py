@@ -64,6 +64,7 @@ def wide(step: int) -> dict[str, float]:
     return {f"sit/loss_{i}": float(step) for i in range(7)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fatal", "count"), [("delete", 4), ("log_batch", 3)])
 def test_a_deliverer_that_is_killed(world: World, fatal: str, count: int) -> None:
     """Between MLflow's answer and the removal; and between two parts of a file that MLflow does not take at once."""
