@@ -140,6 +140,42 @@ def test_a_groups_own_come_before_the_defaults():
     assert pods["RayCluster r-denoising-vae gpu-sit"][0]["b"] == "1"
 
 
+SOURCES: dict[str, dict[str, Any]] = {
+    "secretKeyRef": {"name": "s", "key": "k"},
+    "configMapKeyRef": {"name": "c", "key": "k"},
+    "fieldRef": {"fieldPath": "status.podIP"},
+    "resourceFieldRef": {"resource": "limits.memory"},
+}
+
+
+@pytest.mark.parametrize("below", ["s3", "groupDefaults"])
+def test_a_variable_takes_the_place_of_another_as_a_whole(below):
+    """No mixture of two sources, which Kubernetes refuses; and an empty text, 0 and false are values."""
+    sources = [{"valueFrom": {kind: source}} for kind, source in SOURCES.items()]
+    own = {f"A{number}": value for number, value in enumerate([*sources, "", 0, False, "x"])}
+    for other in ({"valueFrom": {"secretKeyRef": {"name": "other", "key": "other"}}}, "other", 1):
+        values = {below: {"env": dict.fromkeys(own, other)}, "groups": {"cpu": {"env": own}}}
+        _, spec = our_pods(render({**GOOD, **copy.deepcopy(values)}))["RayCluster r-denoising-vae cpu"]
+        made = {one.pop("name"): one for one in spec["containers"][0]["env"]}
+        assert [made[name] for name in own] == [*sources, *({"value": text} for text in ("", "0", "false", "x"))]
+
+
+def test_an_empty_label_is_one():
+    values = {
+        "commonLabels": {"team": "everybody"},
+        "groups": {
+            "cpu": {
+                "podLabels": {"team": ""},
+                "nodeSelector": {"pool": "standing"},
+                "spot": {"enabled": True, "nodeSelector": {"pool": ""}},
+            }
+        },
+    }
+    labels, spec = our_pods(render({**GOOD, **values}))["RayCluster r-denoising-vae cpu"]
+    assert labels["team"] == ""
+    assert spec["nodeSelector"] == {"pool": ""}
+
+
 def test_the_submitter_has_the_heads_priority_unless_it_has_one():
     def priority(**rayjob: str) -> str:
         made = render({**GOOD, "head": {"priorityClassName": "high"}, "rayjob": rayjob})
