@@ -230,6 +230,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"podSecurityContext": {"seccompProfile": {"type": "Unconfined"}}},
         "seccompProfile.type: has to be RuntimeDefault",
     ),
+    ({"podSecurityContext": {"seccompProfile": "RuntimeDefault"}}, "got string, want null or object"),
     ({"securityContext": {"privileged": True}}, "securityContext.privileged: not allowed: .* restricted"),
     ({"securityContext": {"allowPrivilegeEscalation": True}}, "allowPrivilegeEscalation: has to be false"),
     ({"securityContext": {"readOnlyRootFilesystem": False}}, "readOnlyRootFilesystem: has to be true"),
@@ -261,9 +262,21 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"groupDefaults": volume(projected={"sources": [{"serviceAccountToken": {"path": "t"}}]})},
         "groups.cpu.extraVolumes: v has a service account's token without an audience",
     ),
+    (
+        {
+            "head": volume(
+                projected={"sources": [{"serviceAccountToken": {"audience": "https://kubernetes.default.svc"}}]}
+            )
+        },
+        "v has a service account's token for https://kubernetes.default.svc, which opens Kubernetes' API",
+    ),
+    ({"head": volume(projected=None)}, "projected.*got null, want object"),
+    ({"head": volume(projected={"sources": [{"serviceAccountToken": None}]})}, "got null, want object"),
+    ({"head": volume(configMap=None)}, "configMap.*got null, want object"),
     ({"head": {"extraVolumes": [{"name": "tmp", "emptyDir": {}}]}}, "head.extraVolumes: the name tmp is taken"),
     ({"head": {"extraVolumeMounts": [{"name": "v", "mountPath": "/x"}]}}, "no volume of head.extraVolumes is named v"),
     ({"head": mount("/tmp")}, "head.extraVolumeMounts: a mount at /tmp would lie over or inside of /tmp"),
+    ({"head": mount("//tmp")}, "mountPath.*does not match"),
     ({"head": mount("/tmp/ray/")}, "a mount at /tmp/ray would lie over or inside of /tmp"),
     ({"groupDefaults": mount("/etc")}, "groups.cpu.extraVolumeMounts: a mount at /etc would"),
     ({"retrain": mount("/etc/dvae")}, "retrain.extraVolumeMounts: a mount at /etc/dvae would"),
@@ -303,6 +316,8 @@ def test_what_would_open_something_is_refused(values, words):
     [
         {"head": mount("/etc/ssl/mine")},
         {"groupDefaults": mount("/data")},
+        {"head": mount("/srv/models/v1.2/")},
+        {"head": volume(emptyDir=None)},
         {"head": {"env": {"TOKENIZERS_PARALLELISM": "false"}}},
         {"head": {"shm": "80Mi"}},
         {"podSecurityContext": {"runAsUser": 1000650000, "runAsNonRoot": True}},
