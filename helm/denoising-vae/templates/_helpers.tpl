@@ -68,6 +68,11 @@ http://{{ include "dvae.fullname" . }}-head-svc:8265
 {{- if and (kindIs "float64" .) (eq . (floor .)) }}{{ printf "%.0f" . }}{{ else }}{{ . }}{{ end -}}
 {{- end -}}
 
+{{/* An argument of a command, in quotes. Kubernetes replaces $(NAME) in it, and takes $$ for $. */}}
+{{- define "dvae.argument" -}}
+{{- . | replace "$" "$$" | quote -}}
+{{- end -}}
+
 {{/* A variable whose value is a Secret's: (list "NAME" "secret" "key"). */}}
 {{- define "dvae.secretEnv" -}}
 - name: {{ index . 0 }}
