@@ -298,9 +298,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"groups": {"cpu": {"shm": "78Mi"}}}, "groups.cpu.shm: 78Mi is too small"),
     (
         {"head": {"resources": {"cpu": "1", "memory": "4Gi", "ephemeral-storage": "1Gi"}}},
-        "head.resources.ephemeral-storage",
+        "head.resources.ephemeral-storage: .* logs and /tmp need, or remove it",
     ),
-    ({"groups": {"gpu-sit": {"resources": {"ephemeral-storage": "200Gi"}}}}, "200Gi is not more than the mirror"),
+    ({"groups": {"gpu-sit": {"resources": {"ephemeral-storage": "200Gi"}}}}, "200Gi .* the mirror's storageClassName"),
     ({"groups": {"new": {"max": 1}}}, "groups.new.resources: set cpu and memory"),
 ]
 

@@ -97,7 +97,7 @@ the cluster to see. A message has the value's path, what is wrong with it, and w
 {{- $mirror := index . 2 -}}
 {{- if and $disk (not $mirror.storageClassName) -}}
 {{- if le (int64 (include "dvae.bytes" $disk)) (int64 (include "dvae.bytes" $mirror.size)) -}}
-{{- fail (printf "%s.resources.ephemeral-storage: %s is not more than the mirror (%s), which counts against it, so the pod would be evicted; raise it by what logs and /tmp need, remove it, or set the mirror's storageClassName" (index . 0) $disk $mirror.size) -}}
+{{- fail (printf "%s.resources.ephemeral-storage: %s is not more than the mirror (%s), which counts against it, so the pod would be evicted; raise it by what logs and /tmp need, %s" (index . 0) $disk $mirror.size (ternary "remove it, or set the mirror's storageClassName" "or remove it" (hasKey $mirror "storageClassName"))) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
