@@ -293,6 +293,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"s3": {"env": {"AWS_REGION": "x"}}}, "s3.env.AWS_REGION: .*set the value that it comes from"),
     ({"head": {"env": {"HF_TOKEN": "hf_1234"}}}, "head.env.HF_TOKEN: a secret would lie in the release.*secretKeyRef"),
     ({"head": {"env": {"A": {"valueFrom": {"secretKeyRef": {"name": "s"}}}}}}, "key"),
+    ({"head": {"env": {"A": {"valueFrom": {"fieldRef": {}}}}}}, "missing property 'fieldPath'"),
+    ({"head": {"env": {"A": {"valueFrom": {"resourceFieldRef": {"divisor": 1}}}}}}, "missing property 'resource'"),
     ({"head": {"env": {"A": {"value": "x"}}}}, "valueFrom"),
     ({"head": {"shm": "64Mi"}}, "head.shm: 64Mi is too small: .* 75Mi; set 80Mi or more"),
     ({"groups": {"cpu": {"shm": "78Mi"}}}, "groups.cpu.shm: 78Mi is too small"),
