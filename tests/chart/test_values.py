@@ -69,6 +69,7 @@ def test_values_out_of_schema_are_refused_with_their_path(path, value):
     [
         ({"auth": {"existingSecret": "t"}}, "site.root"),
         ({"site": {"root": "s3://b/p"}}, "auth.existingSecret"),
+        (with_value("site.extra.root", "s3://b/other"), "site.extra.root: set site.root"),
         (with_value("site.root", "s3://b/exp#1"), "site.root: s3://b/exp#1 contains # or"),
         (with_value("mlflow.artifactRoot", "s3://b/exp?x"), "mlflow.artifactRoot: .* choose another prefix"),
         (with_value("stagePools.encode", "gpu-none"), "stagePools.encode"),

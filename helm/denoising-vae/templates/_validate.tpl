@@ -23,6 +23,7 @@ the cluster to see. A message has the value's path, what is wrong with it, and w
 
 {{- define "dvae.validateNeeded" -}}
 {{- if not .Values.site.root -}}{{- fail "site.root: set the location of the artifacts, s3://BUCKET/PREFIX" -}}{{- end -}}
+{{- if .Values.site.extra.root -}}{{- fail "site.extra.root: set site.root, which MLflow's artifacts go by too" -}}{{- end -}}
 {{- range $path, $uri := dict "site.root" .Values.site.root "mlflow.artifactRoot" .Values.mlflow.artifactRoot -}}
 {{- if regexMatch "[#?]" $uri -}}{{- fail (printf "%s: %s contains # or ?, where most programs take the path to end; choose another prefix" $path $uri) -}}{{- end -}}
 {{- end -}}
