@@ -306,7 +306,7 @@ def test_no_pod_is_evicted_for_its_own_mirror(objects):
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_authority_of_ones_own_reaches_every_pod_that_needs_it(case):
-    authority = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+    authority = "    Data: <of openssl>\r\n-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n\n"
     objects = render({**values_of(case), "caBundle": authority})
     assert named(objects, "ConfigMap", "-site")["data"]["ca.crt"] == authority
     with_s3 = 0

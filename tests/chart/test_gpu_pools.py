@@ -71,8 +71,16 @@ def test_more_slices_or_shares_than_a_process_sees_are_refused(resource):
         render(with_gpus(resource, gpus=2))
 
 
-def test_gpus_among_the_resources_are_refused():
+@pytest.mark.parametrize("resource", RESOURCES)
+def test_gpus_among_the_resources_are_refused(resource):
     """Ray would not be told of them, nor the site's device follow them."""
-    resources = {"cpu": "4", "memory": "32Gi", "nvidia.com/gpu": "1"}
-    with pytest.raises(HelmError, match=r"groups.cpu.resources.nvidia.com/gpu: .* by groups.cpu.gpus"):
+    resources = {"cpu": "4", "memory": "32Gi", resource: "1"}
+    with pytest.raises(HelmError, match=rf"groups.cpu.resources.{resource}: .* by groups.cpu.gpus, .*cpu.gpuResource"):
         render({**GOOD, "groups": {"cpu": {"resources": resources}}})
+
+
+def test_but_not_what_a_pod_has_beside_them():
+    beside = {"rdma/ib": "1", "hugepages-2Mi": "1Gi", "nvidia.com/gpumem": "4000", "gpu.intel.com/i915_monitoring": "1"}
+    (cluster,) = kinds(render({**GOOD, "groups": {"gpu-sit": {"resources": beside}}}), "RayCluster")
+    (group,) = [one for one in cluster["spec"]["workerGroupSpecs"] if one["groupName"] == "gpu-sit"]
+    assert beside.items() <= group["template"]["spec"]["containers"][0]["resources"]["limits"].items()

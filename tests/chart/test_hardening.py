@@ -140,6 +140,42 @@ def test_a_groups_own_come_before_the_defaults():
     assert pods["RayCluster r-denoising-vae gpu-sit"][0]["b"] == "1"
 
 
+SOURCES: dict[str, dict[str, Any]] = {
+    "secretKeyRef": {"name": "s", "key": "k"},
+    "configMapKeyRef": {"name": "c", "key": "k"},
+    "fieldRef": {"fieldPath": "status.podIP"},
+    "resourceFieldRef": {"resource": "limits.memory"},
+}
+
+
+@pytest.mark.parametrize("below", ["s3", "groupDefaults"])
+def test_a_variable_takes_the_place_of_another_as_a_whole(below):
+    """No mixture of two sources, which Kubernetes refuses; and an empty text, 0 and false are values."""
+    sources = [{"valueFrom": {kind: source}} for kind, source in SOURCES.items()]
+    own = {f"A{number}": value for number, value in enumerate([*sources, "", 0, False, "x"])}
+    for other in ({"valueFrom": {"secretKeyRef": {"name": "other", "key": "other"}}}, "other", 1):
+        values = {below: {"env": dict.fromkeys(own, other)}, "groups": {"cpu": {"env": own}}}
+        _, spec = our_pods(render({**GOOD, **copy.deepcopy(values)}))["RayCluster r-denoising-vae cpu"]
+        made = {one.pop("name"): one for one in spec["containers"][0]["env"]}
+        assert [made[name] for name in own] == [*sources, *({"value": text} for text in ("", "0", "false", "x"))]
+
+
+def test_an_empty_label_is_one():
+    values = {
+        "commonLabels": {"team": "everybody"},
+        "groups": {
+            "cpu": {
+                "podLabels": {"team": ""},
+                "nodeSelector": {"pool": "standing"},
+                "spot": {"enabled": True, "nodeSelector": {"pool": ""}},
+            }
+        },
+    }
+    labels, spec = our_pods(render({**GOOD, **values}))["RayCluster r-denoising-vae cpu"]
+    assert labels["team"] == ""
+    assert spec["nodeSelector"] == {"pool": ""}
+
+
 def test_the_submitter_has_the_heads_priority_unless_it_has_one():
     def priority(**rayjob: str) -> str:
         made = render({**GOOD, "head": {"priorityClassName": "high"}, "rayjob": rayjob})
@@ -194,6 +230,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"podSecurityContext": {"seccompProfile": {"type": "Unconfined"}}},
         "seccompProfile.type: has to be RuntimeDefault",
     ),
+    ({"podSecurityContext": {"seccompProfile": "RuntimeDefault"}}, "got string, want null or object"),
     ({"securityContext": {"privileged": True}}, "securityContext.privileged: not allowed: .* restricted"),
     ({"securityContext": {"allowPrivilegeEscalation": True}}, "allowPrivilegeEscalation: has to be false"),
     ({"securityContext": {"readOnlyRootFilesystem": False}}, "readOnlyRootFilesystem: has to be true"),
@@ -225,9 +262,21 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"groupDefaults": volume(projected={"sources": [{"serviceAccountToken": {"path": "t"}}]})},
         "groups.cpu.extraVolumes: v has a service account's token without an audience",
     ),
+    (
+        {
+            "head": volume(
+                projected={"sources": [{"serviceAccountToken": {"audience": "https://kubernetes.default.svc"}}]}
+            )
+        },
+        "v has a service account's token for https://kubernetes.default.svc, which opens Kubernetes' API",
+    ),
+    ({"head": volume(projected=None)}, "projected.*got null, want object"),
+    ({"head": volume(projected={"sources": [{"serviceAccountToken": None}]})}, "got null, want object"),
+    ({"head": volume(configMap=None)}, "configMap.*got null, want object"),
     ({"head": {"extraVolumes": [{"name": "tmp", "emptyDir": {}}]}}, "head.extraVolumes: the name tmp is taken"),
     ({"head": {"extraVolumeMounts": [{"name": "v", "mountPath": "/x"}]}}, "no volume of head.extraVolumes is named v"),
     ({"head": mount("/tmp")}, "head.extraVolumeMounts: a mount at /tmp would lie over or inside of /tmp"),
+    ({"head": mount("//tmp")}, "mountPath.*does not match"),
     ({"head": mount("/tmp/ray/")}, "a mount at /tmp/ray would lie over or inside of /tmp"),
     ({"groupDefaults": mount("/etc")}, "groups.cpu.extraVolumeMounts: a mount at /etc would"),
     ({"retrain": mount("/etc/dvae")}, "retrain.extraVolumeMounts: a mount at /etc/dvae would"),
@@ -244,14 +293,16 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"s3": {"env": {"AWS_REGION": "x"}}}, "s3.env.AWS_REGION: .*set the value that it comes from"),
     ({"head": {"env": {"HF_TOKEN": "hf_1234"}}}, "head.env.HF_TOKEN: a secret would lie in the release.*secretKeyRef"),
     ({"head": {"env": {"A": {"valueFrom": {"secretKeyRef": {"name": "s"}}}}}}, "key"),
+    ({"head": {"env": {"A": {"valueFrom": {"fieldRef": {}}}}}}, "missing property 'fieldPath'"),
+    ({"head": {"env": {"A": {"valueFrom": {"resourceFieldRef": {"divisor": 1}}}}}}, "missing property 'resource'"),
     ({"head": {"env": {"A": {"value": "x"}}}}, "valueFrom"),
     ({"head": {"shm": "64Mi"}}, "head.shm: 64Mi is too small: .* 75Mi; set 80Mi or more"),
     ({"groups": {"cpu": {"shm": "78Mi"}}}, "groups.cpu.shm: 78Mi is too small"),
     (
         {"head": {"resources": {"cpu": "1", "memory": "4Gi", "ephemeral-storage": "1Gi"}}},
-        "head.resources.ephemeral-storage",
+        "head.resources.ephemeral-storage: .* logs and /tmp need, or remove it",
     ),
-    ({"groups": {"gpu-sit": {"resources": {"ephemeral-storage": "200Gi"}}}}, "200Gi is not more than the mirror"),
+    ({"groups": {"gpu-sit": {"resources": {"ephemeral-storage": "200Gi"}}}}, "200Gi .* the mirror's storageClassName"),
     ({"groups": {"new": {"max": 1}}}, "groups.new.resources: set cpu and memory"),
 ]
 
@@ -267,6 +318,8 @@ def test_what_would_open_something_is_refused(values, words):
     [
         {"head": mount("/etc/ssl/mine")},
         {"groupDefaults": mount("/data")},
+        {"head": mount("/srv/models/v1.2/")},
+        {"head": volume(emptyDir=None)},
         {"head": {"env": {"TOKENIZERS_PARALLELISM": "false"}}},
         {"head": {"shm": "80Mi"}},
         {"podSecurityContext": {"runAsUser": 1000650000, "runAsNonRoot": True}},

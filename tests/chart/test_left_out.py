@@ -158,6 +158,23 @@ def test_null_in_a_config_of_the_pipeline_is_a_value():
     assert preset["tokenizer"] == {"lpips": None}
 
 
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"cluster": None},
+        {"tracking": None, "data": None},
+        {"cluster": {"device": None, "pools": None}},
+    ],
+)
+def test_but_a_section_of_it_is_left_out(extra):
+    """Which has only comments below it, for instance. The pipeline takes none, so every pod would end with an error."""
+    assert texts({**GOOD, "site": {**GOOD["site"], "extra": extra}}) == texts(GOOD)
+    preset = {"extends": "cifar10", "sit": {"steps": 10}}
+    retrain = {"enabled": True, "config": preset}
+    with_null = {"enabled": True, "config": {**preset, "tokenizer": None}}
+    assert texts({**GOOD, "retrain": with_null}) == texts({**GOOD, "retrain": retrain})
+
+
 # --- helm upgrade --reuse-values ---
 
 

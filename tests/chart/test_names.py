@@ -157,6 +157,24 @@ def test_kubernetes_takes_them(release, api_server: ApiServer):
     assert taken > 20
 
 
+def expanded(argument: str) -> str:
+    """As the kubelet expands it, in a container that has these variables."""
+    variables = {"HOME": "/tmp"}
+    return re.sub(r"\$\$|\$\((\w+)\)", lambda one: variables.get(one[1], one[0]) if one[1] else "$", argument)
+
+
+def test_dollar_signs_in_arguments_are_literal():
+    odd = "q3-$(HOME)-${HOME}-$HOME-$$-$"
+    values = merged(
+        values_of("everything"), {"site": {"root": f"s3://b/{odd}"}, "retrain": {"set": [f"tracking.experiment={odd}"]}}
+    )
+    pods = pod_specs(render(values))
+    (retrain,) = [spec for where, (_, spec) in pods.items() if where.startswith("CronJob")]
+    assert expanded(retrain["containers"][0]["command"][-1]) == f"tracking.experiment={odd}"
+    (mlflow,) = [spec for where, (_, spec) in pods.items() if where.startswith("Deployment")]
+    assert f"--artifacts-destination=s3://b/{odd}/mlflow" in map(expanded, mlflow["containers"][0]["command"])
+
+
 # --- long names ---
 
 LONG = "a-platform-team-with-a-long-name-in-production"  # 46 letters

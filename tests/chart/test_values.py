@@ -51,6 +51,10 @@ def with_value(path: str, value: Any) -> dict[str, Any]:
         ("groups.cpu.shm", "1.5Gi"),
         ("caBundle", "/etc/ca.pem"),
         ("networkPolicy.apiServerCidrs", []),
+        ("networkPolicy.s3.ports", [None]),
+        ("image.pullSecrets", [None]),
+        ("image.pullSecrets", [""]),
+        ("site.extra.cluster", "gpu"),
         ("unknown", 1),
     ],
 )
@@ -65,6 +69,9 @@ def test_values_out_of_schema_are_refused_with_their_path(path, value):
     [
         ({"auth": {"existingSecret": "t"}}, "site.root"),
         ({"site": {"root": "s3://b/p"}}, "auth.existingSecret"),
+        (with_value("site.extra.root", "s3://b/other"), "site.extra.root: set site.root"),
+        (with_value("site.root", "s3://b/exp#1"), "site.root: s3://b/exp#1 contains # or"),
+        (with_value("mlflow.artifactRoot", "s3://b/exp?x"), "mlflow.artifactRoot: .* choose another prefix"),
         (with_value("stagePools.encode", "gpu-none"), "stagePools.encode"),
         (with_value("groups.gpu-sit.enabled", False), "stagePools.train-sit"),
         (with_value("groups.cpu.min", 9), "groups.cpu"),

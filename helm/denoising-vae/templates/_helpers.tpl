@@ -38,14 +38,14 @@ app.kubernetes.io/component: {{ . | quote }}
 {{- $own := dict "app.kubernetes.io/version" $top.Chart.AppVersion "app.kubernetes.io/managed-by" $top.Release.Service "app.kubernetes.io/part-of" "denoising-vae" "helm.sh/chart" (printf "%s-%s" $top.Chart.Name $top.Chart.Version) -}}
 {{- $more := dict -}}
 {{- if gt (len .) 2 -}}{{- $more = index . 2 -}}{{- end -}}
-{{- merge (include "dvae.selector" (list $top (index . 1)) | fromYaml) $own (deepCopy $more) (deepCopy $top.Values.commonLabels) | toYaml -}}
+{{- mergeOverwrite (deepCopy $top.Values.commonLabels) $more $own (include "dvae.selector" (list $top (index . 1)) | fromYaml) | toYaml -}}
 {{- end -}}
 
 {{/* A pod's labels: (list $ "component" more podLabels). No label of the values takes the place of one of the chart's, by
 which network policies and services find their pods. */}}
 {{- define "dvae.podLabels" -}}
 {{- $top := index . 0 -}}
-{{- merge (include "dvae.selector" . | fromYaml) (index . 2) (deepCopy (index . 3)) (deepCopy $top.Values.commonLabels) | toYaml -}}
+{{- mergeOverwrite (deepCopy $top.Values.commonLabels) (index . 3) (index . 2) (include "dvae.selector" . | fromYaml) | toYaml -}}
 {{- end -}}
 
 {{- define "dvae.image" -}}
@@ -68,6 +68,11 @@ http://{{ include "dvae.fullname" . }}-head-svc:8265
 {{- if and (kindIs "float64" .) (eq . (floor .)) }}{{ printf "%.0f" . }}{{ else }}{{ . }}{{ end -}}
 {{- end -}}
 
+{{/* An argument of a command, in quotes. Kubernetes replaces $(NAME) in it, and takes $$ for $. */}}
+{{- define "dvae.argument" -}}
+{{- . | replace "$" "$$" | quote -}}
+{{- end -}}
+
 {{/* A variable whose value is a Secret's: (list "NAME" "secret" "key"). */}}
 {{- define "dvae.secretEnv" -}}
 - name: {{ index . 0 }}
@@ -85,12 +90,20 @@ http://{{ include "dvae.fullname" . }}-head-svc:8265
 {{- end }}
 {{- end -}}
 
+{{/* Variables with others over them, each as a whole: (list below above), as JSON. Helm's own merge would make one valueFrom
+of two, and take "", 0 and false for nothing. */}}
+{{- define "dvae.over" -}}
+{{- $all := deepCopy (index . 0) -}}
+{{- range $name, $value := index . 1 -}}{{- $_ := set $all $name $value -}}{{- end -}}
+{{- toJson $all -}}
+{{- end -}}
+
 {{/* A container's variables: the chart's, those of s3.env, and the pod's own, which come before those of s3.env:
 (list $ "template of the chart's" env). */}}
 {{- define "dvae.env" -}}
 {{- $top := index . 0 -}}
 {{ include (index . 1) $top }}
-{{- include "dvae.givenEnv" (merge (deepCopy (index . 2)) $top.Values.s3.env) }}
+{{- include "dvae.givenEnv" (include "dvae.over" (list $top.Values.s3.env (index . 2)) | fromJson) }}
 {{- end -}}
 
 {{/* Environment variables of S3 clients, as AWS SDKs read them. */}}
@@ -143,9 +156,11 @@ http://{{ include "dvae.fullname" . }}-head-svc:8265
 {{/* A group's values merged over the defaults, with the selectors and tolerations of spot nodes. */}}
 {{- define "dvae.group" -}}
 {{- $top := index . 0 -}}
-{{- $group := mergeOverwrite (deepCopy $top.Values.groupDefaults) (deepCopy (index . 1)) -}}
+{{- $own := index . 1 -}}
+{{- $group := mergeOverwrite (deepCopy $top.Values.groupDefaults) (deepCopy $own) -}}
+{{- $_ := set $group "env" (include "dvae.over" (list $top.Values.groupDefaults.env ($own.env | default dict)) | fromJson) -}}
 {{- if $group.spot.enabled -}}
-{{- $_ := set $group "nodeSelector" (merge (deepCopy $group.spot.nodeSelector) $group.nodeSelector) -}}
+{{- $_ := set $group "nodeSelector" (mergeOverwrite $group.nodeSelector $group.spot.nodeSelector) -}}
 {{- $_ := set $group "tolerations" (concat $group.tolerations $group.spot.tolerations) -}}
 {{- end -}}
 {{- toJson $group -}}

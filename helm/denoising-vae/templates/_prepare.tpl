@@ -9,6 +9,8 @@ does so once. defaults.json has the chart's values by their paths, since Helm sh
 {{- range $path, $default := $defaults -}}
 {{- include "dvae.fill" (list $.Values (splitList "." $path) $default) -}}
 {{- end -}}
+{{- include "dvae.dropParts" (list .Values.site.extra "cluster.device" "cluster.pools") -}}
+{{- include "dvae.dropParts" (list .Values.retrain.config) -}}
 {{- range $name, $group := .Values.groups -}}
 {{- range $key, $default := dig "groups" $name dict $defaults -}}
 {{- if kindIs "map" $default -}}
@@ -23,7 +25,7 @@ does so once. defaults.json has the chart's values by their paths, since Helm sh
 {{- end -}}
 
 {{/* Remove every key whose value is null, at any depth: (list map "path."). In the parts that are a config of the pipeline
-null is a value. */}}
+null may be a value. */}}
 {{- define "dvae.dropNulls" -}}
 {{- $map := index . 0 -}}
 {{- $path := index . 1 -}}
@@ -45,4 +47,16 @@ null is a value. */}}
 {{- $here = index $here . -}}
 {{- end -}}
 {{- if not (hasKey $here (last $names)) -}}{{- $_ := set $here (last $names) (index . 2) -}}{{- end -}}
+{{- end -}}
+
+{{/* In a config of the pipeline: remove the sections that are null, which the pipeline does not take, and what is null of
+what the chart gives: (list config "section.key" ...). */}}
+{{- define "dvae.dropParts" -}}
+{{- $config := index . 0 -}}
+{{- range $name, $section := $config -}}{{- if kindIs "invalid" $section -}}{{- $_ := unset $config $name -}}{{- end -}}{{- end -}}
+{{- range rest . -}}
+{{- $names := splitList "." . -}}
+{{- $section := index $config (first $names) | default dict -}}
+{{- if kindIs "invalid" (index $section (last $names)) -}}{{- $_ := unset $section (last $names) -}}{{- end -}}
+{{- end -}}
 {{- end -}}

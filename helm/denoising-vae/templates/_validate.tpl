@@ -23,6 +23,10 @@ the cluster to see. A message has the value's path, what is wrong with it, and w
 
 {{- define "dvae.validateNeeded" -}}
 {{- if not .Values.site.root -}}{{- fail "site.root: set the location of the artifacts, s3://BUCKET/PREFIX" -}}{{- end -}}
+{{- if .Values.site.extra.root -}}{{- fail "site.extra.root: set site.root, which MLflow's artifacts go by too" -}}{{- end -}}
+{{- range $path, $uri := dict "site.root" .Values.site.root "mlflow.artifactRoot" .Values.mlflow.artifactRoot -}}
+{{- if regexMatch "[#?]" $uri -}}{{- fail (printf "%s: %s contains # or ?, where most programs take the path to end; choose another prefix" $path $uri) -}}{{- end -}}
+{{- end -}}
 {{- if not .Values.auth.existingSecret -}}{{- fail "auth.existingSecret: set the name of the Secret with Ray's token under auth_token" -}}{{- end -}}
 {{- if and .Values.kueue.enabled (not .Values.kueue.queueName) -}}{{- fail "kueue.queueName: set the name of a LocalQueue" -}}{{- end -}}
 {{- $name := include "dvae.fullname" . -}}
@@ -66,8 +70,10 @@ the cluster to see. A message has the value's path, what is wrong with it, and w
 {{- if and $group.spot.enabled (not $group.spot.nodeSelector) (not $group.spot.tolerations) -}}
 {{- fail (printf "%s.spot: select the spot nodes by nodeSelector or tolerations" $path) -}}
 {{- end -}}
-{{- if hasKey $group.resources $group.gpuResource -}}
-{{- fail (printf "%s.resources.%s: give the number of GPUs by %s.gpus, which Ray is told too" $path $group.gpuResource $path) -}}
+{{- range $name, $_ := $group.resources -}}
+{{- if or (eq $name $group.gpuResource) (regexMatch "/gpu([.-].*)?$|/mig-|^gpu\\.intel\\.com/(i915|xe)$" $name) -}}
+{{- fail (printf "%s.resources.%s: give the number of GPUs by %s.gpus, which Ray is told too, and their resource's name by %s.gpuResource" $path $name $path $path) -}}
+{{- end -}}
 {{- end -}}
 {{- if and (gt (int $group.gpus) 1) (regexMatch "/mig-|\\.shared$" $group.gpuResource) -}}
 {{- fail (printf "%s.gpus: %v of %s in a pod are no more than one to a process: CUDA sees the first MIG slice alone, and shares of one GPU are one device. Set gpus to 1 and raise %s.max" $path $group.gpus $group.gpuResource $path) -}}
@@ -92,7 +98,7 @@ the cluster to see. A message has the value's path, what is wrong with it, and w
 {{- $mirror := index . 2 -}}
 {{- if and $disk (not $mirror.storageClassName) -}}
 {{- if le (int64 (include "dvae.bytes" $disk)) (int64 (include "dvae.bytes" $mirror.size)) -}}
-{{- fail (printf "%s.resources.ephemeral-storage: %s is not more than the mirror (%s), which counts against it, so the pod would be evicted; raise it by what logs and /tmp need, remove it, or set the mirror's storageClassName" (index . 0) $disk $mirror.size) -}}
+{{- fail (printf "%s.resources.ephemeral-storage: %s is not more than the mirror (%s), which counts against it, so the pod would be evicted; raise it by what logs and /tmp need, %s" (index . 0) $disk $mirror.size (ternary "remove it, or set the mirror's storageClassName" "or remove it" (hasKey $mirror "storageClassName"))) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -255,8 +261,11 @@ the cluster to see. A message has the value's path, what is wrong with it, and w
 {{- fail (printf "%s.extraVolumes: %s is of the type %s; the Pod Security level restricted has %s, one of them for each volume" $path $volume.name ($given | sortAlpha | join " and " | default "none") (join ", " $types)) -}}
 {{- end -}}
 {{- range dig "projected" "sources" list $volume -}}
-{{- if and (hasKey . "serviceAccountToken") (not .serviceAccountToken.audience) -}}
-{{- fail (printf "%s.extraVolumes: %s has a service account's token without an audience, which opens Kubernetes' API; give the audience that it is for" $path $volume.name) -}}
+{{- if hasKey . "serviceAccountToken" -}}
+{{- $audience := .serviceAccountToken.audience | default "" -}}
+{{- if regexMatch "^((https?://)?kubernetes(\\.default(\\.svc.*)?)?/?)?$" $audience -}}
+{{- fail (printf "%s.extraVolumes: %s has a service account's token %s, which opens Kubernetes' API; give the audience that it is for" $path $volume.name (ternary (printf "for %s" $audience) "without an audience" (ne $audience ""))) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
