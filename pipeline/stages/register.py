@@ -198,8 +198,27 @@ def _find_version(client: Any, context: StageContext) -> str | None:
     """The version that an earlier attempt created for this fingerprint, if its files still exist."""
     name = context.config.register.name
     found = client.search_model_versions(f"name='{name}' and tags.`{FINGERPRINT_TAG}`='{context.fingerprint}'")
-    complete = [version for version in found if client.list_artifacts(version.run_id, _FOLDER)]
+    complete = [version for version in found if _has_files(client, version)]
     return str(max(int(version.version) for version in complete)) if complete else None
+
+
+def _has_files(client: Any, version: Any) -> bool:
+    """Whether a version's files exist. Not if its run was purged. PipelineError if their place cannot be looked at."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(client.list_artifacts(version.run_id, _FOLDER))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    except OSError:
+        raise
+    except Exception as error:  # of any client of any store that MLflow knows, or the lack of one
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise PipelineError(
+            f"register needs MLflow, and the files of version {version.version} cannot be looked at ({why})", _AGAIN
+        ) from error
 
 
 def _create_version(

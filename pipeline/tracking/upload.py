@@ -9,10 +9,13 @@ import math
 import mimetypes
 import os
 import posixpath
+import re
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +24,39 @@ _SENDERS = 4  # parts at once, each in memory
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS, _BYTES_PER_SECOND = 60.0, 1e6  # what takes longer, or is slower, counts as stuck
 _BLOCK = 1024**2
+_WITHOUT_SIGNING = (404, 405, 501)  # statuses of a server that knows no signed URLs, or has a store without them
+_NOW_OR_LOGIN = (401, 408, 425, 429, 502, 503, 504)  # statuses that say nothing about signed URLs
 
 
 class RunFiles:
     """Where the files of one MLflow run go. `say` receives a line if that is not the way it should be."""
 
     def __init__(self, client: Any, run_id: str, say: Callable[[str], None] = lambda _: None) -> None:
+        self.place = str(client.get_run(run_id).info.artifact_uri)
+        self._run_id, self._tracking_uri = run_id, str(client.tracking_uri)
+        self._signs = os.environ.get("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "").lower() not in ("false", "0")
+        self._is_shared = False  # a place that is a folder, between the server and this machine
+        self._say = say
+
+    @cached_property
+    def _repository(self) -> Any:
+        """MLflow's client of the place. An error if it has none for such a place, or that lacks a package or a login.
+
+        This asks no server, so MLflow's exceptions, which elsewhere may mean that one is away, become ValueErrors.
+        """
+        from mlflow.exceptions import MlflowException
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        try:
+            return get_artifact_repository(self.place, tracking_uri=self._tracking_uri)
+        except MlflowException as error:
+            raise ValueError(error.message) from error
+
+    @property
+    def _through_server(self) -> bool:
         from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
-        self.place = str(client.get_run(run_id).info.artifact_uri)
-        self._repository = get_artifact_repository(self.place, tracking_uri=client.tracking_uri)
-        self._through_server = isinstance(self._repository, HttpArtifactRepository)
-        self._signs = os.environ.get("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "").lower() not in ("false", "0")
-        self._say = say
+        return isinstance(self._repository, HttpArtifactRepository)
 
     def upload(self, path: Path, folder: str, progress: Callable[[int], None] = lambda _: None) -> None:
         """Upload a file into a folder of the run; `progress` receives the bytes that have been sent.
@@ -43,9 +65,36 @@ class RunFiles:
         """
         if not self._through_server:
             self._repository.log_artifact(str(path), folder)
+            self._check_arrival(path, folder)
         elif path.stat().st_size <= PART_BYTES or not self._upload_signed(path, folder, progress):
             self._upload_proxied(path, folder, progress)
         progress(path.stat().st_size)
+
+    def _check_arrival(self, path: Path, folder: str) -> None:
+        """ValueError for a file in a folder of this machine that the server does not find: it means one of its own."""
+        from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+        from mlflow.utils.credentials import get_default_host_creds
+        from mlflow.utils.request_utils import augmented_raise_for_status
+        from mlflow.utils.rest_utils import http_request
+
+        local = isinstance(self._repository, LocalArtifactRepository)
+        if self._is_shared or not local or not self._tracking_uri.startswith(("http://", "https://")):
+            return
+        answer = http_request(
+            get_default_host_creds(self._tracking_uri),
+            "/api/2.0/mlflow/artifacts/list",
+            "GET",
+            params={"run_id": self._run_id, "path": folder},
+        )
+        augmented_raise_for_status(answer)
+        found = {entry["path"] for entry in answer.json().get("files", [])}
+        self._is_shared = posixpath.join(folder, path.name) in found
+        if not self._is_shared:
+            (Path(self._repository.artifact_dir) / folder / path.name).unlink(missing_ok=True)
+            raise ValueError(
+                "that is a folder on the server's machine, which is not this one: start the server with "
+                "--artifacts-destination, and take a new experiment"
+            )
 
     def _upload_signed(self, path: Path, folder: str, progress: Callable[[int], None]) -> bool:
         """Whether the file was uploaded by signed URLs. Not if the server has none, or they do not work from here."""
@@ -53,8 +102,11 @@ class RunFiles:
             return False
         try:
             parts = _send_parts(path, upload.credentials, progress)
-        except OSError as error:  # of requests
-            self._repository.abort_multipart_upload(path.name, upload.upload_id, folder)
+        except BaseException as error:
+            with suppress(Exception):  # not every store removes parts, and the error to tell is the first one
+                self._repository.abort_multipart_upload(path.name, upload.upload_id, folder)
+            if not isinstance(error, OSError):  # of requests
+                raise
             self._signs = False
             self._say(
                 f"MLflow's server signs uploads to {_host(upload.credentials[0].url)}, which does not take them from "
@@ -65,15 +117,19 @@ class RunFiles:
         return True
 
     def _begin(self, path: Path, folder: str) -> Any | None:
-        """The signed URLs of a file's parts; None if the server, or the store behind it, has no such uploads."""
+        """The signed URLs of a file's parts; None if there are none: the file then goes through the server."""
+        from mlflow.exceptions import MlflowException
         from requests import HTTPError
 
         count = math.ceil(path.stat().st_size / PART_BYTES)
         try:
             return self._repository.create_multipart_upload(path.name, count, folder)
-        except HTTPError as error:
-            if error.response is None or error.response.status_code not in (404, 405, 501):
+        except (HTTPError, MlflowException) as error:
+            status = _status(error)
+            if status is None or status in _NOW_OR_LOGIN:
                 raise
+            if status not in _WITHOUT_SIGNING:
+                self._say(f"MLflow's server cannot sign uploads to its store (status {status}): files go through it.")
             self._signs = False
             return None
 
@@ -112,7 +168,7 @@ def seconds_for(size: int) -> float:
 
 
 class _Reader:
-    """A file as a request's body, read in blocks."""
+    """A file as a request's body, read in blocks, and again from its start if the request is redirected."""
 
     def __init__(self, file: Any, size: int, progress: Callable[[int], None]) -> None:
         self._file, self._size, self._progress = file, size, progress
@@ -128,6 +184,12 @@ class _Reader:
         block: bytes = self._file.read(size)
         self._progress(self._file.tell())
         return block
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
 
 
 def _send_parts(path: Path, credentials: list[Any], progress: Callable[[int], None]) -> list[Any]:
@@ -162,7 +224,7 @@ def _part(path: Path, number: int) -> bytes:
 
 
 def _put(url: str, headers: dict[str, str], part: bytes) -> str:
-    """PUT a part, again after passing failures; the store checks its MD5. Returns its ETag."""
+    """PUT a part, again after passing failures; the store checks its MD5. Returns its ETag, "" at a store without."""
     from requests import Session
     from requests.adapters import HTTPAdapter
     from urllib3 import Retry
@@ -173,10 +235,24 @@ def _put(url: str, headers: dict[str, str], part: bytes) -> str:
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(max_retries=retry))
         answer = session.put(
-            url, data=part, headers={**headers, "Content-MD5": md5}, timeout=(_CONNECT_SECONDS, seconds_for(len(part)))
+            url,
+            data=part,
+            headers={**headers, "Content-MD5": md5},
+            auth=lambda request: request,  # the URL is signed: no login of ~/.netrc besides
+            verify=os.environ.get("AWS_CA_BUNDLE") or True,  # as boto, which knows this bucket; else as requests
+            timeout=(_CONNECT_SECONDS, seconds_for(len(part))),
         )
     answer.raise_for_status()
-    return str(answer.headers.get("ETag", ""))  # without one, the completion fails
+    return str(answer.headers.get("ETag", ""))
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status of an answer that MLflow's client has raised as an error; None if there was no answer."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(status, int):
+        return status
+    found = re.search(r"too many (\d{3}) error responses", str(error))  # of urllib3, after its retries
+    return int(found[1]) if found else None
 
 
 def _host(url: str) -> str:
@@ -185,8 +261,7 @@ def _host(url: str) -> str:
 
 def _reason(error: OSError) -> str:
     """Without the URL, whose query is a password for an hour."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:
+    if (status := _status(error)) is not None:
         return f"status {status}"
     cause = getattr(error, "args", ("",))[0]
     return type(getattr(cause, "reason", cause) or error).__name__

@@ -10,6 +10,7 @@ from contextlib import suppress
 from threading import Barrier, BrokenBarrierError
 
 import pytest
+from botocore.exceptions import NoCredentialsError
 from mlflow import MlflowClient
 
 from pipeline.errors import PipelineError
@@ -138,6 +139,26 @@ def test_a_version_whose_files_are_lost_is_made_again(registration):
     shutil.rmtree(artifacts)
     assert registration.register(0.95).details["version"] == "2"
     assert registration.aliases()["champion"] == "2"
+
+
+def test_a_version_whose_run_was_purged_is_made_again(registration):
+    registration.register(0.95)
+    run_id = registration.client.get_model_version("denoising-vae", "1").run_id
+    registration.client.delete_run(run_id)
+    registration.client._tracking_client.store._hard_delete_run(run_id)  # as `mlflow gc`
+    assert registration.register(0.95).details["version"] == "2"
+    assert registration.aliases()["champion"] == "2"
+
+
+def test_a_version_whose_files_lie_where_this_machine_has_no_keys(registration, monkeypatch):
+    def look(*_):
+        raise NoCredentialsError
+
+    registration.register(0.95)
+    monkeypatch.setattr(MlflowClient, "list_artifacts", look)
+    with pytest.raises(PipelineError, match=r"register needs MLflow, and .*version 1.*NoCredentialsError") as caught:
+        registration.register(0.95)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_version_carries_lineage_and_metrics_and_lies_in_its_run(registration):

@@ -143,6 +143,23 @@ def test_a_file_that_is_refused_holds_up_nothing(
     assert [file.path for file in world.client.list_artifacts(run.info.run_id, "figures")] == ["figures/pca.png"]
 
 
+@pytest.mark.parametrize("place", ["gs://bucket/x", "unheard://of/x", "dbfs:/x"])
+def test_a_place_that_this_machine_has_no_client_for(world: World, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Its package is not installed, MLflow knows no such place, or a login for it is not there."""
+    monkeypatch.setitem(sys.modules, "google.cloud", None)
+    world.client.create_experiment(world.config.tracking.experiment, place)
+    world.storage.write(FIGURE, b"png")
+    outbox = world.outbox()
+    outbox.open("analyze", {})
+    outbox.file(FIGURE, "figures")
+    outbox.metrics({"sit/loss": 1.0}, 1)
+    assert world.deliver() == 3
+    ((reason, kinds),) = refused(world).items()
+    assert reason.startswith(f"MLflow's place for files, {place}/")
+    assert kinds == {"file": 1}
+    assert len(world.history(world.runs()[0], "sit/loss")) == 1
+
+
 @pytest.mark.parametrize(
     "error",
     [
