@@ -230,6 +230,8 @@ class Dashboard:
                 "Check --address (or RAY_API_SERVER_ADDRESS) and the port-forward. "
                 "Run `python -m deploy doctor` to find out why a cluster does not start.",
             ) from error
+        except ValueError as error:  # raised by requests for a Location that is no address, though it does not go there
+            raise StrangerError(f"{self.address} redirects to no address ({reason(error)})", NOT_RAY) from error
         except OSError as error:  # raised by requests if the bundle does not exist
             raise ProtocolError(reason(error), f"Correct {BUNDLE} (or CURL_CA_BUNDLE).") from error
         if missing and is_missing(answer):

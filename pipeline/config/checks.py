@@ -92,6 +92,10 @@ def check_tracking_uri(name: str, uri: str) -> None:
         raise ValueError(  # without its text: the config is printed, sent to jobs and stored
             f"{name} contains a user or password; use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
         )
+    if found := re.fullmatch(r"(https?://[^/\s?#][^\s?#]*)[?#]\S*", uri):
+        raise ValueError(
+            f"{name} {found[1]} is followed by ? or #, as that of a page of MLflow; write {found[1].rstrip('/')}"
+        )
     if re.fullmatch(r"https?://[^/\s]\S*|sqlite:///\S.*", uri):
         return
     if re.fullmatch(r"[A-Za-z0-9.-]+(:\d{1,5})?(/\S*)?", uri) and not uri.startswith("."):

@@ -21,7 +21,7 @@ def _without(signs: str, hint: str) -> AfterValidator:
     """Refuses s3:// URIs with these signs, at which most programs end a path: they would take another folder for it."""
 
     def check(uri: str) -> str:
-        if uri.startswith("s3://") and (found := [sign for sign in signs if sign in uri]):
+        if uri.lower().startswith("s3://") and (found := [sign for sign in signs if sign in uri]):
             raise ValueError(f"'{uri}' contains {found[0]}, where most programs take the path to end; {hint}")
         return uri
 

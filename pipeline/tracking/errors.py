@@ -20,7 +20,7 @@ class RefusedError(TrackingError):
 
 
 _WHERE = "Check tracking.uri and MLFLOW_TRACKING_URI."
-# part of the error's text -> (problem, hint); the first match counts
+# part of the error's code, text and status, as `tracking_error` joins them -> (problem, hint); the first match counts
 _MESSAGES = {
     "header value": (  # from http.client and requests, whose text quotes the value
         "the login for MLflow at {uri} contains a line break or another invalid character",
@@ -35,12 +35,12 @@ _MESSAGES = {
         "MLflow at {uri} {login}",
         "{set} MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
     ),
-    "401 ": ("MLflow at {uri} {login}", "{set} MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."),
+    "(status 401)": ("MLflow at {uri} {login}", "{set} MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."),
     "PERMISSION_DENIED": (
         "MLflow at {uri} denies this user write access",
         "Grant the user MLFLOW_TRACKING_USERNAME the permission EDIT on the experiment (tracking.experiment).",
     ),
-    "403 ": (
+    "(status 403)": (
         "MLflow at {uri} denies this user write access",
         "Grant the user MLFLOW_TRACKING_USERNAME the permission EDIT on the experiment (tracking.experiment).",
     ),
@@ -131,8 +131,9 @@ def tracking_error(error: BaseException, uri: str) -> TrackingError:
     """The error for the user from an exception of MLflow's client."""
     text, code = " ".join(str(error).split()), getattr(error, "error_code", "")
     facts = {"uri": uri, "host": uri.partition("://")[2].partition("/")[0], "detail": _detail(text), **_login()}
+    known = f"{code} {text} (status {_status(error)})"
     for part, (what, hint) in _MESSAGES.items():
-        if part in f"{code} {text}":
+        if part in known:
             return TrackingError(what.format(**facts), hint.format(**facts))
     if code in _EVENT_ERRORS or _status(error) in _EVENT_STATUSES:
         return RefusedError(f"MLflow at {uri} rejected an event ({_detail(text)})", _RETRY)

@@ -69,6 +69,8 @@ CASES: list[tuple[int, str, bytes, str, type[PipelineError], str]] = [
     (307, HTML, b"", "/login", StrangerError, "{0} redirects to {0}/login (307). If that is a login: "),
     (303, HTML, b"", "//me:geheim@sso.example:444/x", StrangerError,
      "{0} redirects to http://sso.example:444/x (303). "),
+    (302, HTML, b"", "http://[::1/login?state=geheim", StrangerError,
+     "{0} redirects to no address (Invalid IPv6 URL). "),
     (200, HTML, LOGIN, "", StrangerError,
      "{0} answers with a web page: 'Sign in & go on', as a login does. Use an address that leads to the dashboard "),
     (200, TEXT, b"ok", "", StrangerError, "the server at {0} is not a Ray dashboard. Check that this is "),

@@ -253,6 +253,7 @@ def test_large_grids_are_checked_at_once() -> None:
     [
         ("root", "s3://bucket/exp#1"),
         ("root", "s3://bucket/exp?x"),
+        ("root", "S3://bucket/exp#1"),
         ("data.uri", "s3://bucket/photos#1"),
         ("data.validation_uri", "s3://bucket/photos/{a#,b}.tar"),
     ],

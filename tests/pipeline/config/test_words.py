@@ -73,6 +73,8 @@ ADDRESSES = {
     "./mlruns": "is not an address of MLflow; write http(s)://HOST:PORT or sqlite:///PATH",
     "/srv/mlruns": "is not an address of MLflow; write http(s)://HOST:PORT",
     "postgresql://db/mlflow": "is not an address of MLflow; write http(s)://HOST:PORT",
+    "http://h:5000/#/experiments/1?x=secret": "as that of a page of MLflow; write http://h:5000.",
+    "https://h/mlflow/?token=secret": "as that of a page of MLflow; write https://h/mlflow.",
     "http:/h:5000": "is not an address of MLflow",
     "http://": "is not an address of MLflow",
     " http://h:5000": "is not an address of MLflow",

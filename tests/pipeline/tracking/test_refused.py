@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import requests
 from botocore.exceptions import EndpointConnectionError, NoCredentialsError
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 
 from pipeline.tracking.courier import Courier, deliver, undelivered
-from pipeline.tracking.errors import TrackingError
+from pipeline.tracking.errors import RefusedError, TrackingError, tracking_error
 from pipeline.tracking.mlflow import MlflowWriter
 from pipeline.tracking.outbox import OUTBOX, metric_event
 from pipeline.tracking.refused import REFUSED, drop_refused, put_back, refusals
@@ -141,6 +141,15 @@ def test_a_file_that_is_refused_holds_up_nothing(
     put_back(world.storage)
     world.deliver()
     assert [file.path for file in world.client.list_artifacts(run.info.run_id, "figures")] == ["figures/pca.png"]
+
+
+@pytest.mark.parametrize("numbers", ["Run with id=0f401 not found", "length 6403 which exceeds 6000"])
+def test_numbers_in_a_refusal_are_no_statuses(numbers: str) -> None:
+    """Of a purged run's id, one in two thousand ends like the status of a login that is refused."""
+    error = RestException({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": numbers})
+    assert isinstance(tracking_error(error, "http://mlflow"), RefusedError)
+    denied = MlflowException("API request to endpoint /x failed with error code 403 != 200. Response body: ''")
+    assert "denies this user" in str(tracking_error(denied, "http://mlflow"))
 
 
 @pytest.mark.parametrize("place", ["gs://bucket/x", "unheard://of/x", "dbfs:/x"])
