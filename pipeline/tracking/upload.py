@@ -100,6 +100,7 @@ class RunFiles:
         """Whether the file was uploaded by signed URLs. Not if the server has none, or they do not work from here."""
         if not self._signs or (upload := self._begin(path, folder)) is None:
             return False
+        before = self._stored_bytes(path, folder)
         try:
             parts = _send_parts(path, upload.credentials, progress)
         except BaseException as error:
@@ -113,7 +114,12 @@ class RunFiles:
                 f"here ({_reason(error)}): files go through the server."
             )
             return False
-        self._finish(path, folder, upload.upload_id, parts)
+        try:
+            self._repository.complete_multipart_upload(path.name, upload.upload_id, parts, folder)
+        except Exception:  # which counts for nothing if the file is there now: the answer may have been lost
+            size = path.stat().st_size
+            if before == size or self._stored_bytes(path, folder) != size:
+                raise
         return True
 
     def _begin(self, path: Path, folder: str) -> Any | None:
@@ -133,14 +139,11 @@ class RunFiles:
             self._signs = False
             return None
 
-    def _finish(self, path: Path, folder: str, upload_id: str, parts: list[Any]) -> None:
-        """Have the parts put together. An error counts for nothing if they are: its answer may have been lost."""
-        try:
-            self._repository.complete_multipart_upload(path.name, upload_id, parts, folder)
-        except Exception:
-            sizes = {entry.path: entry.file_size for entry in self._repository.list_artifacts(folder)}
-            if sizes.get(posixpath.join(folder, path.name)) != path.stat().st_size:
-                raise
+    def _stored_bytes(self, path: Path, folder: str) -> int | None:
+        """The size of what the store has under the file's name; None if it has nothing."""
+        sizes = {entry.path: entry.file_size for entry in self._repository.list_artifacts(folder)}
+        size: int | None = sizes.get(posixpath.join(folder, path.name))
+        return size
 
     def _upload_proxied(self, path: Path, folder: str, progress: Callable[[int], None]) -> None:
         from mlflow.utils.credentials import get_default_host_creds

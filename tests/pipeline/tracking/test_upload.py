@@ -33,7 +33,7 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(200, {"ETag": "x"} if self.here.etag else {})
 
     def do_GET(self) -> None:
-        files = [{"path": path, "is_dir": False} for path in self.here.listed]
+        files = [{"path": path, "is_dir": False, "file_size": len(CONTENT)} for path in self.here.listed]
         self._answer(200, {}, json.dumps({"files": files}).encode())
 
     def do_POST(self) -> None:
@@ -131,6 +131,13 @@ def test_a_redirect_takes_the_whole_file_along(server: Server, tmp_path: Path, s
     """As of an ingress that leads from http to https."""
     server.odd = {f"{API}/artifacts/": 308, "/mpu/create": 501}
     assert send(server, tmp_path, CONTENT[:size]) == CONTENT[:size]
+
+
+def test_a_completion_that_fails_is_none_though_a_file_of_this_size_was_there(server: Server, tmp_path: Path) -> None:
+    """Of an attempt with weights of before."""
+    server.odd, server.listed = {"/mpu/complete": 500}, ["weights"]
+    with pytest.raises(requests.HTTPError):
+        send(server, tmp_path)
 
 
 def test_a_store_whose_parts_have_no_tags(server: Server, tmp_path: Path) -> None:
