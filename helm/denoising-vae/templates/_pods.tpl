@@ -64,7 +64,9 @@ emptyDir: {sizeLimit: {{ $disk.size | quote }}}
 
 {{/* Volumes and mounts of the values, below the chart's own. */}}
 {{- define "dvae.extraVolumes" -}}
-{{- with .extraVolumes }}{{ toYaml . }}{{- end }}
+{{- range .extraVolumes }}
+- {{ if hasKey . "emptyDir" }}{{ dict "name" .name "emptyDir" (.emptyDir | default dict) | toJson }}{{ else }}{{ toJson . }}{{ end }}
+{{- end }}
 {{- end -}}
 
 {{- define "dvae.extraMounts" -}}

@@ -3,12 +3,13 @@
 import datetime
 import json
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.storage import arrow_files, open_storage
+from pipeline.storage import arrow_files, open_storage, s3
 from pipeline.storage.base import Storage
 from tests.support.ceph import Ceph, act_as, make_bucket
 from tests.support.connect_proxy import connect_proxy
@@ -16,6 +17,14 @@ from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.tls import certificate
 
 HOST = "s3.hidden.example"  # which nobody knows here
+
+
+@pytest.fixture(autouse=True)
+def own_session() -> Iterator[None]:
+    """No later test takes over the credentials' process of one of these."""
+    yield
+    for cached in (s3._session, s3._settings):
+        cached.cache_clear()
 
 
 def use(storage: Storage) -> None:

@@ -3,6 +3,7 @@
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -153,8 +154,11 @@ def test_numbers_in_a_refusal_are_no_statuses(numbers: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["gs://bucket/x", "unheard://of/x", "dbfs:/x"])
-def test_a_place_that_this_machine_has_no_client_for(world: World, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+def test_a_place_that_this_machine_has_no_client_for(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
     """Its package is not installed, MLflow knows no such place, or a login for it is not there."""
+    monkeypatch.chdir(tmp_path)  # MLflow's client for one of them makes a database where it is
     monkeypatch.setitem(sys.modules, "google.cloud", None)
     world.client.create_experiment(world.config.tracking.experiment, place)
     world.storage.write(FIGURE, b"png")
