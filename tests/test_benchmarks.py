@@ -34,6 +34,7 @@ def test_a_plain_step_of_another_loss_is_refused(tmp_path: Path) -> None:
         pair.measure(rounds=1, peak_seconds=0.01)
 
 
+@pytest.mark.slow
 def test_loaders_give_what_they_are_compared_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVAE_TEST_DATA", raising=False)
     for case in loader.cases(tmp_path, batches=2, latent_rows=600).values():

@@ -175,12 +175,13 @@ def _signature(config: Config) -> Any:
 def _required_mlflow(config: Config) -> Iterator[None]:
     """Turn errors of MLflow's client into PipelineErrors: unlike other stages, register needs the server."""
     from mlflow.exceptions import MlflowException
+    from requests import RequestException
 
     try:
         yield
     except TrackingError as error:
         raise PipelineError(f"register needs MLflow, and {error.what}", error.hint) from error
-    except (MlflowException, OSError) as error:
+    except (MlflowException, RequestException) as error:
         raise PipelineError(
             f"register needs MLflow, and {tracking_uri(config)} failed: {' '.join(str(error).split())[:300]}",
             _AGAIN,

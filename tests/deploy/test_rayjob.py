@@ -102,6 +102,7 @@ def test_a_job_from_beginning_to_end(place):
     assert place.jobs() == [], "it is taken away with its cluster"
 
 
+@pytest.mark.slow
 def test_the_jobs_own_exit_code_and_another_attempt_by_hand(place):
     process = place.start()
     first = place.wait_for()
@@ -132,6 +133,7 @@ def test_attempts_are_told_while_they_last(place):
     assert len(place.jobs()) == 1
 
 
+@pytest.mark.slow
 def test_detached_and_attached(place):
     first = place.start()
     job = place.wait_for()
@@ -215,6 +217,7 @@ def put_pod(place: Place, name: str, labels: dict[str, str], status: Object, nod
     place.core.patch_namespaced_pod_status(name, place.name, {"status": status})
 
 
+@pytest.mark.slow
 def test_what_keeps_it_from_starting_is_said(place):
     """An image that cannot be pulled, then a pod that no node takes."""
     process = place.start()
@@ -344,6 +347,7 @@ def node(api_server: ApiServer) -> Iterator[str]:
     server.shutdown()
 
 
+@pytest.mark.slow
 def test_what_the_job_prints_is_printed_once(place, node):
     """Though the log is cut in its middle, as by a kubelet or an API server that is replaced."""
     process = place.start()

@@ -52,6 +52,7 @@ def test_wrong_questions_are_refused(registration):
         registration.predict({"label": [1], "seed": [0]}, method="rk")
 
 
+@pytest.mark.slow
 def test_the_model_loads_where_there_is_no_pipeline(registration, tmp_path):
     """In a process that finds neither this checkout nor an installed copy of it, and is not asked to trust a pickle."""
     registration.register(0.95)

@@ -3,6 +3,7 @@
 On SQLite in a temporary folder; the slow test starts a server.
 """
 
+import errno
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -200,6 +201,15 @@ def test_mlflow_away_is_one_line_and_the_events_stay(tmp_path, networks, monkeyp
         registration.register(0.95)
     assert "\n" not in str(caught.value)
     assert list(registration.storage.list(OUTBOX))
+
+
+def test_a_full_disk_is_not_told_as_mlflows_fault(registration, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device", "/scratch/weights")
+
+    monkeypatch.setattr(register, "_pack", full)
+    with pytest.raises(OSError, match="No space left"):
+        registration.register(0.95)
 
 
 @pytest.fixture

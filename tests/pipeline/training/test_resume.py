@@ -55,6 +55,7 @@ def test_three_ranks_resume_to_the_same_bits(tmp_path: Path, stage: str) -> None
     assert same_state(final_state(again), final_state(still))
 
 
+@pytest.mark.slow
 def test_one_and_two_ranks_train_the_same_model(tmp_path: Path, undisturbed: Ranks) -> None:
     """24 steps, across D's start at 6 and the tokenizer's meeting it at 12."""
     two = ranks_of(tmp_path, undisturbed.job.stage, 2)
