@@ -109,7 +109,27 @@ class Body(io.RawIOBase):
         super().close()
 
 
-class Ranges(io.RawIOBase):
+class Seekable(io.RawIOBase):
+    """A file to read of known size, whose position is a number."""
+
+    _at: int
+    _size: int
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+
+class Ranges(Seekable):
     """An object as a file to seek in: each read is one request for exactly its bytes. For Parquet and the like.
 
     Opening it reads the end, whose bytes need no request afterwards. BrokenOffError if the object is replaced.
@@ -137,19 +157,6 @@ class Ranges(io.RawIOBase):
             raise not_s3_error("an object without an ETag")
         with closing(answer["Body"]) as body:
             return answer, body.read()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
 
     def readinto(self, buffer: Any) -> int:
         data = self.read(len(buffer))

@@ -3,7 +3,6 @@
 Retries and error messages are those of `S3Storage.call`.
 """
 
-import io
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from pipeline.errors import StorageError
 from pipeline.storage.base import Block
 from pipeline.storage.s3_errors import error_code, is_s3_error, not_s3_error
+from pipeline.storage.s3_read import Seekable
 
 Result = TypeVar("Result")
 
@@ -67,26 +67,13 @@ def parts_of(blocks: Iterable[Block], size: int) -> Iterator[list[memoryview]]:
         yield part
 
 
-class Joined(io.RawIOBase):
+class Joined(Seekable):
     """Views as one file for reading, for botocore, which seeks in it to measure, hash and send it again."""
 
     def __init__(self, views: list[memoryview]) -> None:
         super().__init__()
         self._views, self._at = views, 0
         self._size = sum(len(view) for view in views)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
 
     def readinto(self, buffer: Any) -> int:
         start = self._at
