@@ -6,8 +6,10 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.s3_artifact_repo import _cached_get_s3_client
 from rich.console import Console
 
 from models.sit import SiT
@@ -249,6 +251,8 @@ def test_an_experiment_whose_files_lie_where_this_machine_has_no_keys(
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers the keys of whatever ran before in this process
+    _cached_get_s3_client.cache_clear()
     served.client.create_experiment(served.config.tracking.experiment, "s3://tests/direct")
     draw(served)
     served.deliver()
