@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 from tests.support.ceph import Ceph, make_bucket, running_ceph
 from tests.support.postgres import another_database, running_postgres
 
 if TYPE_CHECKING:
     from tests.support.api_server import ApiServer
+
+
+settings.register_profile("shared", deadline=None)  # the machine is: a pause in an example is no finding
+settings.load_profile("shared")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from models.generator import ImageGenerator, LatentStatistics, Sampling
@@ -37,7 +37,6 @@ def pictures(generator: ImageGenerator, labels, indices, **changes):
 channel = st.tuples(st.floats(-10, 10), st.floats(0.01, 100))
 
 
-@settings(deadline=None)
 @given(st.lists(channel, min_size=1, max_size=6), st.integers(0, 2**31))
 def test_denormalise_undoes_normalise(channels, seed):
     mean, std = zip(*channels, strict=True)

@@ -52,7 +52,7 @@ def test_ssim():
         ssim_B(x[..., :5], y[..., :5])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.floats(-3, 3), st.floats(0.1, 3), st.floats(0.1, 3)), min_size=1, max_size=5))
 def test_frechet_distance_of_commuting_gaussians(axes):
     shift, a, b = torch.tensor(axes, dtype=torch.float64).unbind(1)

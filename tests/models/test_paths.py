@@ -13,7 +13,7 @@ def test_ends_of_the_path():
     assert torch.equal(interpolate(z, noise, torch.ones(4)), noise)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(0.01, 0.99), st.sampled_from(["velocity", "noise", "data"]))
 def test_every_prediction_means_the_paths_velocity(time, prediction):
     t = torch.full((4,), time)

@@ -32,7 +32,7 @@ def test_level_0_is_the_identity_bit_for_bit(mask):
     assert torch.equal(filtered.matrices[0], torch.eye(64))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.sampled_from(MASKS), st.integers(1, 3), st.floats(-3, 3), st.integers(0, 1000))
 def test_linear(mask, level, scale, seed):
     s = LatentFilter(8, mask)
@@ -40,7 +40,7 @@ def test_linear(mask, level, scale, seed):
     torch.testing.assert_close(s(a + scale * b, level), s(a, level) + scale * s(b, level), atol=1e-5, rtol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(3, 17), st.floats(0.2, 0.9), st.integers(1, 3))
 def test_gain_is_the_fft_formulation_and_real(grid, keep, level):
     z = latent(grid=grid).double()

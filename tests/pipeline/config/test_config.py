@@ -197,7 +197,7 @@ value = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(LEAVES), value)
 def test_any_value_is_taken_or_refused_in_one_line(name, value):
     try:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.limits import check_size
@@ -43,7 +43,6 @@ def test_a_model_that_the_registry_would_refuse(name: str, tmp_path: Path) -> No
         load_config("quickstart", [f"register.name={json.dumps(name)}"], str(tmp_path))
 
 
-@settings(deadline=None)
 @given(st.text("ab1_. -/:é'\"\n", max_size=6))
 def test_mlflow_takes_every_name_that_the_config_takes(name: str) -> None:
     from mlflow.utils.validation import _validate_model_name
@@ -100,7 +99,6 @@ def test_what_is_no_address_of_mlflow(uri: str, words: str, tmp_path: Path, monk
 QUICKSTART = load_config("quickstart", ["cluster.mirror=$HOME/`id`"], "s3://bucket/$root")
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(str.strip))
 def test_a_config_travels_in_a_variable_that_others_expand(text: str) -> None:
     """Ray and Kubernetes read $X, ${X} and $(X) in it; YAML would read line ends such as U+2028 as spaces."""

@@ -28,7 +28,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(start=st.integers(0, ROWS - 1), rows=st.integers(1, ROWS), size=st.integers(1, ROWS))
 def test_chunks_hold_the_rows_of_their_span(stored: Path, start: int, rows: int, size: int) -> None:
     rows = min(rows, ROWS - start)

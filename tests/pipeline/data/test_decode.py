@@ -220,7 +220,7 @@ def resized_as_a_whole(image: Image.Image, size: int) -> np.ndarray:
     return pixels[top : top + size, left : left + size]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 300), st.floats(1, 3.9), st.booleans(), st.sampled_from([16, 32, 64]), st.integers(0, 99))
 def test_ordinary_images_are_as_adm_has_them(side: int, ratio: float, upright: bool, size: int, seed: int) -> None:
     sides = (side, round(side * ratio)) if upright else (round(side * ratio), side)

@@ -38,7 +38,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 parts = st.sampled_from(["*", "**", "a", "?", "[ab]", "[!a]", "c-?", "*.jpg", "[0-9].*", "x[[]1].jpg", "deep", "d*p"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(parts, min_size=1, max_size=4))
 def test_they_match_what_python_finds(tree: Path, pattern: Sequence[str]) -> None:
     written = f"{glob.escape(str(tree))}/{'/'.join(pattern)}"

@@ -138,7 +138,7 @@ def files() -> Iterator[bytes]:
     yield from (PNG, JPEG, in_tiff(270, "a description"), ODD["a cut physical size"], ODD["no frames"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(list(files())), st.integers(0, 400), st.integers(0, 255), st.floats(0, 1))
 def test_damaged_files_are_no_traceback(content: bytes, place: int, value: int, keep: float) -> None:
     changed = bytearray(content)

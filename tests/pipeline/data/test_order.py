@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.order import Shuffle, batch_indices, flips, rank_slice
 
-brief = settings(max_examples=60, deadline=None)
+brief = settings(max_examples=60)
 
 GOLDEN_FULL = [748, 911, 2, 893, 354, 751]
 GOLDEN_WINDOW = [129, 796, 64, 159, 790, 694]

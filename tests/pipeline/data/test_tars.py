@@ -125,7 +125,7 @@ IMAGES = st.tuples(STEMS, st.sampled_from(["jpg", "png", "JPG", "tif"])).map("."
 OTHERS = st.tuples(STEMS, st.sampled_from(["cls", "json", "txt", "npy"])).map(".".join)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(IMAGES | OTHERS, max_size=14), st.integers(1, 4))
 def test_no_image_is_lost(tmp_path_factory: pytest.TempPathFactory, names: list[str], size: int) -> None:
     """Each image of a random tar is read with the nearest label, excluded with a reason, or beside a sample's image."""
@@ -345,7 +345,7 @@ def test_a_compressed_file_that_is_cut_is_damaged(pack: Callable[[bytes], bytes]
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, len(tar(SAMPLES)) - 1), st.integers(1, 255), st.booleans())
 def test_flipped_bits_are_no_traceback(
     tmp_path_factory: pytest.TempPathFactory, place: int, bits: int, packed: bool

@@ -32,7 +32,7 @@ def latents(kind: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["independent", "sorted", "periodic", "alike", "of one colour", "rare"])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000))
 def test_no_order_or_distribution_is_refused(kind: str, seed: int) -> None:
     mean = latents(kind)

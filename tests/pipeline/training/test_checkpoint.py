@@ -17,7 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.multiprocessing as mp
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.checkpoint import run_side
@@ -97,7 +97,6 @@ states = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(states)
 def test_what_is_saved_is_loaded_to_the_last_bit(state: Any) -> None:
     tree, found = flatten_state(state)
