@@ -8,11 +8,11 @@ from pipeline.storage.uri import open_storage
 
 
 def steps(root: str) -> int:
-    """How many the tokenizer's trainer has made, as it says itself; 0 before it says anything."""
+    """How many the tokenizer's trainer has made, as it says itself; 0 before it says anything, or while it mirrors."""
     storage = open_storage(root)
     for work in storage.folders(".work/train-tokenizer"):
         try:
-            return int(json.loads(storage.read(f".work/train-tokenizer/{work}/progress.json"))["step"])
+            return int(json.loads(storage.read(f".work/train-tokenizer/{work}/progress.json")).get("step", 0))
         except FileNotFoundError:
             continue
     return 0
