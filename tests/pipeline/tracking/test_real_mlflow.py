@@ -3,7 +3,10 @@
 import hashlib
 import io
 import random
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import boto3
@@ -61,6 +64,11 @@ def front(server: MlflowServer) -> Iterator[FaultProxy]:
         yield proxy
 
 
+def digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
 class Uploads:
     """Uploads of one file of 12 MB, in parts of 5."""
 
@@ -80,7 +88,7 @@ class Uploads:
     def arrived(self, folder: Path) -> bool:
         """Whether MLflow has the file, byte by byte."""
         path = Path(self.client.download_artifacts(self.run_id, f"model/artifacts/{self.file.name}", str(folder)))
-        return hashlib.sha256(path.read_bytes()).digest() == hashlib.sha256(self.file.read_bytes()).digest()
+        return digest(path) == digest(self.file)
 
 
 @pytest.fixture
@@ -195,6 +203,59 @@ class TestThroughTheServer:
             uploads.upload()
         assert type(caught.value) is kind
         assert words in str(caught.value)
+
+
+class Watched:
+    """The largest size of a folder, in bytes, while this is open."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.peak, self._ended = folder, 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> "Watched":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.05):
+            size = 0
+            for path in self.folder.rglob("*"):
+                with suppress(FileNotFoundError):
+                    size += path.stat().st_size
+            self.peak = max(self.peak, size)
+
+
+@pytest.mark.study
+@pytest.mark.timeout(1800)
+def test_three_gigabytes(
+    tmp_path: Path,
+    database: Callable[[], str],
+    ceph_owner: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By signed URLs nothing of a model lies on the server's disk."""
+    for name in ("MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
+        monkeypatch.delenv(name, raising=False)
+    scratch, back = tmp_path / "tmp", tmp_path / "back"
+    scratch.mkdir()
+    back.mkdir()
+    store, block = "s3://tests/three-gigabytes", random.Random(0).randbytes(1_000_000)
+    with running_mlflow(tmp_path, database(), store, **ceph_owner, TMPDIR=str(scratch)) as server:
+        uploads = Uploads(tmp_path, server.uri)
+        with uploads.file.open("wb") as file:
+            for number in range(3000):
+                file.write(number.to_bytes(8, "big") + block[8:])
+        begin = time.monotonic()
+        with Watched(scratch) as watched:
+            uploads.upload()
+        print(f"3 GB in {time.monotonic() - begin:.0f} s, {watched.peak / 1e9:.2f} GB on the server's disk")
+        assert uploads.said == []
+        assert watched.peak < 1e7
+        assert uploads.arrived(back)
 
 
 def test_register_says_which_file_a_proxy_refuses(tmp_path: Path, networks: Networks, front: FaultProxy) -> None:
