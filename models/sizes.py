@@ -73,7 +73,7 @@ def tokenizer_parameters(
     block += _linear(width, 2 * hidden) + _linear(hidden, width)
     ends = _linear(patch, width) + _linear(width, 2 * latent_dim) + _linear(latent_dim, width) + _linear(width, patch)
     smoothing = 9 * channels * channels + channels
-    return 2 * depth * block + ends + smoothing + 2 * tokens * width + 2 * width
+    return 2 * depth * block + ends + smoothing + 2 * tokens * width + 4 * width
 
 
 def tokenizer_gflops(

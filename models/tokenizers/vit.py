@@ -1,10 +1,12 @@
 """The ViT autoencoder of the paper: images to the moments of a latent, latents to images.
 
-The architecture is DeTok-BB (Yang et al. 2025) without its masking and noise. Losses are in `reconstruction`.
+The architecture is DeTok-BB (Yang et al. 2025) without its masking and noise; `detok.py` reads its public weights.
+Losses are in `reconstruction`.
 Shapes: B batch, C channels, H W pixels, D latent channels, h w latent grid, N = h*w tokens, K width, A heads, E head
 width, P values of a patch.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -14,11 +16,13 @@ from torch import Tensor, nn
 from .base import DiagonalGaussian
 
 _NORM_EPS = 1e-6
-_ROPE_BASE = 10_000.0
+_ROPE_TURNS = (7.0, 7e-4)  # full turns across the latent's side: of the fastest and of the slowest channel
 
 
 class Tokenizer(nn.Module):
     """ViT encoder and decoder: pre-norm RMSNorm, SwiGLU, learned positions with 2-D RoPE, a bias on every layer.
+
+    Each half has a norm before its first block and one behind its last.
 
     Args:
         image_size: side of the training images in pixels.
@@ -58,16 +62,18 @@ class Tokenizer(nn.Module):
         # Convolutions with stride equal to kernel size, and 1x1 convolutions over tokens, are written as Linear layers.
         self.patch_embed = nn.Linear(patch, width)
         self.encoder_positions = nn.Parameter(torch.empty(1, self.grid**2, width))
+        self.encoder_input_norm = nn.RMSNorm(width, eps=_NORM_EPS)
         self.encoder_blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(depth))
         self.encoder_norm = nn.RMSNorm(width, eps=_NORM_EPS)
         self.moments_head = nn.Linear(width, 2 * latent_dim)
         self.latent_embed = nn.Linear(latent_dim, width)
         self.decoder_positions = nn.Parameter(torch.empty(1, self.grid**2, width))
+        self.decoder_input_norm = nn.RMSNorm(width, eps=_NORM_EPS)
         self.decoder_blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(depth))
         self.decoder_norm = nn.RMSNorm(width, eps=_NORM_EPS)
         self.pixel_head = nn.Linear(width, patch)
         self.pixel_conv = nn.Conv2d(channels, channels, 3, padding=1)
-        rope_N2E = rotary_table(self.grid, self.grid, width // heads, self.grid)
+        rope_N2E = rotary_table(self.grid, self.grid, width // heads)
         self.register_buffer("rope_N2E", rope_N2E, persistent=False)
         self._initialize()
 
@@ -88,7 +94,9 @@ class Tokenizer(nn.Module):
         """Images in [-1, 1], sides multiples of the patch, to fp32 moments (the head runs in fp32 under autocast)."""
         h, w = (side // self.patch_size for side in x_BCHW.shape[-2:])
         tokens_BNK = self.patch_embed(_patches(x_BCHW, self.patch_size))
-        tokens_BNK = self._transform(tokens_BNK, self.encoder_positions, self.encoder_blocks, h, w)
+        tokens_BNK = self._transform(
+            tokens_BNK, self.encoder_positions, self.encoder_input_norm, self.encoder_blocks, h, w
+        )
         with torch.autocast(x_BCHW.device.type, enabled=False):
             moments_BNM = self.moments_head(self.encoder_norm(tokens_BNK.float()))
         mean_BDhw, logvar_BDhw = _image(moments_BNM, h, w).chunk(2, dim=1)
@@ -98,7 +106,9 @@ class Tokenizer(nn.Module):
         """Latents of any grid to images in fp32, nominally in [-1, 1] but not clamped."""
         h, w = z_BDhw.shape[-2:]
         tokens_BNK = self.latent_embed(_tokens(z_BDhw))
-        tokens_BNK = self._transform(tokens_BNK, self.decoder_positions, self.decoder_blocks, h, w)
+        tokens_BNK = self._transform(
+            tokens_BNK, self.decoder_positions, self.decoder_input_norm, self.decoder_blocks, h, w
+        )
         patches_BNP = self.pixel_head(self.decoder_norm(tokens_BNK))
         x_BCHW: Tensor = self.pixel_conv(F.pixel_shuffle(_image(patches_BNP, h, w), self.patch_size))
         return x_BCHW.float()
@@ -119,12 +129,14 @@ class Tokenizer(nn.Module):
         posterior = self.encode(x_BCHW)
         return self.decode(latent_transform(posterior.sample(noise_BDhw))), posterior
 
-    def _transform(self, tokens_BNK: Tensor, positions: Tensor, blocks: nn.ModuleList, h: int, w: int) -> Tensor:
+    def _transform(
+        self, tokens_BNK: Tensor, positions: Tensor, norm: nn.Module, blocks: nn.ModuleList, h: int, w: int
+    ) -> Tensor:
         rope_N2E = self.rope_N2E
         if (h, w) != (self.grid, self.grid):
             positions = _resize_positions(positions, self.grid, h, w)
-            rope_N2E = rotary_table(h, w, rope_N2E.shape[-1], self.grid).to(rope_N2E.device, non_blocking=True)
-        tokens_BNK = tokens_BNK + positions  # fp32 from here on: autocast does not change the residual stream
+            rope_N2E = rotary_table(h, w, rope_N2E.shape[-1]).to(rope_N2E.device, non_blocking=True)
+        tokens_BNK = norm(tokens_BNK + positions)  # fp32 from here on: autocast does not change the residual stream
         for block in blocks:
             tokens_BNK = block(tokens_BNK, rope_N2E)
         return tokens_BNK
@@ -158,25 +170,29 @@ class Block(nn.Module):
         return out_BNK
 
 
-def rotary_table(h: int, w: int, head_width: int, grid: int) -> Tensor:
-    """(N, 2, E) fp32: cosines and sines of 2-D RoPE (Su et al. 2021; half of the channel pairs per axis).
+def rotary_table(h: int, w: int, head_width: int) -> Tensor:
+    """(N, 2, E) fp32: cosines and sines of DeTok's 2-D RoPE, for `_rotate`.
 
-    Positions are measured in cells of the training `grid`, so that a latent of another size spans the same angles.
+    A row or column lies at a position from 0 to 1 along its side, whatever the grid. The first half of the channels
+    turns with the row, the second with the column: channel i of a half by 2 pi f_i radians over the whole side, with
+    f_i falling geometrically from 7 to 7e-4 over a quarter of the head, and again over the next. So the two channels of
+    a pair turn by different angles, unlike those of Su et al. 2021, and the product of a query and a key does not
+    depend on their distance alone.
     """
-    frequency = _ROPE_BASE ** -(torch.arange(head_width // 4, dtype=torch.float64) / (head_width // 4))
-    y = (torch.arange(h, dtype=torch.float64) + 0.5) * (grid / h) - 0.5
-    x = (torch.arange(w, dtype=torch.float64) + 0.5) * (grid / w) - 0.5
-    angle_y = (y[:, None] * frequency)[:, None, :].expand(h, w, -1)
-    angle_x = (x[:, None] * frequency)[None, :, :].expand(h, w, -1)
-    angle_NE = torch.cat([angle_y, angle_x], dim=-1).flatten(0, 1).repeat(1, 2)
+    fastest, slowest = _ROPE_TURNS
+    turns = fastest * (fastest / slowest) ** torch.linspace(0, -1, head_width // 4, dtype=torch.float64)
+    angle = 2 * math.pi * turns.repeat(2)
+    y = torch.linspace(0, 1, h, dtype=torch.float64)[:, None, None] * angle
+    x = torch.linspace(0, 1, w, dtype=torch.float64)[None, :, None] * angle
+    angle_NE = torch.cat([y.expand(h, w, -1), x.expand(h, w, -1)], dim=-1).flatten(0, 1)
     return torch.stack([angle_NE.cos(), angle_NE.sin()], dim=1).float()
 
 
 def _rotate(x_BANE: Tensor, rope_N2E: Tensor) -> Tensor:
-    """Rotate channel i with channel i + E/2."""
+    """Rotate channel 2i with channel 2i + 1, each by its own angle."""
     cos_NE, sin_NE = rope_N2E.unbind(1)
-    first, second = x_BANE.chunk(2, dim=-1)
-    turned_BANE = torch.cat([-second, first], dim=-1)
+    first, second = x_BANE.view(*x_BANE.shape[:-1], -1, 2).unbind(-1)
+    turned_BANE = torch.stack([-second, first], dim=-1).flatten(-2)
     return (x_BANE * cos_NE + turned_BANE * sin_NE).to(x_BANE.dtype)
 
 

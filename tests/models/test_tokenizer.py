@@ -76,18 +76,17 @@ def test_moments_and_image_are_fp32_under_bf16_autocast():
     assert {reconstruction.dtype, kl.dtype, *(part.dtype for part in posterior)} == {torch.float32}
 
 
-def test_rope_turns_scores_by_distance_alone():
-    table = rotary_table(4, 4, 8, 4)
-    assert torch.equal(table, rotary_table(4, 4, 8, 4))
-    torch.testing.assert_close(table.square().sum(1), torch.ones(16, 8))
-    cos, sin = table.view(4, 4, 2, 8).unbind(2)
-
-    def rotate(v, y, x):
-        turned = torch.cat([-v[4:], v[:4]])
-        return v * cos[y, x] + turned * sin[y, x]
-
-    q, k = torch.randn(2, 8).unbind(0)
-    torch.testing.assert_close(rotate(q, 0, 1) @ rotate(k, 2, 2), rotate(q, 1, 2) @ rotate(k, 3, 3))
+@pytest.mark.parametrize(("h", "w"), [(4, 4), (3, 5), (1, 1)])
+def test_rope_turns_by_the_share_of_the_way_across(h, w):
+    cos, sin = rotary_table(h, w, 16).view(h, w, 2, 16).unbind(2)
+    torch.testing.assert_close(cos**2 + sin**2, torch.ones(h, w, 16))
+    assert torch.equal(cos[0, 0], torch.ones(16)), "the first cell is at 0"
+    assert torch.equal(cos[:, :1, :8].expand(h, w, 8), cos[..., :8]), "half of the channels turn by the row alone"
+    assert torch.equal(cos[:1, :, 8:].expand(h, w, 8), cos[..., 8:]), "the others by the column"
+    if h > 1:
+        slowest = 2 * torch.pi * 7e-4
+        torch.testing.assert_close(sin[-1, 0, 3], torch.tensor(slowest).sin())
+        torch.testing.assert_close(cos[-1, 0, 0], torch.ones(()), atol=1e-5, rtol=0)  # seven whole turns
 
 
 @pytest.mark.parametrize("changes", [{"patch_size": 5}, {"heads": 3}, {"width": 12, "heads": 2}])
