@@ -144,7 +144,7 @@ class SitStep(Step):
             null_label=self.classes,
         )
         self.parameters = list(self.model.parameters())
-        self.optimizer = adamw(self.parameters, 1e-4, (0.9, 0.999), 0.0)
+        self.optimizer = adamw(self.model, 1e-4, (0.9, 0.999), 0.0)
         self.networks = {"model": self.model, "ema": self.ema, "optimizer": self.optimizer}
         teacher = alignment.teacher_block / own["depth"] if alignment.aligns else 0.0
         self.flops = (3.0 + teacher) * 1e9 * self.batch * sit_gflops(**own, attention=True)
@@ -193,8 +193,8 @@ class TokenizerStep(Step):
         self.parameters, self.of_discriminator = (
             list(module.parameters()) for module in (self.tokenizer, self.discriminator)
         )
-        self.optimizer = adamw(self.parameters, 1e-4, (0.9, 0.95), 1e-4)
-        self.discriminator_optimizer = adamw(self.of_discriminator, 1e-4, (0.9, 0.95), 1e-4)
+        self.optimizer = adamw(self.tokenizer, 1e-4, (0.9, 0.95), 1e-4)
+        self.discriminator_optimizer = adamw(self.discriminator, 1e-4, (0.9, 0.95), 1e-4)
         self.networks = {
             "tokenizer": self.tokenizer,
             "discriminator": self.discriminator,

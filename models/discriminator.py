@@ -41,7 +41,7 @@ class PatchDiscriminator(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Images in [-1, 1] to logits (B, 1, h, w) in fp32; positive means real.
+        """Images in [0, 1] to logits (B, 1, h, w) in fp32; positive means real.
 
         Raises:
             ValueError: the image is smaller than the layers require.

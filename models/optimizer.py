@@ -3,19 +3,26 @@
 Learning rates and what is trained are the caller's.
 """
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 
 
 def adamw(
-    parameters: Iterable[nn.Parameter], learning_rate: float, betas: tuple[float, float], weight_decay: float
+    network: nn.Module, learning_rate: float, betas: tuple[float, float], weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW in one kernel on a GPU (`fused`), in PyTorch's reference form on a CPU."""
-    parameters = list(parameters)
-    fused = parameters[0].device.type == "cuda"
-    return torch.optim.AdamW(parameters, learning_rate, betas, weight_decay=weight_decay, fused=fused)
+    """AdamW of what a network trains, in one kernel on a GPU (`fused`), in PyTorch's reference form on a CPU.
+
+    As in DeTok, `weight_decay` reaches neither vectors (biases, gains of norms) nor embeddings and tables of positions.
+    """
+    trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    decayed = [parameter for name, parameter in trained if _decays(name, parameter)]
+    others = [parameter for name, parameter in trained if not _decays(name, parameter)]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, learning_rate, betas, fused=trained[0][1].device.type == "cuda")
+
+
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim > 1 and not any(word in name for word in ("embed", "positions"))
 
 
 def clipped_step(

@@ -20,9 +20,10 @@ from .tokenizers import DiagonalGaussian
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the terms of d in Eq. 2."""
+    """Weights of the terms of d in Eq. 2; DeTok's, on images in [0, 1]. A term of weight 0 is left out."""
 
     mse: float = 1.0
+    l1: float = 0.0
     perceptual: float = 1.0
     kl: float = 1e-6
     adversarial: float = 0.1
@@ -40,7 +41,7 @@ def reconstruction_terms(
     """The tokenizer's loss, Eq. 2, term by term. All terms are fp32 scalars, also under autocast.
 
     Args:
-        reconstruction_BCHW: D(S_l(z)), in the range of the target.
+        reconstruction_BCHW: D(S_l(z)), nominally in [-1, 1].
         target_BCHW: G_l(x) in [-1, 1].
         posterior: of x.
         weights: of each term in the total.
@@ -48,17 +49,25 @@ def reconstruction_terms(
         fake_logits: the discriminator's logits of the reconstruction; None before its term starts.
 
     Returns:
-        `mse` (mean over batch, channels and pixels), `kl` (SUM over D, h and w, mean over the batch), where given
-        `perceptual` and `adversarial` (-mean logit), and `total`, their weighted sum, to differentiate.
+        `mse` and, if weighted, `l1` (of images in [0, 1]: mean over batch, channels and pixels), `kl` (SUM over D, h
+        and w, mean over the batch), where given `perceptual` and `adversarial` (-mean logit), and `total`, their
+        weighted sum, to differentiate.
     """
     reconstruction, target = reconstruction_BCHW.float(), target_BCHW.float()
-    terms = {"mse": F.mse_loss(reconstruction, target), "kl": posterior.kl().mean()}
+    terms = {"mse": F.mse_loss(to_unit(reconstruction), to_unit(target)), "kl": posterior.kl().mean()}
+    if weights.l1:
+        terms["l1"] = F.l1_loss(to_unit(reconstruction), to_unit(target))
     if perceptual is not None:
         terms["perceptual"] = perceptual(reconstruction, target).float()
     if fake_logits is not None:
         terms["adversarial"] = generator_hinge(fake_logits)
     total = torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
     return {**terms, "total": total}
+
+
+def to_unit(x: Tensor) -> Tensor:
+    """From [-1, 1], which networks take, to [0, 1], in which the pixel terms and the discriminator see images."""
+    return 0.5 * x + 0.5
 
 
 class TokenizerDraws(NamedTuple):
@@ -114,13 +123,16 @@ class TokenizerObjective:
             posterior,
             weights=self.weights,
             perceptual=self.perceptual,
-            fake_logits=self.discriminator(output_BCHW) if uses_discriminator else None,
+            fake_logits=self.discriminator(to_unit(output_BCHW)) if uses_discriminator else None,
         )
         self.discriminator.requires_grad_(True)
         return Reconstruction(terms, target_BCHW, output_BCHW)
 
 
 def discriminator_loss(discriminator: nn.Module, real_BCHW: Tensor, fake_BCHW: Tensor) -> Tensor:
-    """The hinge loss of D on target images and detached reconstructions, in one forward pass: a fp32 scalar."""
-    real_logits, fake_logits = discriminator(torch.cat([real_BCHW, fake_BCHW])).float().chunk(2)
+    """The hinge loss of D on target images and detached reconstructions, in one forward pass: a fp32 scalar.
+
+    Both in [-1, 1]; D sees them in [0, 1].
+    """
+    real_logits, fake_logits = discriminator(to_unit(torch.cat([real_BCHW, fake_BCHW]))).float().chunk(2)
     return discriminator_hinge(real_logits, fake_logits)

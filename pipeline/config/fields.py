@@ -86,6 +86,10 @@ LearningRate = Annotated[float, Field(gt=0, description="Peak learning rate of A
 Betas = Annotated[tuple[Decay, Decay], Field(description="AdamW's betas, for all trained networks.")]
 WeightDecay = Annotated[float, Field(ge=0, description="AdamW's decoupled weight decay.")]
 Warmup = Annotated[Share, Field(description="Share of the steps with linear warm-up of the learning rate.")]
+Schedule = Annotated[
+    Literal["constant", "cosine"],
+    Field(description="Learning rate after the warm-up, of all trained networks: constant, or a cosine to 0."),
+]
 Clip = Annotated[float, Field(gt=0, description="Maximum norm of the gradient.")]
 EmaDecay = Annotated[Decay, Field(description="Decay of the weights' moving average, per step.")]
 
@@ -99,6 +103,7 @@ class TrainerConfig(Section):
     betas: Betas
     weight_decay: WeightDecay
     warmup: Warmup
+    decay: Schedule
     clip: Clip
     ema_decay: EmaDecay
     precision: Precision = Field("bf16", description="Autocast of the forward pass; master weights are fp32.")

@@ -40,6 +40,7 @@ from pipeline.config.fields import (
     EmaDecay,
     ModelName,
     RootUri,
+    Schedule,
     Section,
     Share,
     Shuffle,
@@ -118,13 +119,14 @@ class DataConfig(Section):
 
 
 class TokenizerConfig(TrainerConfig):
-    """The ViT autoencoder, its regularizer and its training. The learning rate decays to 0 by a cosine."""
+    """The ViT autoencoder, its regularizer and its training. The terms' weights are DeTok's, for images in [0, 1]."""
 
     steps: Steps = 500_000
     batch_size: BatchSize = 512
     betas: Betas = (0.9, 0.95)
     weight_decay: WeightDecay = 1e-4
     warmup: Warmup = 0.25
+    decay: Schedule = "cosine"
     clip: Clip = 3.0
     ema_decay: EmaDecay = 0.999
     patch_size: int = Field(16, ge=1, description="Side of a patch in pixels: the spatial downsampling factor f.")
@@ -141,6 +143,8 @@ class TokenizerConfig(TrainerConfig):
         0.5, description="Share of frequencies that M_l leaves unchanged at every level."
     )
     level_per_sample: bool = Field(False, description="Draw the level per sample instead of per step (Eq. 1).")
+    mse_weight: float = Field(1.0, ge=0, description="Weight of the mean squared difference of images in [0, 1].")
+    l1_weight: float = Field(0.0, ge=0, description="Weight of their mean absolute difference, as in SD-VAE.")
     kl_weight: float = Field(1e-6, ge=0, description="Weight of KL (summed over a latent, mean over images).")
     perceptual_weight: float = Field(1.0, ge=0, description="Weight of (LPIPS + 0.1 ConvNeXt-S) / 1.1.")
     lpips: WeightFile | None = Field(
@@ -150,9 +154,14 @@ class TokenizerConfig(TrainerConfig):
     adversarial_weight: float = Field(0.1, ge=0, description="Weight of the PatchGAN term.")
     discriminator_width: int = Field(64, ge=1, description="Channels of D's first layer.")
     discriminator_layers: int = Field(3, ge=1, le=10, description="Strided layers of D.")
-    discriminator_learning_rate: float = Field(1e-4, gt=0, description="Learning rate of D.")
+    discriminator_learning_rate: float = Field(
+        1e-4, gt=0, description="Peak of D's learning rate, on the tokenizer's schedule."
+    )
     discriminator_start: Share = Field(0.5, description="Share of the steps after which D trains.")
-    adversarial_start: Share = Field(0.51, description="Share of the steps after which the adversarial term is used.")
+    adversarial_start: Share = Field(
+        0.5,
+        description="Share of the steps after which the adversarial term is used; DeTok uses it from D's start.",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "TokenizerConfig":
@@ -202,6 +211,7 @@ class SitConfig(TrainerConfig):
     betas: Betas = (0.9, 0.999)
     weight_decay: WeightDecay = 0.0
     warmup: Warmup = 0.0
+    decay: Schedule = "constant"
     clip: Clip = 1.0
     ema_decay: EmaDecay = 0.9999
     size: Literal["S", "B", "L", "XL", "custom"] = Field(
@@ -226,7 +236,6 @@ class SitConfig(TrainerConfig):
     )
     student_block: int | None = Field(None, ge=1, description="Aligned student block. None: 8 of 28, in proportion.")
     teacher_block: int | None = Field(None, ge=1, description="Aligned teacher block. None: 20 of 28, in proportion.")
-    decay: Literal["constant", "cosine"] = Field("constant", description="Learning rate after the warm-up.")
     label_dropout: Share = Field(0.1, description="Share of labels replaced by the null label.")
 
     @model_validator(mode="after")

@@ -101,7 +101,7 @@ class SitTrainee:
             null_label=config.data.class_count,
         )
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = adamw(self.trained, own.learning_rate, own.betas, own.weight_decay)
+        self.optimizer = adamw(self.model, own.learning_rate, own.betas, own.weight_decay)
         # Forward and backward pass of the student, forward pass of the teacher's blocks.
         teacher = alignment.teacher_block / own.shape[1] if alignment.aligns else 0.0
         self.flops_per_step = (3.0 + teacher) * 1e9 * own.batch_size * sit_gflops(config, attention=True)

@@ -65,9 +65,9 @@ class TokenizerTrainee:
         self.parallel_tokenizer = world.parallel(self.tokenizer)
         self.parallel_discriminator = world.parallel(self.discriminator)
         self.objective = self._objective(config.grid)
-        self.optimizer = adamw(self.tokenizer.parameters(), own.learning_rate, own.betas, own.weight_decay)
+        self.optimizer = adamw(self.tokenizer, own.learning_rate, own.betas, own.weight_decay)
         self.discriminator_optimizer = adamw(
-            self.discriminator.parameters(), own.discriminator_learning_rate, own.betas, own.weight_decay
+            self.discriminator, own.discriminator_learning_rate, own.betas, own.weight_decay
         )
         self.flops_per_step = 3e9 * own.batch_size * tokenizer_gflops(config, attention=True)
 
@@ -83,7 +83,13 @@ class TokenizerTrainee:
             per_sample=own.level_per_sample,
             smallest_side=-(-self.discriminator.smallest_image // own.patch_size),
         )
-        weights = LossWeights(perceptual=own.perceptual_weight, kl=own.kl_weight, adversarial=own.adversarial_weight)
+        weights = LossWeights(
+            mse=own.mse_weight,
+            l1=own.l1_weight,
+            perceptual=own.perceptual_weight,
+            kl=own.kl_weight,
+            adversarial=own.adversarial_weight,
+        )
         regularizer = REGULARIZERS[own.regularizer](options).to(self.world.device)
         return TokenizerObjective(self.parallel_tokenizer, regularizer, weights, self._perceptual(), self.discriminator)
 
@@ -143,13 +149,19 @@ class TokenizerTrainee:
         losses = {name: term.detach() for name, term in terms.items() if name != "total"}
         losses["loss"] = terms["total"].detach()
         torch.autograd.backward(terms["total"])
-        set_learning_rate(self.optimizer, learning_rate(step, own.steps, own.learning_rate, own.warmup, "cosine"))
+        self._set_rate(self.optimizer, own.learning_rate, step)
         made = clipped_step(self.optimizer, list(self.tokenizer.parameters()), own.clip)
         self.ema.update(self.tokenizer, made)
         if trains_discriminator:
+            self._set_rate(self.discriminator_optimizer, own.discriminator_learning_rate, step)
             losses["discriminator"], made = self._discriminator_step(target_BCHW, output_BCHW.detach(), made)
         losses["loss"] = torch.where(made, losses["loss"], torch.nan)
         return losses
+
+    def _set_rate(self, optimizer: torch.optim.Optimizer, peak: float, step: int) -> None:
+        """Both networks follow one schedule, as DeTok's do."""
+        own = self.config
+        set_learning_rate(optimizer, learning_rate(step, own.steps, peak, own.warmup, own.decay))
 
     def _discriminator_step(self, real_BCHW: Tensor, fake_BCHW: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
         """One step of D, with G_l(x) as the real image. Skipped if its gradient or the tokenizer's is not finite.

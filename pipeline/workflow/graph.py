@@ -55,7 +55,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "train-tokenizer",
-        1,
+        2,
         ("prepare",),
         (*_READING, *_ORDER, "data.horizontal_flip", "tokenizer"),
         uncounted=("tokenizer.checkpoint_every", "tokenizer.log_every"),

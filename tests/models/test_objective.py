@@ -172,10 +172,20 @@ class TestTokenizer:
         difference = with_it["total"] - without["total"]
         torch.testing.assert_close(difference, 0.1 * with_it["adversarial"], atol=1e-6, rtol=1e-4)
 
+    def test_the_discriminator_sees_images_from_0_to_1(self) -> None:
+        seen: list[Tensor] = []
+        objective = tokenizer_objective()
+        objective.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        made = objective(images(), tokenizer_draws(), uses_discriminator=True)
+        discriminator_loss(objective.discriminator, made.target_BCHW, made.output_BCHW)
+        torch.testing.assert_close(seen[0], 0.5 * made.output_BCHW + 0.5)
+        torch.testing.assert_close(seen[1], 0.5 * torch.cat([made.target_BCHW, made.output_BCHW]) + 0.5)
+
     def test_the_discriminators_loss_in_one_pass_is_that_of_two(self) -> None:
         discriminator, real_BCHW = PatchDiscriminator(3, 8, 1), images()
         fake_BCHW = real_BCHW.flip(0) * 0.5
-        expected = discriminator_hinge(discriminator(real_BCHW), discriminator(fake_BCHW))
+        real_logits, fake_logits = (discriminator(0.5 * x_BCHW + 0.5) for x_BCHW in (real_BCHW, fake_BCHW))
+        expected = discriminator_hinge(real_logits, fake_logits)
         torch.testing.assert_close(discriminator_loss(discriminator, real_BCHW, fake_BCHW), expected)
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from models.ema import EMA
-from models.optimizer import clipped_step
+from models.optimizer import adamw, clipped_step
+from models.tokenizers.vit import Tokenizer
 
 
 def network() -> nn.Linear:
@@ -61,3 +62,17 @@ def test_a_step_that_is_made_is_that_of_the_optimizer() -> None:
     assert all(
         torch.equal(a, b) for a, b in zip(state_of(ours, optimizers[0]), state_of(plain, optimizers[1]), strict=True)
     )
+
+
+def test_what_decays_is_what_decays_in_detok() -> None:
+    """Matrices and kernels, but no gain, bias, table of positions or embedding."""
+    model = Tokenizer(image_size=8, patch_size=4, latent_dim=2, width=8, depth=1, heads=2, hidden=12)
+    model.pixel_conv.weight.requires_grad_(False)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, others = adamw(model, 0.1, (0.9, 0.95), 0.01).param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.01, 0.0)
+    block = {f"{half}_blocks.0.{layer}.weight" for half in ("encoder", "decoder")
+             for layer in ("qkv", "attention_out", "mlp_in", "mlp_out")}  # fmt: skip
+    assert {names[id(p)] for p in decayed["params"]} == {*block, "moments_head.weight", "pixel_head.weight"}
+    trained = {name for name in names.values() if name != "pixel_conv.weight"}
+    assert {names[id(p)] for group in (decayed, others) for p in group["params"]} == trained

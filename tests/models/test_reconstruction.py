@@ -8,20 +8,36 @@ from models.tokenizers.vit import DiagonalGaussian
 
 
 def test_terms_and_their_sum():
-    x, y = torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 2.0)
+    """Images of -1 and 1 are 0 and 1 to the pixel terms."""
+    x, y = torch.full((2, 3, 4, 4), -1.0), torch.full((2, 3, 4, 4), 2.0)
     posterior = DiagonalGaussian(torch.ones(2, 3, 2, 2), torch.zeros(2, 3, 2, 2))
     weights = LossWeights(mse=1.0, perceptual=2.0, kl=0.5, adversarial=0.1)
     terms = reconstruction_terms(x, y, posterior, weights=weights)
     assert set(terms) == {"mse", "kl", "total"}
-    assert terms["mse"].item() == 4  # mean over everything
+    assert terms["mse"].item() == 2.25  # mean over everything
     assert terms["kl"].item() == 6  # 12 values, each 1/2, summed; mean over the batch
-    assert terms["total"].item() == 4 + 0.5 * 6
+    assert terms["total"].item() == 2.25 + 0.5 * 6
     terms = reconstruction_terms(
-        x, y, posterior, weights=weights, perceptual=lambda a, b: (a - b).abs().mean(), fake_logits=torch.tensor([3.0])
+        x,
+        y,
+        posterior,
+        weights=LossWeights(mse=0.0, l1=4.0, perceptual=2.0, kl=0.5, adversarial=0.1),
+        perceptual=lambda a, b: (a - b).abs().mean(),
+        fake_logits=torch.tensor([3.0]),
     )
-    assert terms["perceptual"].item() == 2
+    assert terms["mse"].item() == 2.25, "known, whatever its weight"
+    assert terms["l1"].item() == 1.5
+    assert terms["perceptual"].item() == 3, "of images in [-1, 1]"
     assert terms["adversarial"].item() == -3
-    assert terms["total"].item() == pytest.approx(4 + 2 * 2 + 0.5 * 6 - 0.3)
+    assert terms["total"].item() == pytest.approx(4 * 1.5 + 2 * 3 + 0.5 * 6 - 0.3)
+
+
+def test_mse_is_that_of_psnr():
+    """10 log10(1 / mse) is the PSNR of images in [0, 1], as DeTok logs it."""
+    target, output = torch.rand(2, 2, 3, 8, 8).unbind(0)
+    posterior = DiagonalGaussian(torch.zeros(2, 1, 1, 1), torch.zeros(2, 1, 1, 1))
+    terms = reconstruction_terms(2 * output - 1, 2 * target - 1, posterior, weights=LossWeights())
+    torch.testing.assert_close(terms["mse"], (output - target).square().mean())
 
 
 def test_terms_are_fp32_under_bf16():
