@@ -76,18 +76,19 @@ class PlainTokenizer:
         target = own.objective.regularizer.image(x, draw)
         with autocast(config.precision, own.world.device):
             made, posterior = own.tokenizer(x, draws["noise"], partial(own.objective.regularizer.latent, draw=draw))
-            loss = (made.float() - target).square().mean() + config.kl_weight * posterior.kl().mean()
+            loss = config.mse_weight * (made.float() - target).square().mean() / 4  # of images in [0, 1]
+            loss = loss + config.kl_weight * posterior.kl().mean()
             if own.objective.perceptual is not None:
                 loss = loss + config.perceptual_weight * own.objective.perceptual(made.float(), target)
             if self.adversarial:
                 own.discriminator.requires_grad_(False)
-                loss = loss - config.adversarial_weight * own.discriminator(made).float().mean()
+                loss = loss - config.adversarial_weight * own.discriminator(made / 2 + 0.5).float().mean()
                 own.discriminator.requires_grad_(True)
         optimize(loss, own.optimizer, config.clip)
         average(own.ema.model, own.tokenizer, config.ema_decay)
         if self.adversarial:
             with autocast(config.precision, own.world.device):
-                real, fake = own.discriminator(torch.cat([target, made.detach()])).float().chunk(2)
+                real, fake = own.discriminator(torch.cat([target, made.detach()]) / 2 + 0.5).float().chunk(2)
             optimize(discriminator_hinge(real, fake), own.discriminator_optimizer, config.clip)
         return float(loss.detach())
 

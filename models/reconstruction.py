@@ -114,8 +114,9 @@ class TokenizerObjective:
     def __call__(self, x_BCHW: Tensor, draws: TokenizerDraws, *, uses_discriminator: bool) -> Reconstruction:
         """Eq. 2 for images in [-1, 1]. Call it under autocast; the terms are fp32 in any case."""
         target_BCHW = self.regularizer.image(x_BCHW, draws.regularizer)
+        source_BCHW = self.regularizer.source(x_BCHW, draws.regularizer)
         transform = partial(self.regularizer.latent, draw=draws.regularizer)
-        output_BCHW, posterior = self.tokenizer(x_BCHW, draws.noise_BDhw, transform)
+        output_BCHW, posterior = self.tokenizer(source_BCHW, _of_size(draws, source_BCHW, x_BCHW), transform)
         self.discriminator.requires_grad_(False)
         terms = reconstruction_terms(
             output_BCHW,
@@ -127,6 +128,13 @@ class TokenizerObjective:
         )
         self.discriminator.requires_grad_(True)
         return Reconstruction(terms, target_BCHW, output_BCHW)
+
+
+def _of_size(draws: TokenizerDraws, source_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
+    """As much of the noise as the latent of a smaller source needs."""
+    sides = zip(draws.noise_BDhw.shape[-2:], source_BCHW.shape[-2:], x_BCHW.shape[-2:], strict=True)
+    h, w = (cells * small // whole for cells, small, whole in sides)
+    return draws.noise_BDhw[..., :h, :w]
 
 
 def discriminator_loss(discriminator: nn.Module, real_BCHW: Tensor, fake_BCHW: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from models.discriminator import PatchDiscriminator
-from models.reconstruction import LossWeights, reconstruction_terms
+from models.reconstruction import LossWeights, TokenizerDraws, TokenizerObjective
 from models.regularizers import REGULARIZERS, Draw, RegularizerOptions
 from models.resize import resize
 from models.spectral import ImageBlur, LatentFilter
@@ -52,28 +52,60 @@ def test_equivariance_turns_latent_and_image_alike():
     assert torch.equal(turned, x.rot90(3, (2, 3)))
     assert torch.equal(regularizer.latent(z, Draw(side=4)), z)
     draw = Draw(side=2, quarter_turns=1)
+    assert regularizer.source(x, draw) is x
     assert regularizer.latent(z, draw).shape == (1, 2, 2, 2)
     assert regularizer.image(x, draw).shape == (1, 3, 8, 8)
     flat = torch.full((1, 3, 16, 16), 0.4)
     torch.testing.assert_close(regularizer.image(flat, draw), torch.full((1, 3, 8, 8), 0.4))
-    g = generator()
-    draws = [regularizer.draw(g, 2) for _ in range(200)]
-    assert {draw.side for draw in draws} == {1, 2, 3, 4}
-    assert {draw.quarter_turns for draw in draws} == {0, 1, 2, 3}
 
 
-def test_equivariance_resizes_as_torch_does():
-    x = torch.randn(1, 3, 16, 16)
-    resized = REGULARIZERS["equivariance"](RegularizerOptions(4)).image(x, Draw(side=3))
-    expected = torch.nn.functional.interpolate(x, (12, 12), mode="bicubic", antialias=True)
-    torch.testing.assert_close(resized, expected, atol=1e-5, rtol=1e-5)
+def test_equivariance_encodes_small_images_too():
+    """Source and target are the small image; its latent is decoded as it is."""
+    regularizer, draw = REGULARIZERS["equivariance"](RegularizerOptions(4)), Draw(side=3, encodes_small=True)
+    x, z = torch.randn(1, 3, 16, 16), torch.randn(1, 2, 3, 3)
+    assert regularizer.source(x, draw).shape == (1, 3, 12, 12)
+    assert torch.equal(regularizer.source(x, draw), regularizer.image(x, draw))
+    assert regularizer.latent(z, draw) is z
 
 
+def test_equivariance_draws_as_eq_vae_does():
+    """The shares of its three kinds of step, its sides of a grid of 32 and its turns."""
+    regularizer, g = REGULARIZERS["equivariance"](RegularizerOptions(32)), generator()
+    draws = [regularizer.draw(g, 2) for _ in range(4000)]
+    kinds = {
+        "latent": [draw for draw in draws if draw.quarter_turns],
+        "image": [draw for draw in draws if draw.encodes_small],
+        "plain": [draw for draw in draws if draw == Draw()],
+    }
+    assert sum(map(len, kinds.values())) == 4000
+    shares = {kind: len(drawn) / 4000 for kind, drawn in kinds.items()}
+    assert shares == pytest.approx({"latent": 0.5, "image": 0.125, "plain": 0.375}, abs=0.025)  # 3 deviations
+    assert {draw.quarter_turns for draw in kinds["latent"]} == {1, 2, 3}
+    for kind in ("latent", "image"):
+        assert {draw.side for draw in kinds[kind]} == set(range(8, 32))
+
+
+def test_equivariance_needs_a_smaller_side():
+    with pytest.raises(ValueError, match="leaves no smaller side"):
+        REGULARIZERS["equivariance"](RegularizerOptions(4, smallest_side=4))
+
+
+@pytest.mark.parametrize("side", [3, 5, 7])
+def test_equivariance_resizes_as_eq_vae_does(side):
+    """Bilinear by a factor, without antialiasing."""
+    regularizer = REGULARIZERS["equivariance"](RegularizerOptions(8))
+    x, z = torch.randn(1, 3, 32, 32), torch.randn(1, 2, 8, 8)
+    for resized, whole in ((regularizer.image(x, Draw(side=side)), x), (regularizer.latent(z, Draw(side=side)), z)):
+        expected = F.interpolate(whole, scale_factor=side / 8, mode="bilinear", align_corners=False)
+        torch.testing.assert_close(resized, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize(("mode", "side"), [("bilinear", 9), ("bicubic", 9), ("bilinear", 40)])
-def test_resizing_by_matrices_is_torchs_own(mode, side):
+def test_resizing_by_matrices_is_torchs_own(mode, side, antialias):
     x_BCHW = torch.randn(2, 3, 20, 28, requires_grad=True)
-    expected = F.interpolate(x_BCHW, (side, side), mode=mode, antialias=True, align_corners=False)
-    torch.testing.assert_close(resize(x_BCHW, side, mode), expected, rtol=1e-5, atol=1e-5)
+    expected = F.interpolate(x_BCHW, (side, side), mode=mode, antialias=antialias, align_corners=False)
+    torch.testing.assert_close(resize(x_BCHW, side, mode, antialias=antialias), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_equivariance_leaves_enough_for_the_discriminator():
@@ -103,10 +135,11 @@ def test_every_regularizer_trains_a_tokenizer(kind):
     model = Tokenizer(image_size=16, patch_size=4, latent_dim=3, width=16, depth=1, heads=2, hidden=24)
     regularizer, g = REGULARIZERS[kind](RegularizerOptions(4)), generator(3)
     assert not regularizer.state_dict()
+    objective = TokenizerObjective(model, regularizer, LossWeights(), None, PatchDiscriminator(3, 8, 1))
     x = torch.rand(2, 3, 16, 16) * 2 - 1
-    for _ in range(3):
-        draw = regularizer.draw(g, 2)
-        reconstruction, posterior = model(x, torch.randn(2, 3, 4, 4), lambda z, draw=draw: regularizer.latent(z, draw))
-        terms = reconstruction_terms(reconstruction, regularizer.image(x, draw), posterior, weights=LossWeights())
-        terms["total"].backward()
+    for _ in range(12):
+        draws = TokenizerDraws(torch.randn(2, 3, 4, 4), regularizer.draw(g, 2))
+        made = objective(x, draws, uses_discriminator=False)
+        assert made.output_BCHW.shape == made.target_BCHW.shape
+        made.terms["total"].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
