@@ -113,6 +113,12 @@ METRICS: tuple[Metric, ...] = (
         on_line=True,
     ),
     Metric(
+        "reconstruction/sfid",
+        "reconstructions against their originals, in Inception's spatial features",
+        better="lower",
+    ),
+    Metric("reconstruction/inception_score", "Inception Score of the reconstructions", better="higher"),
+    Metric(
         "reconstruction/frechet_distance",
         "reconstructions against their originals, in this network's features",
         better="lower",
@@ -160,5 +166,5 @@ def headlines(measured: dict[str, float]) -> list[tuple[str, str, Metric]]:
 
 
 def _of(metric: Metric, measured: Iterable[str]) -> list[str]:
-    """The measured keys of a metric: its own, and one per network."""
-    return [key for key in measured if key == metric.key or key.rpartition("/")[0] == metric.key]
+    """The measured keys of a metric: its own, and one per network, of level 0 unless the metric is of another."""
+    return [key for key in measured if metric.key in (key, key.rpartition("/")[0] if not level_of(key)[1] else "")]

@@ -44,22 +44,21 @@ def check_masks(grid: int, mask: Mask, keep: float) -> None:
         ) from error
 
 
-def check_lpips(image_size: int) -> None:
-    """ValueError if images are too small for LPIPS, whose VGG-16 halves them four times."""
+def check_lpips(name: str, image_size: int) -> None:
+    """ValueError if images are too small for LPIPS, the field `name`, whose VGG-16 halves them four times."""
     if image_size < _LPIPS_SIDE:
-        raise ValueError(f"tokenizer.lpips needs images of {_LPIPS_SIDE} pixels; data.image_size is {image_size}")
+        raise ValueError(f"{name} needs images of {_LPIPS_SIDE} pixels; data.image_size is {image_size}")
 
 
 def judging_metrics(network: FeatureNetwork, class_accuracy: bool, lpips: bool) -> set[str]:
     """The keys that both evaluation stages measure with these settings: what a gate can compare."""
     levels = ["", *(f"_level{level}" for level in range(1, LEVELS))]
     measures = ["psnr", "ssim", *(["lpips"] if lpips else [])]
+    measures += ["rfid", "sfid", "inception_score"] if network == "inception" else [f"frechet_distance/{network}"]
     keys = {f"reconstruction/{measure}{level}" for measure in measures for level in levels}
     keys |= {f"samples/{measure}/{network}" for measure in ("frechet_distance", "precision", "recall")}
     if network == "inception":
-        keys |= {"reconstruction/rfid", "samples/sfid", "samples/inception_score"}
-    else:
-        keys.add(f"reconstruction/frechet_distance/{network}")
+        keys |= {"samples/sfid", "samples/inception_score"}
     return keys | ({"samples/class_accuracy", "samples/classifier_accuracy"} if class_accuracy else set())
 
 
@@ -78,7 +77,7 @@ def check_metrics(gate: str, network: FeatureNetwork, network_size: int, class_a
     if gate.startswith("samples/class") and not class_accuracy:
         raise ValueError(f"register.gate.metric: {gate} is not measured with evaluate.class_accuracy off")
     if gate.startswith("reconstruction/lpips") and not lpips:
-        raise ValueError(f"register.gate.metric: {gate} is not measured without tokenizer.lpips")
+        raise ValueError(f"register.gate.metric: {gate} is not measured without evaluate.lpips")
     if gate not in measured:
         raise ValueError(
             f"register.gate.metric: {gate} is not among what evaluate.network {network} measures: "

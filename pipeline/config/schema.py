@@ -181,6 +181,9 @@ class EvaluateConfig(Section):
     network_weights: WeightFile | None = Field(
         None, description="Its weights. None: those included in a Python package."
     )
+    lpips: WeightFile | None = Field(
+        None, description="VGG-16's weights, in one safetensors file, to measure LPIPS of reconstructions. None: not."
+    )
     network_size: int = Field(299, ge=32, description="Side to which images are resized for the network, in pixels.")
     reference_images: int = Field(50_000, ge=2, description="Training images in the reference of a Frechet distance.")
     precision: EvaluationPrecision = Field(
@@ -401,10 +404,11 @@ class Config(Section):
         workers = self.cluster.workers
         check_workers(workers, self.cluster.min_workers or workers, batch_sizes)
         own = self.evaluate
-        lpips = self.tokenizer.lpips is not None
-        if lpips:
-            check_lpips(size)
-        check_metrics(self.register.gate.metric, own.network, own.network_size, own.class_accuracy, lpips)
+        for name, weights in (("tokenizer.lpips", self.tokenizer.lpips), ("evaluate.lpips", own.lpips)):
+            if weights is not None:
+                check_lpips(name, size)
+        measures_lpips = own.lpips is not None
+        check_metrics(self.register.gate.metric, own.network, own.network_size, own.class_accuracy, measures_lpips)
         return self
 
     @property

@@ -1,10 +1,11 @@
-"""Distances between two sets of images from their stored features: the metrics of `evaluate-samples`."""
+"""Distances between two sets of images from their stored features, for both evaluation stages."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from models.choices import FeatureNetwork
 from models.metrics import frechet_distance, inception_score, precision_recall
 from pipeline.config import EvaluateConfig
 from pipeline.evaluation.features import evaluation_device, kinds_of, moments, read_features
@@ -17,6 +18,19 @@ _MANIFOLD = 10_000  # images per side for precision and recall, as in the ADM ev
 def frechet_between(storage: Storage, one: Sequence[str], other: Sequence[str], kind: str = "pool") -> float:
     """The Frechet distance between the features of one kind in two groups of files."""
     return frechet_distance(*moments(storage, one, kind), *moments(storage, other, kind))
+
+
+def reconstruction_metrics(
+    storage: Storage, original: Sequence[str], reconstruction: Sequence[str], network: FeatureNetwork
+) -> dict[str, float]:
+    """rFID, r-sFID and the Inception Score of reconstructions; with another network its Frechet distance alone."""
+    kinds = kinds_of(storage, original[0])
+    names = {"pool": "rfid" if network == "inception" else f"frechet_distance/{network}", "spatial": "sfid"}
+    found = {name: frechet_between(storage, original, reconstruction, kind)
+             for kind, name in names.items() if kind in kinds}  # fmt: skip
+    if "logits" in kinds:
+        found["inception_score"] = inception_score(torch.cat(list(read_features(storage, reconstruction, "logits"))))
+    return {f"reconstruction/{name}": value for name, value in found.items()}
 
 
 def sample_metrics(

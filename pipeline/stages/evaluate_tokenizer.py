@@ -1,7 +1,8 @@
 """evaluate-tokenizer: reconstruction metrics on validation images, for latents of every level, against the originals.
 
 PSNR, SSIM, and LPIPS if its weights are configured, as means over uint8 images; and the Frechet distance between
-level-0 reconstructions and originals, in the features of the network in its name.
+reconstructions and originals, in the features of the network in its name: with Inception's that is rFID, beside it
+r-sFID and the Inception Score of the reconstructions.
 """
 
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from models.perceptual import LPIPS
 
 _SHOWN = 8  # images of the figure
+_ORIGINAL = "original"  # beside _side(level): of which images a file of features is
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,17 @@ def run(context: StageContext) -> Outcome:
     check_reconstructed(rows)
     specs = [Spec(work, index, unit) for index, unit in enumerate(units)]
     records = context.map(measure, specs, [len(unit.rows) for unit in units], unit="images", gpu=True)
-    (distance,) = context.map(compare, [Comparison(work, len(units))], [1], unit="distance", gpu=True)
+    comparisons = [Comparison(work, len(units), level) for level in range(LEVELS)]
+    distances = context.map(compare, comparisons, [1] * LEVELS, unit="levels", gpu=True)
     context.figure(draw, work, "reconstructions.png", gpu=True)
-    metrics = {**_means(records), distance_name(own.network): float(distance["distance"])}
+    metrics = _means(records)
+    for level, measured in enumerate(distances):
+        metrics |= {_at_level(name, level): value for name, value in measured.items()}
     return context.writer.outcome(rows, metrics, images=rows, reference="the validation images themselves")
 
 
-def distance_name(network: str) -> str:
-    """The metric's key: rfid for Inception's features, else the Frechet distance with the network's name."""
-    return "reconstruction/rfid" if network == "inception" else f"reconstruction/frechet_distance/{network}"
+def _at_level(name: str, level: int) -> str:
+    return f"{name}_level{level}" if level else name
 
 
 def _means(records: list[dict[str, Any]]) -> dict[str, float]:
@@ -79,7 +83,7 @@ def _means(records: list[dict[str, Any]]) -> dict[str, float]:
     for name in records[0]["sums"]:
         total = np.sum([record["sums"][name] for record in records], axis=0)
         for level in range(LEVELS):
-            means[f"reconstruction/{name}" + (f"_level{level}" if level else "")] = float(total[level] / rows)
+            means[_at_level(f"reconstruction/{name}", level)] = float(total[level] / rows)
     return means
 
 
@@ -92,17 +96,21 @@ def measure(spec: Spec) -> dict[str, Any]:
     config, storage, device = spec.work.config, open_storage(spec.work.root), evaluation_device()
     images = torch.from_numpy(read_images(storage, spec.work.prepare, spec.images, config.data)[0])
     sums: dict[str, list[float]] = {}
-    first_level = []
+    made: list[list[Tensor]] = [[] for _ in range(LEVELS)]
     for x_BCHW in torch.split(images, config.evaluate.batch_size):
         x_BCHW = x_BCHW.to(device)
         for level, y_BCHW in enumerate(_reconstructions(spec.work, x_BCHW)):
-            if level == 0:
-                first_level.append(y_BCHW.cpu())
+            made[level].append(y_BCHW.cpu())
             for name, values_B in _measures(config, x_BCHW, y_BCHW).items():
                 sums.setdefault(name, [0.0] * LEVELS)[level] += float(values_B.sum())
-    for side, pixels in (("original", images), ("reconstruction", torch.cat(first_level))):
+    sides = {_ORIGINAL: images, **{_side(level): torch.cat(pixels) for level, pixels in enumerate(made)}}
+    for side, pixels in sides.items():
         write_features(storage, _features_path(spec.work, side, spec.index), extract(pixels, config.evaluate))
     return {"rows": len(images), "sums": sums}
+
+
+def _side(level: int) -> str:
+    return f"level{level}"
 
 
 def _features_path(work: Work, side: str, index: int) -> str:
@@ -132,9 +140,9 @@ def _measures(config: Config, x_BCHW: "Tensor", y_BCHW: "Tensor") -> "dict[str, 
     from pipeline.evaluation import tensor_cores
 
     measures = {"psnr": psnr_B(y_BCHW, x_BCHW), "ssim": ssim_B(y_BCHW, x_BCHW)}
-    if config.tokenizer.lpips is not None:
+    if config.evaluate.lpips is not None:
         with torch.inference_mode(), tensor_cores(config.evaluate.precision):
-            lpips = _lpips(config.tokenizer.lpips, x_BCHW.device)
+            lpips = _lpips(config.evaluate.lpips, x_BCHW.device)
             measures["lpips"] = lpips(from_uint8(y_BCHW), from_uint8(x_BCHW))
     return measures
 
@@ -149,21 +157,23 @@ def _lpips(weights: WeightFile, device: "torch.device") -> "LPIPS":
 
 @dataclass(frozen=True)
 class Comparison:
-    """The features of all `measure` tasks."""
+    """The features of all `measure` tasks, at one level."""
 
     work: Work
     tasks: int
+    level: int
 
 
 def compare(spec: Comparison) -> dict[str, float]:
-    """The Frechet distance between originals and reconstructions."""
-    from pipeline.evaluation import frechet_between
+    """The distances between originals and the level's reconstructions, by key."""
+    from pipeline.evaluation import reconstruction_metrics
 
     original, reconstruction = (
         [_features_path(spec.work, side, index) for index in range(spec.tasks)]
-        for side in ("original", "reconstruction")
+        for side in (_ORIGINAL, _side(spec.level))
     )
-    return {"distance": frechet_between(open_storage(spec.work.root), original, reconstruction)}
+    network = spec.work.config.evaluate.network
+    return reconstruction_metrics(open_storage(spec.work.root), original, reconstruction, network)
 
 
 def draw(work: Work) -> dict[str, Any]:

@@ -62,7 +62,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "evaluate-tokenizer",
-        1,
+        2,
         ("prepare", "train-tokenizer"),
         (*_READING, "evaluate"),
         without=("evaluate.class_accuracy",),
@@ -89,7 +89,7 @@ STAGES: tuple[Stage, ...] = (
         1,
         ("prepare", "sample"),
         (*_READING, "evaluate"),
-        without=("evaluate.images",),
+        without=("evaluate.images", "evaluate.lpips"),
         uncounted=("evaluate.batch_size",),
     ),
     Stage(

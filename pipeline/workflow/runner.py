@@ -333,7 +333,7 @@ def _check_weights(config: Config, stages: list[str]) -> None:
     users: list[tuple[str, WeightFile | None]] = [
         ("train-tokenizer", config.tokenizer.lpips),
         ("train-tokenizer", config.tokenizer.convnext),
-        ("evaluate-tokenizer", config.tokenizer.lpips),
+        ("evaluate-tokenizer", config.evaluate.lpips),
         ("evaluate-tokenizer", config.evaluate.network_weights),
         ("evaluate-samples", config.evaluate.network_weights),
     ]

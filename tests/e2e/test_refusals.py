@@ -79,7 +79,7 @@ OVERRIDES = {
         ("register.gate.metric", "psnr_level1"),
     ),
     "Inception's without it": ("register.gate.metric=samples/sfid", ("register.gate.metric", "efficientnet_lite0")),
-    "LPIPS without weights": ("register.gate.metric=reconstruction/lpips", ("gate.metric", "without tokenizer.lpips")),
+    "LPIPS without weights": ("register.gate.metric=reconstruction/lpips", ("gate.metric", "without evaluate.lpips")),
     "no metric": ("register.gate.metric=nonsense", ("register.gate.metric", "'nonsense'")),
     "no tracking server": ("tracking.uri=foo", ("tracking: uri foo has no scheme", "http://foo")),
     "batch that cannot be shared": ("cluster.workers=5", ("cluster.workers", "divisible")),

@@ -8,14 +8,18 @@ import pytest
 import torch
 
 from models.choices import FeatureNetwork
-from models.metrics import from_uint8, psnr_B, to_uint8
+from models.metrics import from_uint8, inception_score, psnr_B, to_uint8
 from models.spectral import high_frequency_share
+from pipeline import metrics
 from pipeline.artifacts.manifest import artifact_path
 from pipeline.config.checks import judging_metrics
 from pipeline.errors import DataError
+from pipeline.evaluation.comparison import reconstruction_metrics
+from pipeline.evaluation.features import write_features
 from pipeline.inference.networks import load_tokenizer
 from pipeline.stages import analyze, evaluate_tokenizer
 from pipeline.stages.evaluate_samples import Work
+from pipeline.storage import open_storage
 from tests.support.artifacts import prepared
 from tests.support.contexts import LocalContext, local_context, real_images, untrained_tokenizer
 from tests.support.trainers import small_config
@@ -67,10 +71,34 @@ def test_every_level_is_measured_against_the_image_itself(tmp_path):
     assert context.storage.read(f"{folder}/reconstructions.png").startswith(b"\x89PNG")
 
 
-def test_only_inceptions_distance_is_called_rfid():
-    assert evaluate_tokenizer.distance_name("inception") == "reconstruction/rfid"
-    assert "reconstruction/rfid" in measured("inception", lpips=False)
-    assert evaluate_tokenizer.distance_name("x") == "reconstruction/frechet_distance/x"
+def test_every_level_has_its_distances(tmp_path):
+    """Table 4: the blurred levels are further from the originals."""
+    outcome = evaluate_tokenizer.run(made(tmp_path, "evaluate-tokenizer"))
+    name = "reconstruction/frechet_distance/efficientnet_lite0"
+    distances = [outcome.metrics[name + suffix] for suffix in ("", "_level1", "_level2", "_level3")]
+    assert len(set(distances)) == 4
+    assert metrics.on_line(outcome.metrics)[-1] == f"frechet_distance/efficientnet_lite0 {distances[0]:.5g}"
+    assert {metrics.find_metric(name + suffix) for suffix in ("", "_level3")} == {metrics.find_metric(name)}
+
+
+def test_inceptions_measures_have_their_own_names(tmp_path):
+    """rFID, r-sFID and the Inception Score, from features of either set."""
+    storage = open_storage(str(tmp_path))
+    source = torch.Generator().manual_seed(0)
+    files = {}
+    for side in ("original", "reconstruction"):
+        kinds = {"pool": 4, "spatial": 3, "logits": 5}
+        files[side] = {kind: torch.rand(40, width, generator=source) for kind, width in kinds.items()}
+        write_features(storage, side, files[side])
+    found = reconstruction_metrics(storage, ["original"], ["reconstruction"], "inception")
+    assert {f"reconstruction/{name}" for name in ("rfid", "sfid", "inception_score")} == set(found)
+    assert found.keys() == {key for key in measured("inception", lpips=False) if "level" not in key} - {
+        "reconstruction/psnr", "reconstruction/ssim",
+    }  # fmt: skip
+    assert found["reconstruction/inception_score"] == inception_score(files["reconstruction"]["logits"])
+    same = reconstruction_metrics(storage, ["original"], ["original"], "inception")
+    assert same["reconstruction/rfid"] == pytest.approx(0, abs=1e-6)
+    assert same["reconstruction/sfid"] == pytest.approx(0, abs=1e-6)
 
 
 def test_lpips_is_measured_where_its_weights_are_given(tmp_path, monkeypatch):
@@ -81,7 +109,7 @@ def test_lpips_is_measured_where_its_weights_are_given(tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluate_tokenizer, "_lpips", lambda weights, device: distance)
     sha256 = "0" * 64
-    context = made(tmp_path, "evaluate-tokenizer", f"tokenizer.lpips={{uri: file:///none, sha256: '{sha256}'}}")
+    context = made(tmp_path, "evaluate-tokenizer", f"evaluate.lpips={{uri: file:///none, sha256: '{sha256}'}}")
     outcome = evaluate_tokenizer.run(context)
     images = validation(context, 60)
     for level, (_, reconstruction) in enumerate(levels(context, images)):

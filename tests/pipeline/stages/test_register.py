@@ -193,7 +193,7 @@ def test_the_version_carries_lineage_and_metrics_and_lies_in_its_run(registratio
 
 
 def test_a_gate_on_a_metric_nobody_measured(registration):
-    with pytest.raises(PipelineError, match=r"reconstruction/lpips is not measured without tokenizer\.lpips"):
+    with pytest.raises(PipelineError, match=r"reconstruction/lpips is not measured without evaluate\.lpips"):
         registration.register(0.95, metric="reconstruction/lpips")
 
 

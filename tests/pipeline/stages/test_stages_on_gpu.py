@@ -84,9 +84,9 @@ def test_encoding(gpu: FakeGPU, context: LocalContext, monkeypatch: pytest.Monke
 def test_evaluating_a_tokenizer(
     gpu: FakeGPU, context: LocalContext, monkeypatch: pytest.MonkeyPatch, precision: EvaluationPrecision
 ) -> None:
-    evaluate = context.config.evaluate.model_copy(update={"precision": precision})
-    tokenizer = context.config.tokenizer.model_copy(update={"lpips": WeightFile(uri="file:///no", sha256="0" * 64)})
-    config = context.config.model_copy(update={"evaluate": evaluate, "tokenizer": tokenizer})
+    weights = WeightFile(uri="file:///no", sha256="0" * 64)
+    evaluate = context.config.evaluate.model_copy(update={"precision": precision, "lpips": weights})
+    config = context.config.model_copy(update={"evaluate": evaluate})
     work = evaluate_tokenizer.Work(
         context.storage.root, context.inputs["prepare"], context.inputs["train-tokenizer"], "", "", config
     )

@@ -91,6 +91,7 @@ ANSWERS: dict[str, Answer] = {
     "evaluate.batch_size": speed("images of one forward pass"),
     "evaluate.network": ("evaluate-tokenizer", "what the distances measure"),
     "evaluate.network_weights": ("evaluate-tokenizer", "what the distances measure"),
+    "evaluate.lpips": ("evaluate-tokenizer", "which metrics there are"),
     "evaluate.network_size": ("evaluate-tokenizer", "what the distances measure"),
     "evaluate.reference_images": ("evaluate-tokenizer", "which images the metrics are of"),
     "evaluate.precision": ("evaluate-tokenizer", "the rounding of every product, far above the last bits"),
