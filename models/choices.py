@@ -6,6 +6,7 @@ from typing import Literal
 
 LEVELS = 4  # of S_l and G_l, counted from 0
 TOP_LEVEL = LEVELS - 1
+UNIFORM = (0.25, 0.25, 0.25, 0.25)  # probabilities of the levels in training, Eq. 1
 
 RegularizerKind = Literal["spectral", "equivariance", "none"]
 Mask = Literal["gain", "remove", "square", "dct"]

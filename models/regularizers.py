@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from .choices import LEVELS, Mask, RegularizerKind
+from .choices import UNIFORM, Mask, RegularizerKind
 from .resize import resize
 from .spectral import ImageBlur, LatentFilter
 
@@ -59,22 +59,31 @@ class Regularizer(nn.Module):
 
 
 class SpectralRegularizer(Regularizer):
-    """MLSR (Eq. 1-4): S_l on the latent, G_l on the image, l uniform over the levels, per step or per sample.
+    """MLSR (Eq. 1-4): S_l on the latent, G_l on the image, with l drawn per step or per sample.
 
-    Args and errors are those of `LatentFilter`; `per_sample` draws one level per image.
+    Args:
+        grid, mask, keep: those of `LatentFilter`, with its errors.
+        per_sample: draws one level per image.
+        probabilities: of the levels, which sum to 1; uniform in Eq. 1.
     """
 
-    def __init__(self, grid: int, mask: Mask = "gain", keep: float = 0.5, per_sample: bool = False) -> None:
+    def __init__(
+        self,
+        grid: int,
+        mask: Mask = "gain",
+        keep: float = 0.5,
+        per_sample: bool = False,
+        probabilities: tuple[float, ...] = UNIFORM,
+    ) -> None:
         super().__init__()
-        self.per_sample = per_sample
+        self.per_sample, self.probabilities = per_sample, torch.tensor(probabilities)
         self.latent_filter = LatentFilter(grid, mask, keep)
         self.image_blur = ImageBlur()
 
     def draw(self, generator: torch.Generator, batch: int) -> Draw:
         """Eq. 1."""
-        if self.per_sample:
-            return Draw(level=torch.randint(LEVELS, (batch,), generator=generator))
-        return Draw(level=int(torch.randint(LEVELS, (), generator=generator)))
+        drawn = torch.multinomial(self.probabilities, batch if self.per_sample else 1, True, generator=generator)
+        return Draw(level=drawn if self.per_sample else int(drawn))
 
     def latent(self, z_BDhw: Tensor, draw: Draw) -> Tensor:
         """S_l(z)."""
@@ -142,13 +151,16 @@ class RegularizerOptions:
     mask: Mask = "gain"
     keep: float = 0.5
     per_sample: bool = False
-    """For `SpectralRegularizer`; see also `LatentFilter`."""
+    probabilities: tuple[float, ...] = UNIFORM
+    """For `SpectralRegularizer`."""
     smallest_side: int = 1
     """For EQ-VAE: the smallest side in latent cells that decoder, losses and discriminator accept."""
 
 
 REGULARIZERS: dict[RegularizerKind, Callable[[RegularizerOptions], Regularizer]] = {
-    "spectral": lambda options: SpectralRegularizer(options.grid, options.mask, options.keep, options.per_sample),
+    "spectral": lambda options: SpectralRegularizer(
+        options.grid, options.mask, options.keep, options.per_sample, options.probabilities
+    ),
     "equivariance": lambda options: EquivarianceRegularizer(options.grid, options.smallest_side),
     "none": lambda options: Regularizer(),  # noqa: ARG005
 }

@@ -44,6 +44,15 @@ def check_masks(grid: int, mask: Mask, keep: float) -> None:
         ) from error
 
 
+def check_equivariance(grid: int, discriminator_cells: int) -> None:
+    """ValueError if EQ-VAE has no smaller side of the latent to draw (`models.regularizers`)."""
+    if max(discriminator_cells, -(-grid // 4)) >= grid:
+        raise ValueError(
+            f"tokenizer.regularizer equivariance needs sides smaller than the {grid} x {grid} latent, of "
+            f"{discriminator_cells} cells at least for D; lower tokenizer.patch_size or tokenizer.discriminator_layers"
+        )
+
+
 def check_lpips(name: str, image_size: int) -> None:
     """ValueError if images are too small for LPIPS, the field `name`, whose VGG-16 halves them four times."""
     if image_size < _LPIPS_SIDE:

@@ -4,6 +4,7 @@ Loading (presets, files, overrides) is in `loading.py`; the stages that depend o
 `workflow/graph.py`. A field's description gives meaning and unit. Unknown keys are errors. No torch, ray or mlflow.
 """
 
+import math
 import warnings
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from models.choices import (
     MINIMUM_STEPS,
     TOP_LEVEL,
+    UNIFORM,
     AlignmentHead,
     AlignmentKind,
     AlignmentSchedule,
@@ -26,6 +28,7 @@ from models.choices import (
 )
 from models.sizes import SIT_SIZES, smallest_discriminator_image
 from pipeline.config.checks import (
+    check_equivariance,
     check_gpu_shares,
     check_lpips,
     check_masks,
@@ -142,6 +145,9 @@ class TokenizerConfig(TrainerConfig):
     keep: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.5, description="Share of frequencies that M_l leaves unchanged at every level."
     )
+    level_probabilities: tuple[Share, Share, Share, Share] = Field(
+        UNIFORM, description="Probabilities of levels 0 to 3 in training, which sum to 1; uniform in Eq. 1."
+    )
     level_per_sample: bool = Field(False, description="Draw the level per sample instead of per step (Eq. 1).")
     mse_weight: float = Field(1.0, ge=0, description="Weight of the mean squared difference of images in [0, 1].")
     l1_weight: float = Field(0.0, ge=0, description="Weight of their mean absolute difference, as in SD-VAE.")
@@ -167,6 +173,8 @@ class TokenizerConfig(TrainerConfig):
     def _fits(self) -> "TokenizerConfig":
         if self.width % (4 * self.heads):
             raise ValueError(f"width {self.width} must be a multiple of 4 x heads ({4 * self.heads}) for 2-D RoPE")
+        if not math.isclose(total := sum(self.level_probabilities), 1.0, abs_tol=1e-6):
+            raise ValueError(f"level_probabilities must sum to 1, not {total:g}")
         if self.adversarial_start < self.discriminator_start:
             raise ValueError("adversarial_start must not be less than discriminator_start")
         return self
@@ -400,6 +408,8 @@ class Config(Section):
                 f"tokenizer.discriminator_layers {self.tokenizer.discriminator_layers} requires images of "
                 f"{needed} pixels, more than data.image_size {size}"
             )
+        if self.tokenizer.regularizer == "equivariance":
+            check_equivariance(self.grid, -(-needed // patch))
         batch_sizes = {"tokenizer.batch_size": self.tokenizer.batch_size, "sit.batch_size": self.sit.batch_size}
         workers = self.cluster.workers
         check_workers(workers, self.cluster.min_workers or workers, batch_sizes)

@@ -81,6 +81,7 @@ class TokenizerTrainee:
             mask=own.mask,
             keep=own.keep,
             per_sample=own.level_per_sample,
+            probabilities=own.level_probabilities,
             smallest_side=-(-self.discriminator.smallest_image // own.patch_size),
         )
         weights = LossWeights(

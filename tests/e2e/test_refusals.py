@@ -69,6 +69,15 @@ OVERRIDES = {
         "tokenizer.discriminator_layers=4",
         ("discriminator_layers 4 requires images of 48 pixels",),
     ),
+    "levels that do not sum to 1": (
+        "tokenizer.level_probabilities=[0.5, 0.5, 0.5, 0.5]",
+        ("level_probabilities must sum to 1, not 2",),
+    ),
+    "levels by another number": ("tokenizer.level_probabilities=[0.5, 0.5]", ("tokenizer.level_probabilities",)),
+    "nothing smaller to transform": (
+        "tokenizer={regularizer: equivariance, patch_size: 16, discriminator_layers: 3}",
+        ("regularizer equivariance", "2 x 2 latent", "tokenizer.patch_size"),
+    ),
     "fewer than at least": ("cluster.min_workers=4", ("min_workers 4 is more than cluster.workers 1",)),
     "nothing held out": ("data.validation_share=0", ("validation_share 0", "validation_uri is not set")),
     "guidance that never acts": ("sample.guidance_interval=[0.7, 0.1]", ("guidance_interval",)),

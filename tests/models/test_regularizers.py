@@ -26,6 +26,16 @@ def test_spectral_draws_every_level_and_repeats_by_seed():
     assert [regularizer.draw(g, 9).level for _ in range(400)] == levels  # the batch size does not matter
 
 
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_levels_are_drawn_with_their_probabilities(per_sample):
+    options = RegularizerOptions(8, per_sample=per_sample, probabilities=(0.5, 0.3, 0.2, 0.0))
+    regularizer, g = REGULARIZERS["spectral"](options), generator()
+    levels = torch.cat([torch.as_tensor(regularizer.draw(g, 20).level).view(-1) for _ in range(2000)])
+    shares = levels.bincount(minlength=4) / len(levels)
+    torch.testing.assert_close(shares, torch.tensor([0.5, 0.3, 0.2, 0.0]), atol=0.04, rtol=0)
+    assert shares[3] == 0
+
+
 def test_spectral_is_the_matched_pair_of_operators():
     regularizer = REGULARIZERS["spectral"](RegularizerOptions(8, mask="dct", keep=0.3))
     z, x = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 32, 32)

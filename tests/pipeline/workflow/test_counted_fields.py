@@ -74,6 +74,7 @@ ANSWERS: dict[str, Answer] = {
     "tokenizer.regularizer": training("train-tokenizer"),
     "tokenizer.mask": training("train-tokenizer"),
     "tokenizer.keep": training("train-tokenizer"),
+    "tokenizer.level_probabilities": training("train-tokenizer"),
     "tokenizer.level_per_sample": training("train-tokenizer"),
     "tokenizer.mse_weight": training("train-tokenizer"),
     "tokenizer.l1_weight": training("train-tokenizer"),
