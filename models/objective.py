@@ -40,6 +40,11 @@ class SitDraws(NamedTuple):
     teacher_t_B: Tensor
     """Uniform in [0, 1): the time of SRA's teacher."""
 
+    def part(self, rows: slice) -> "SitDraws":
+        """Those of some rows of this part of the batch."""
+        levels, *values_B = self
+        return SitDraws(levels, *(value_B[rows] for value_B in values_B))
+
 
 class SitObjective:
     """The loss of a batch of latents, as a function of (batch, draws).

@@ -77,6 +77,10 @@ class TokenizerDraws(NamedTuple):
     """Standard normal: the noise of the posterior sample."""
     regularizer: Draw
 
+    def part(self, rows: slice) -> "TokenizerDraws":
+        """Those of some rows of this part of the batch."""
+        return TokenizerDraws(self.noise_BDhw[rows], self.regularizer.slice(rows.start, rows.stop))
+
 
 class Reconstruction(NamedTuple):
     """The result of one call of the objective."""

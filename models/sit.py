@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .recomputing import run_block
 from .sizes import MLP_RATIO, SIT_SIZES, TIMESTEP_CHANNELS
 
 __all__ = ["SIT_SIZES", "SiT"]
@@ -46,6 +47,7 @@ class SiT(nn.Module):
             raise ValueError(f"width {width} is not a multiple of 4 and of heads ({heads})")
         self.grid, self.latent_dim, self.patch_size = grid, latent_dim, patch_size
         self.null_label = classes
+        self.recomputes = False  # whether a backward pass computes the blocks' activations again: `recomputing.py`
         patch = latent_dim * patch_size**2
         self.embed = nn.Linear(patch, width)
         self.register_buffer("positions", _sincos_positions(grid // patch_size, width), persistent=False)
@@ -89,7 +91,7 @@ class SiT(nn.Module):
         tokens_BNK, condition_BK = self._embed(z_BDhw, t_B, label_B)
         features_BNK = tokens_BNK
         for number, block in enumerate(self.blocks, start=1):
-            tokens_BNK = block(tokens_BNK, condition_BK)
+            tokens_BNK = run_block(block, tokens_BNK, condition_BK, recomputes=self.recomputes)
             if number == feature_block:
                 features_BNK = tokens_BNK
         velocity_BDhw = self._unembed(tokens_BNK, condition_BK)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..recomputing import run_block
 from .base import DiagonalGaussian
 
 _NORM_EPS = 1e-6
@@ -58,6 +59,7 @@ class Tokenizer(nn.Module):
             raise ValueError(f"width {width} is not a multiple of 4 x heads ({4 * heads}), which 2-D RoPE requires")
         self.patch_size, self.latent_dim, self.heads = patch_size, latent_dim, heads
         self.grid = image_size // patch_size
+        self.recomputes = False  # whether a backward pass computes the blocks' activations again: `recomputing.py`
         patch = channels * patch_size**2
         # Convolutions with stride equal to kernel size, and 1x1 convolutions over tokens, are written as Linear layers.
         self.patch_embed = nn.Linear(patch, width)
@@ -138,7 +140,7 @@ class Tokenizer(nn.Module):
             rope_N2E = rotary_table(h, w, rope_N2E.shape[-1]).to(rope_N2E.device, non_blocking=True)
         tokens_BNK = norm(tokens_BNK + positions)  # fp32 from here on: autocast does not change the residual stream
         for block in blocks:
-            tokens_BNK = block(tokens_BNK, rope_N2E)
+            tokens_BNK = run_block(block, tokens_BNK, rope_N2E, recomputes=self.recomputes)
         return tokens_BNK
 
 

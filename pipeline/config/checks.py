@@ -12,14 +12,18 @@ _LPIPS_SIDE = 16  # pixels
 _SMALLEST_SHARE = 0.01
 
 
-def check_workers(most: int, fewest: int, batch_sizes: dict[str, int]) -> None:
-    """ValueError if a global batch is not divisible by every possible number of workers, from `fewest` to `most`."""
+def check_workers(most: int, fewest: int, parts: int, batch_sizes: dict[str, int]) -> None:
+    """ValueError if a global batch is not divisible by `parts` for every possible number of workers."""
     if fewest > most:
         raise ValueError(f"cluster.min_workers {fewest} is more than cluster.workers {most}")
     for name, batch in batch_sizes.items():
         for workers in range(fewest, most + 1):
             if batch % workers:
                 raise ValueError(f"cluster.workers: {name} {batch} is not divisible by {workers} workers")
+            if batch % (workers * parts):
+                raise ValueError(
+                    f"cluster.accumulate: {name} {batch} is not divisible by {workers} workers x {parts} parts"
+                )
 
 
 def check_gpu_shares(shares: dict[str, float]) -> dict[str, float]:

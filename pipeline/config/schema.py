@@ -364,6 +364,13 @@ class ClusterConfig(Section):
     compile: Literal["auto", True, False] = Field(
         "auto", description="torch.compile each transformer block in training. auto: on GPUs only."
     )
+    accumulate: int = Field(
+        1, ge=1, description="Parts into which a worker's batch is cut, one after the other, to need less memory."
+    )
+    checkpoint_activations: bool = Field(
+        False,
+        description="Compute the blocks' activations anew in the backward pass: less memory, one more forward pass.",
+    )
     deterministic: bool = Field(True, description="Deterministic kernels on GPUs (CPUs always are).")
     device_peak_tflops: float = Field(989.0, gt=0, description="Peak of a device in TFLOP/s, for plan.")
     assumed_mfu: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.4, description="Share of the peak, for plan.")
@@ -412,7 +419,7 @@ class Config(Section):
             check_equivariance(self.grid, -(-needed // patch))
         batch_sizes = {"tokenizer.batch_size": self.tokenizer.batch_size, "sit.batch_size": self.sit.batch_size}
         workers = self.cluster.workers
-        check_workers(workers, self.cluster.min_workers or workers, batch_sizes)
+        check_workers(workers, self.cluster.min_workers or workers, self.cluster.accumulate, batch_sizes)
         own = self.evaluate
         for name, weights in (("tokenizer.lpips", self.tokenizer.lpips), ("evaluate.lpips", own.lpips)):
             if weights is not None:

@@ -23,6 +23,7 @@ from pipeline.config import Config
 from pipeline.data import LatentLoader
 from pipeline.errors import ContractError
 from pipeline.storage import Storage
+from pipeline.training.accumulation import accumulate
 from pipeline.training.compiling import compiles
 from pipeline.training.examples import Mirrored, reading_plan, training_latents
 from pipeline.training.optimizer import (
@@ -79,13 +80,14 @@ class SitTrainee:
         mirrored: Mirrored | None = None,
     ) -> None:
         own = self.config = config.sit
-        self.seed, self.world = config.seed, world
+        self.seed, self.world, self.parts = config.seed, world, config.cluster.accumulate
         encode, tokenizer = inputs["encode"], inputs["train-tokenizer"]
         self.store = training_latents(storage, encode, config, mirrored)
         self.plan = reading_plan(config, own.batch_size, config.encode.shard_rows, world.rank, world.size)
         alignment = alignment_of(config)
         self.model = seeded(lambda: AlignedSiT(SiT(**config.sit_network), alignment), self.seed, "sit", world.device)
         self.ema = EMA(self.model.sit, own.ema_decay)
+        self.model.sit.recomputes = config.cluster.checkpoint_activations
         if compiles(config.cluster, world.device):
             compile_blocks(self.model)
             compile_blocks(self.ema.model)  # the teacher
@@ -135,11 +137,13 @@ class SitTrainee:
 
     def step(self, batch: Tensors, step: int) -> dict[str, Tensor]:
         """`batch`: mean and log-variance (B, D, h, w) in fp16, labels (B,) in int64."""
-        own = self.config
-        with autocast(own.precision, self.world.device):
-            losses = self.objective(_sit_batch(batch), self.draws(step))
-        loss, losses["loss"] = losses["loss"], losses["loss"].detach()
-        torch.autograd.backward(loss)
+        own, draws = self.config, self.draws(step)
+
+        def losses_of(rows: slice) -> dict[str, Tensor]:
+            with autocast(own.precision, self.world.device):
+                return self.objective(_sit_batch(tuple(part[rows] for part in batch)), draws.part(rows))
+
+        losses = accumulate(self.parallel, len(batch[0]), self.parts, losses_of)
         set_learning_rate(self.optimizer, learning_rate(step, own.steps, own.learning_rate, own.warmup, own.decay))
         made = clipped_step(self.optimizer, self.trained, own.clip)
         self.ema.update(self.model.sit, made)

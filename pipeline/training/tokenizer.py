@@ -23,6 +23,7 @@ from pipeline.config import Config
 from pipeline.data import ImageLoader
 from pipeline.inference import fetch_weights
 from pipeline.storage import Storage
+from pipeline.training.accumulation import accumulate
 from pipeline.training.compiling import compiles
 from pipeline.training.examples import Mirrored, reading_plan, training_images
 from pipeline.training.optimizer import (
@@ -38,6 +39,9 @@ from pipeline.training.trainee import Batches
 from pipeline.training.world import World
 from pipeline.workflow import tokenizer_gflops
 
+Images = tuple[Tensor, Tensor]
+"""G_l(x), the discriminator's real images, and detached reconstructions, its fake ones: (B, C, H, W) each."""
+
 
 class TokenizerTrainee:
     """Tokenizer, discriminator, their optimizers and the tokenizer's EMA. A `Trainee`."""
@@ -52,7 +56,7 @@ class TokenizerTrainee:
     ) -> None:
         own = self.config = config.tokenizer
         self.seed, self.world, self.data = config.seed, world, config.data
-        self.loader_threads = config.cluster.loader_threads
+        self.loader_threads, self.parts = config.cluster.loader_threads, config.cluster.accumulate
         self.store = training_images(storage, inputs["prepare"], config, mirrored)
         self.plan = reading_plan(config, own.batch_size, config.data.shard_rows, world.rank, world.size)
         self.tokenizer = self._seeded(lambda: Tokenizer(**config.tokenizer_network), "tokenizer")
@@ -60,6 +64,7 @@ class TokenizerTrainee:
             lambda: PatchDiscriminator(3, own.discriminator_width, own.discriminator_layers), "discriminator"
         )
         self.ema = EMA(self.tokenizer, own.ema_decay)
+        self.tokenizer.recomputes = config.cluster.checkpoint_activations
         if compiles(config.cluster, world.device):
             compile_blocks(self.tokenizer)
         self.parallel_tokenizer = world.parallel(self.tokenizer)
@@ -141,21 +146,25 @@ class TokenizerTrainee:
     def step(self, batch: Tensors, step: int) -> dict[str, Tensor]:
         """`batch`: images (B, 3, H, W) in uint8, and labels, which are not used."""
         own = self.config
-        trains_discriminator = step >= own.discriminator_start * own.steps
-        uses_discriminator = step >= own.adversarial_start * own.steps
-        with autocast(own.precision, self.world.device):
-            terms, target_BCHW, output_BCHW = self.objective(
-                from_uint8(batch[0]), self.draws(step), uses_discriminator=uses_discriminator
-            )
-        losses = {name: term.detach() for name, term in terms.items() if name != "total"}
-        losses["loss"] = terms["total"].detach()
-        torch.autograd.backward(terms["total"])
+        draws, shown = self.draws(step), list[Images]()
+
+        def losses_of(rows: slice) -> dict[str, Tensor]:
+            with autocast(own.precision, self.world.device):
+                terms, target_BCHW, output_BCHW = self.objective(
+                    from_uint8(batch[0][rows]),
+                    draws.part(rows),
+                    uses_discriminator=step >= own.adversarial_start * own.steps,
+                )
+            shown.append((target_BCHW, output_BCHW.detach()))
+            return {"loss" if name == "total" else name: term for name, term in terms.items()}
+
+        losses = accumulate(self.parallel_tokenizer, len(batch[0]), self.parts, losses_of)
         self._set_rate(self.optimizer, own.learning_rate, step)
         made = clipped_step(self.optimizer, list(self.tokenizer.parameters()), own.clip)
         self.ema.update(self.tokenizer, made)
-        if trains_discriminator:
+        if step >= own.discriminator_start * own.steps:
             self._set_rate(self.discriminator_optimizer, own.discriminator_learning_rate, step)
-            losses["discriminator"], made = self._discriminator_step(target_BCHW, output_BCHW.detach(), made)
+            losses["discriminator"], made = self._discriminator_step(shown, made)
         losses["loss"] = torch.where(made, losses["loss"], torch.nan)
         return losses
 
@@ -164,17 +173,22 @@ class TokenizerTrainee:
         own = self.config
         set_learning_rate(optimizer, learning_rate(step, own.steps, peak, own.warmup, own.decay))
 
-    def _discriminator_step(self, real_BCHW: Tensor, fake_BCHW: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of D, with G_l(x) as the real image. Skipped if its gradient or the tokenizer's is not finite.
+    def _discriminator_step(self, shown: list[Images], made: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of D on targets and reconstructions. Skipped if its gradient or the tokenizer's is not finite.
 
         Returns its loss and whether the step was made.
         """
-        with autocast(self.config.precision, self.world.device):
-            loss = discriminator_loss(self.parallel_discriminator, real_BCHW, fake_BCHW)
-        torch.autograd.backward(loss)
+        parts = iter(shown)
+
+        def losses_of(_: slice) -> dict[str, Tensor]:
+            with autocast(self.config.precision, self.world.device):
+                return {"loss": discriminator_loss(self.parallel_discriminator, *next(parts))}
+
+        rows = sum(len(target_BCHW) for target_BCHW, _ in shown)
+        losses = accumulate(self.parallel_discriminator, rows, self.parts, losses_of)
         parameters = list(self.discriminator.parameters())
         made = clipped_step(self.discriminator_optimizer, parameters, self.config.clip, only_if=made)
-        return loss.detach(), made
+        return losses["loss"], made
 
     def warm_up_ddp(self, batch: Tensors) -> None:
         x_BCHW = from_uint8(batch[0])

@@ -91,6 +91,7 @@ OVERRIDES = {
     "LPIPS without weights": ("register.gate.metric=reconstruction/lpips", ("gate.metric", "without evaluate.lpips")),
     "no metric": ("register.gate.metric=nonsense", ("register.gate.metric", "'nonsense'")),
     "no tracking server": ("tracking.uri=foo", ("tracking: uri foo has no scheme", "http://foo")),
+    "batch that cannot be cut": ("cluster.accumulate=7", ("cluster.accumulate: tokenizer.batch_size 48", "7 parts")),
     "batch that cannot be shared": ("cluster.workers=5", ("cluster.workers", "divisible")),
 }
 

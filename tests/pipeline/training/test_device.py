@@ -15,6 +15,7 @@ from benchmarks.vgg import RandomLPIPS
 from models import objective, perceptual, regularizers
 from models.choices import AlignmentKind, Precision, Prediction, RegularizerKind
 from models.perceptual import ConvNeXtLogits, PerceptualLoss
+from models.regularizers import Draw
 from pipeline.config import Config
 from pipeline.storage import open_storage
 from pipeline.training.history import History
@@ -162,11 +163,15 @@ def test_waiting_for_the_gpu_in_a_step_is_found(gpu: FakeGPU, sit: Trainer, monk
 def test_an_operation_that_differs_each_time_is_found(
     gpu: FakeGPU, tokenizer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the usual resize in EQ-VAE's place of `models/resize.py`."""
+    """As the usual antialiased resize in the place of `models/resize.py`."""
 
-    def usual(x_BCHW: Tensor, side: int, mode: str) -> Tensor:
+    def usual(x_BCHW: Tensor, side: int, mode: str, **_: Any) -> Tensor:
         return F.interpolate(x_BCHW, (side, side), mode=mode, antialias=True, align_corners=False)
 
+    def scaled(*_: Any) -> Draw:
+        return Draw(side=5, quarter_turns=1)
+
     monkeypatch.setattr(regularizers, "resize", usual)
-    with pytest.raises(AssertionError, match="UpsampleBicubic2D"):
+    monkeypatch.setattr(regularizers.EquivarianceRegularizer, "draw", scaled)
+    with pytest.raises(AssertionError, match="UpsampleBilinear2D"):
         tokenizer.train(gpu, [ALONE], regularizer="equivariance")

@@ -150,6 +150,8 @@ ANSWERS: dict[str, Answer] = {
     "cluster.encode_actors": speed("actors"),
     "cluster.loader_threads": speed("threads"),
     "cluster.mirror": place("a node keeps its copy"),
+    "cluster.accumulate": speed("the parts of a batch"),
+    "cluster.checkpoint_activations": speed("what a backward pass keeps"),
     "cluster.max_failures": (None, "a tolerance: a resumed training is an undisturbed one"),
     "cluster.keep_checkpoints": (None, "a resumed training is an undisturbed one"),
     "cluster.compile": speed("other kernels"),
