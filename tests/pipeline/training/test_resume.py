@@ -57,13 +57,17 @@ def test_three_ranks_resume_to_the_same_bits(tmp_path: Path, stage: str) -> None
 
 @pytest.mark.slow
 def test_one_and_two_ranks_train_the_same_model(tmp_path: Path, undisturbed: Ranks) -> None:
-    """24 steps, across D's start at 6 and the tokenizer's meeting it at 12."""
+    """24 steps, across D's start at 6 and the tokenizer's meeting it at 12.
+
+    Adam's first steps divide a gradient by itself: what is but rounding in D grows to 1e-3 of its terms.
+    """
     two = ranks_of(tmp_path, undisturbed.job.stage, 2)
     run_ranks(two)
     for a, b in zip(history(undisturbed), history(two), strict=True):
         assert a.keys() == b.keys()
         for name in a:
-            assert a[name] == pytest.approx(b[name], rel=2e-4, abs=1e-6), (a["step"], name)
+            of_d = name in ("adversarial", "discriminator")
+            assert a[name] == pytest.approx(b[name], rel=5e-3 if of_d else 2e-4, abs=1e-6), (a["step"], name)
 
 
 def test_every_state_is_in_the_checkpoint(undisturbed: Ranks) -> None:
