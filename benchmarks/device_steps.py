@@ -187,7 +187,7 @@ class TokenizerStep(Step):
         self.tokenizer = Tokenizer(**own).to(device)
         self.discriminator = PatchDiscriminator(3, *sizes.discriminator).to(device)
         self.ema = EMA(self.tokenizer, 0.999)
-        perceptual = PerceptualLoss(RandomLPIPS(sizes.vgg), None).to(device)
+        perceptual = PerceptualLoss([(RandomLPIPS(sizes.vgg), 1.0)]).to(device)
         regularizer = SpectralRegularizer(self.tokenizer.grid).to(device)
         self.objective = TokenizerObjective(self.tokenizer, regularizer, LossWeights(), perceptual, self.discriminator)
         self.parameters, self.of_discriminator = (

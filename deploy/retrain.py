@@ -23,7 +23,7 @@ from pipeline.errors import PipelineError
 from pipeline.metrics import find_metric, value_text
 from pipeline.storage import open_storage
 from pipeline.tracking import CHAMPION, champion, tracking_uri
-from pipeline.workflow import Node, check_source, index_now, resolved, stage_fingerprints, survey
+from pipeline.workflow import Node, check_inputs, index_now, resolved, stage_fingerprints, survey
 
 Outcome = Literal["unchanged", "remembered", "promoted", "rejected", "failed"]
 REJECTED = 3  # the exit code of a candidate that the gate did not promote
@@ -63,7 +63,7 @@ def retrain(
         with Display(Console(stderr=True)) as display:
             index_now(config, display)
     config = resolved(config, fresh=False)
-    check_source(config, preset)
+    check_inputs(config, preset)
     decided = _decision(config)
     before = survey(config)
     if decided is not None and not decided.details["promoted"]:

@@ -22,7 +22,7 @@ from pipeline.config import SENT, SENT_VARIABLE, Config, load_config, sent_text
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.storage import open_storage
 from pipeline.tracking import tracking_uri
-from pipeline.workflow import STAGES, check_source, find_stage, resolved, stage_fingerprints, stages_until
+from pipeline.workflow import STAGES, check_inputs, find_stage, resolved, stage_fingerprints, stages_until
 
 _OLDEST = (2, 55)  # CVE-2026-41486
 
@@ -121,7 +121,7 @@ def check_tracking(config: Config) -> None:
 def known_config(preset: str, sets: list[str] | None, root: str | None) -> Config:
     """`remote_config` with the revision of its data. ConfigError if that is unknown."""
     config = resolved(remote_config(preset, sets, root), fresh=False)
-    check_source(config, preset)
+    check_inputs(config, preset)
     return config
 
 

@@ -11,6 +11,14 @@ UNIFORM = (0.25, 0.25, 0.25, 0.25)  # probabilities of the levels in training, E
 RegularizerKind = Literal["spectral", "equivariance", "none"]
 Mask = Literal["gain", "remove", "square", "dct"]
 
+Perceptual = Literal["none", "lpips", "lpips+convnext", "efficientnet_lite0"]
+PERCEPTUAL_WEIGHTS: dict[Perceptual, dict[str, str]] = {  # field of the tokenizer -> name in the catalogue
+    "none": {},
+    "lpips": {"lpips": "vgg16"},
+    "lpips+convnext": {"lpips": "vgg16", "convnext": "convnext-small"},
+    "efficientnet_lite0": {"efficientnet": "efficientnet-lite0"},
+}
+
 Prediction = Literal["velocity", "noise", "data"]
 
 AlignmentKind = Literal["none", "sra", "fda"]

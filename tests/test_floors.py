@@ -23,6 +23,7 @@ ROOMS = (
     "metrics",
     "config",
     "storage",
+    "weights",
     "artifacts",
     "tracking",
     "cluster",

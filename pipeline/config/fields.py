@@ -5,10 +5,12 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
@@ -74,10 +76,27 @@ def value_as_before(section: type[BaseModel], name: str) -> tuple[Any] | None:
 
 
 class WeightFile(Section):
-    """Third-party pretrained weights: their URI and hash."""
+    """Third-party pretrained weights in one safetensors file: a name of weights.yaml, or a place and a hash."""
 
-    uri: str = Field(description="file:// or s3:// URI of the weight file.")
-    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Its sha256, verified before a run starts.")
+    name: str | None = Field(None, description="Name in weights.yaml or in the catalogue, which gives the rest.")
+    uri: str | None = Field(None, description="file:// or s3:// URI of the file.")
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(
+        None, description="Its sha256, verified before a run starts."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> "WeightFile":
+        if self.name is None and (self.uri is None or self.sha256 is None):
+            raise ValueError("write the name of weights (`python -m pipeline weights list`), or both uri and sha256")
+        return self
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Weights = Annotated[WeightFile, BeforeValidator(_named, json_schema_input_type=str | WeightFile)]
+"""Weights as a config writes them: `vgg16`, or {uri: s3://..., sha256: ...}."""
 
 
 Steps = Annotated[int, Field(ge=1, description="Optimizer steps.")]

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from models.choices import (
     MINIMUM_STEPS,
+    PERCEPTUAL_WEIGHTS,
     TOP_LEVEL,
     UNIFORM,
     AlignmentHead,
@@ -21,6 +22,7 @@ from models.choices import (
     FeatureLoss,
     FeatureNetwork,
     Mask,
+    Perceptual,
     Precision,
     Prediction,
     RegularizerKind,
@@ -52,7 +54,7 @@ from pipeline.config.fields import (
     TrainerConfig,
     Warmup,
     WeightDecay,
-    WeightFile,
+    Weights,
 )
 from pipeline.errors import ConfigError
 
@@ -152,11 +154,17 @@ class TokenizerConfig(TrainerConfig):
     mse_weight: float = Field(1.0, ge=0, description="Weight of the mean squared difference of images in [0, 1].")
     l1_weight: float = Field(0.0, ge=0, description="Weight of their mean absolute difference, as in SD-VAE.")
     kl_weight: float = Field(1e-6, ge=0, description="Weight of KL (summed over a latent, mean over images).")
-    perceptual_weight: float = Field(1.0, ge=0, description="Weight of (LPIPS + 0.1 ConvNeXt-S) / 1.1.")
-    lpips: WeightFile | None = Field(
-        None, description="LPIPS-VGG weights, in one safetensors file. None: without this term."
+    perceptual: Perceptual = Field(
+        "lpips+convnext", description="The perceptual term; lpips+convnext is (LPIPS + 0.1 ConvNeXt-S) / 1.1."
     )
-    convnext: WeightFile | None = Field(None, description="timm convnext_small weights. None: without this term.")
+    perceptual_weight: float = Field(1.0, ge=0, description="Weight of the perceptual term.")
+    lpips: Weights | None = Field(None, description="VGG-16's weights for LPIPS. None: vgg16, where the term has it.")
+    convnext: Weights | None = Field(
+        None, description="ConvNeXt-S's weights. None: convnext-small, where the term has it."
+    )
+    efficientnet: Weights | None = Field(
+        None, description="EfficientNet-Lite0's weights. None: efficientnet-lite0, where the term has it."
+    )
     adversarial_weight: float = Field(0.1, ge=0, description="Weight of the PatchGAN term.")
     discriminator_width: int = Field(64, ge=1, description="Channels of D's first layer.")
     discriminator_layers: int = Field(3, ge=1, le=10, description="Strided layers of D.")
@@ -179,6 +187,23 @@ class TokenizerConfig(TrainerConfig):
             raise ValueError("adversarial_start must not be less than discriminator_start")
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_weights(cls, given: Any) -> Any:
+        """The weights that the perceptual term needs by their names in the catalogue, where no others are given."""
+        if not isinstance(given, dict):
+            return given
+        term = given.get("perceptual", cls.model_fields["perceptual"].default)
+        needed = PERCEPTUAL_WEIGHTS.get(term, {}) if isinstance(term, str) else {}
+        return {**given, **{field: given.get(field) or name for field, name in needed.items()}}
+
+    @model_validator(mode="after")
+    def _uses_its_weights(self) -> "TokenizerConfig":
+        for field in ("lpips", "convnext", "efficientnet"):
+            if getattr(self, field) is not None and field not in PERCEPTUAL_WEIGHTS[self.perceptual]:
+                raise ValueError(f"{field} is given, and perceptual {self.perceptual} does not use it")
+        return self
+
 
 class EvaluateConfig(Section):
     images: int = Field(50_000, ge=1, description="Maximum number of validation images to reconstruct.")
@@ -186,11 +211,11 @@ class EvaluateConfig(Section):
     network: FeatureNetwork = Field(
         "inception", description="Feature network of the Frechet distances; their keys contain its name."
     )
-    network_weights: WeightFile | None = Field(
-        None, description="Its weights. None: those included in a Python package."
+    network_weights: Weights | None = Field(
+        None, description="Its weights. None: inception, and for efficientnet_lite0 those in its Python package."
     )
-    lpips: WeightFile | None = Field(
-        None, description="VGG-16's weights, in one safetensors file, to measure LPIPS of reconstructions. None: not."
+    lpips: Weights | None = Field(
+        None, description="VGG-16's weights, such as vgg16, to measure LPIPS of reconstructions. None: not measured."
     )
     network_size: int = Field(299, ge=32, description="Side to which images are resized for the network, in pixels.")
     reference_images: int = Field(50_000, ge=2, description="Training images in the reference of a Frechet distance.")
@@ -201,6 +226,13 @@ class EvaluateConfig(Section):
     class_accuracy: bool = Field(
         False, description="Classify samples with an SVC trained on real images (for small sets such as digits)."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_weights(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("network", "inception") != "inception":
+            return given
+        return {**given, "network_weights": given.get("network_weights") or "inception"}
 
 
 class EncodeConfig(Section):
@@ -392,6 +424,9 @@ class TrackingConfig(Section):
 
 class Config(Section):
     root: RootUri = Field("./runs", description="Location of the artifacts: a local path, file:// or s3://.")
+    weights: RootUri | None = Field(
+        None, description="Location of pretrained weights and their weights.yaml. None: the folder weights at the root."
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of all random draws in training.")
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()

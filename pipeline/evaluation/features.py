@@ -19,8 +19,9 @@ from models.metrics import FeatureMoments
 from models.perceptual import ImageNetFeatures
 from pipeline.config import EvaluateConfig
 from pipeline.evaluation.precision import tensor_cores
-from pipeline.inference import fetch_weights, task_device
+from pipeline.inference import task_device
 from pipeline.storage import Storage
+from pipeline.weights import fetch_weights
 
 Features = dict[str, Tensor]
 """`pool` (N, F), for Frechet distances; for inception also `spatial` (N, F) and `logits` (N, K). fp32."""

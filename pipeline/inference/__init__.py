@@ -6,7 +6,6 @@ Modules that need torch are imported on use.
 from typing import TYPE_CHECKING
 
 from pipeline.inference.model_code import MODEL_FILE, copy_model_package, model_package
-from pipeline.inference.weights import fetch_weights
 from pipeline.lazy import lazy
 
 if TYPE_CHECKING:

@@ -150,7 +150,7 @@ def _measures(config: Config, x_BCHW: "Tensor", y_BCHW: "Tensor") -> "dict[str, 
 @lru_cache(maxsize=1)
 def _lpips(weights: WeightFile, device: "torch.device") -> "LPIPS":
     from models.perceptual import LPIPS
-    from pipeline.inference import fetch_weights
+    from pipeline.weights import fetch_weights
 
     return LPIPS(str(fetch_weights(weights))).to(device)
 

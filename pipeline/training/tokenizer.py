@@ -14,14 +14,19 @@ from models.discriminator import PatchDiscriminator
 from models.ema import EMA
 from models.metrics import from_uint8
 from models.optimizer import adamw, clipped_step
-from models.perceptual import LPIPS, ConvNeXtLogits, PerceptualLoss
+from models.perceptual import (
+    CONVNEXT_WEIGHT,
+    LPIPS,
+    ConvNeXtLogits,
+    EfficientNetDistance,
+    PerceptualLoss,
+)
 from models.reconstruction import LossWeights, TokenizerDraws, TokenizerObjective, discriminator_loss
 from models.regularizers import REGULARIZERS, RegularizerOptions
 from models.tokenizers import Tokenizer
 from pipeline.artifacts import Manifest
 from pipeline.config import Config
 from pipeline.data import ImageLoader
-from pipeline.inference import fetch_weights
 from pipeline.storage import Storage
 from pipeline.training.accumulation import accumulate
 from pipeline.training.compiling import compiles
@@ -37,8 +42,14 @@ from pipeline.training.optimizer import (
 from pipeline.training.prefetch import Tensors, on_device
 from pipeline.training.trainee import Batches
 from pipeline.training.world import World
+from pipeline.weights import fetch_weights
 from pipeline.workflow import tokenizer_gflops
 
+_PERCEPTUAL: dict[str, tuple[Callable[[str], nn.Module], float]] = {  # field of the config -> network, its weight
+    "lpips": (LPIPS, 1.0),
+    "convnext": (ConvNeXtLogits, CONVNEXT_WEIGHT),
+    "efficientnet": (EfficientNetDistance, 1.0),
+}
 Images = tuple[Tensor, Tensor]
 """G_l(x), the discriminator's real images, and detached reconstructions, its fake ones: (B, C, H, W) each."""
 
@@ -100,11 +111,11 @@ class TokenizerTrainee:
         return TokenizerObjective(self.parallel_tokenizer, regularizer, weights, self._perceptual(), self.discriminator)
 
     def _perceptual(self) -> nn.Module | None:
-        lpips = LPIPS(str(fetch_weights(self.config.lpips))) if self.config.lpips else None
-        convnext = ConvNeXtLogits(str(fetch_weights(self.config.convnext))) if self.config.convnext else None
-        if lpips is None and convnext is None:
-            return None
-        return PerceptualLoss(lpips, convnext).to(self.world.device)
+        distances = list[tuple[nn.Module, float]]()
+        for field, (network, weight) in _PERCEPTUAL.items():
+            if (file := getattr(self.config, field)) is not None:
+                distances.append((network(str(fetch_weights(file))), weight))
+        return PerceptualLoss(distances).to(self.world.device) if distances else None
 
     def states(self) -> dict[str, Any]:
         return {

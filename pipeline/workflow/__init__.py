@@ -9,6 +9,6 @@ from pipeline.workflow.graph import NAMES, STAGES, find_stage, stages_until
 from pipeline.workflow.lineage import config_of, find_artifact, unneeded
 from pipeline.workflow.planning import make_plan, print_plan, sit_gflops, tokenizer_gflops
 from pipeline.workflow.preflight import check_compared, check_reconstructed
-from pipeline.workflow.resolve import check_expected, check_source, index_now, resolved
+from pipeline.workflow.resolve import check_expected, check_inputs, index_now, resolved
 from pipeline.workflow.runner import Runner, repair
 from pipeline.workflow.status import Node, artifacts_of, survey

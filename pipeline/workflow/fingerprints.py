@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from pipeline.config import Config, WeightFile, flattened
+from pipeline.weights import weights_used
 from pipeline.workflow.graph import STAGES, Stage
 
 
@@ -37,20 +38,22 @@ def is_read(stage: Stage, name: str) -> bool:
 
 
 def _content(value: Any) -> Any:
-    """The value without the place of a weight file."""
+    """The value; of a weight file its hash alone."""
     if isinstance(value, dict) and value.keys() == WeightFile.model_fields.keys():
-        return {name: part for name, part in value.items() if name != "uri"}
+        return {"sha256": value["sha256"]}
     return value
 
 
 def stage_fingerprints(config: Config) -> dict[str, str | None]:
     """Each stage's fingerprint: sha256 over its name, version, counted config and inputs' fingerprints, in hex.
 
-    None for every stage while `data.revision` is unknown: the content of the source determines all of them.
+    None for every stage while `data.revision` is unknown, since the content of the source determines all of them, or a
+    named weight file.
     """
     known: dict[str, str | None] = {}
+    unknown = config.data.revision is None or any(use.file.sha256 is None for use in weights_used(config))
     for stage in STAGES:
-        if config.data.revision is None:
+        if unknown:
             known[stage.name] = None
             continue
         content = {

@@ -13,6 +13,7 @@ from pipeline.config import Config
 from pipeline.console import duration
 from pipeline.data import DIGITS, read_index
 from pipeline.storage import open_storage
+from pipeline.weights import missing_weights
 from pipeline.workflow.preflight import warnings
 from pipeline.workflow.status import Node
 
@@ -107,7 +108,10 @@ def make_plan(config: Config, nodes: list[Node]) -> dict[str, Any]:
         "tokenizer": tokenizer_sizes(config),
         "sit": sit_sizes(config),
         "images": {"train": images, "validation": validation_images},
-        "warnings": list(warnings(config, [node.stage.name for node in nodes if node.status != "cached"])),
+        "warnings": [
+            *missing_weights(config),
+            *warnings(config, [node.stage.name for node in nodes if node.status != "cached"]),
+        ],
     }
 
 

@@ -18,6 +18,7 @@ from pipeline.data import (
 )
 from pipeline.errors import ConfigError
 from pipeline.storage import open_storage
+from pipeline.weights import check_known, resolve_weights
 from pipeline.workflow.fingerprints import stage_fingerprints
 
 
@@ -43,12 +44,15 @@ class _Shown:
 
 
 def resolved(config: Config, fresh: bool, display: Display | None = None) -> Config:
-    """The config with `data.revision` and `data.classes` filled in, as far as they are known.
+    """The config with named weights, `data.revision` and `data.classes` filled in, as far as they are known.
 
-    If `fresh`, a local source is listed, and a remote one without a recorded index, which the display shows. Otherwise
-    both come from the recorded index. DataError as `list_source`.
+    If `fresh`, weights must be known (ConfigError); a local source is listed, and a remote one without a recorded
+    index, which the display shows. Otherwise both come from the recorded index. DataError as `list_source`.
     """
+    config = resolve_weights(config)
     storage, data = open_storage(config.root), config.data
+    if fresh:
+        check_known(config)
     if not fresh:
         revision = recorded_revision(data, storage)
     elif display is None:
@@ -74,8 +78,9 @@ def index_now(config: Config, display: Display) -> None:
         shown.listener.say(remark)
 
 
-def check_source(config: Config, name: str) -> None:
-    """ConfigError if the revision of the source of the preset `name` is unknown."""
+def check_inputs(config: Config, name: str) -> None:
+    """ConfigError if weights, or the revision of the source, of the preset `name` are unknown."""
+    check_known(config)
     if config.data.revision is not None:
         return
     if config.data.uri is None:

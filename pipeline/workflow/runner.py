@@ -33,16 +33,16 @@ from pipeline.artifacts import (
     remove_artifact,
     work_path,
 )
-from pipeline.config import SENT, Config, WeightFile
+from pipeline.config import SENT, Config
 from pipeline.console import Display, duration
-from pipeline.errors import ConfigError, ContractError, StorageError
-from pipeline.inference import fetch_weights
+from pipeline.errors import ContractError, StorageError
 from pipeline.storage import Storage, open_storage
+from pipeline.weights import fetch_weights, weights_used
 from pipeline.workflow.context import StageContext
-from pipeline.workflow.fingerprints import counted_config, stage_fingerprints, uncounted_config
+from pipeline.workflow.fingerprints import counted_config, is_counted, stage_fingerprints, uncounted_config
 from pipeline.workflow.graph import NAMES, Stage, find_stage, stages_until
 from pipeline.workflow.preflight import check_images, check_start, warnings
-from pipeline.workflow.resolve import check_source
+from pipeline.workflow.resolve import check_inputs
 from pipeline.workflow.status import Node, survey
 from pipeline.workflow.tolerances import check_tolerances
 from pipeline.workflow.work_folder import begin_work
@@ -126,7 +126,7 @@ class Runner:
             return self.produce(name, broken)
 
     def _nodes(self) -> list[Node]:
-        check_source(self.config, self.name)
+        check_inputs(self.config, self.name)
         _ = self.config.data.class_count  # raises ConfigError before anything is started
         return survey(self.config)
 
@@ -330,22 +330,9 @@ def _check_root(storage: Storage) -> None:
 
 def _check_weights(config: Config, stages: list[str]) -> None:
     """Download the pretrained weights that these stages use, and verify their hashes."""
-    users: list[tuple[str, WeightFile | None]] = [
-        ("train-tokenizer", config.tokenizer.lpips),
-        ("train-tokenizer", config.tokenizer.convnext),
-        ("evaluate-tokenizer", config.evaluate.lpips),
-        ("evaluate-tokenizer", config.evaluate.network_weights),
-        ("evaluate-samples", config.evaluate.network_weights),
-    ]
-    needed = [file for stage, file in users if stage in stages and file is not None]
-    evaluates = {"evaluate-tokenizer", "evaluate-samples"} & set(stages)
-    if evaluates and config.evaluate.network == "inception" and config.evaluate.network_weights is None:
-        raise ConfigError(
-            "evaluate.network_weights is missing; no package includes weights of Inception",
-            "Set their uri and sha256, or evaluate.network=efficientnet_lite0 with its size and register.gate.metric.",
-        )
-    for file in needed:
-        fetch_weights(file)
+    for use in weights_used(config):
+        if any(is_counted(find_stage(stage), f"{use.section}.{use.field}") for stage in stages):
+            fetch_weights(use.file)
 
 
 def _warm_up(stages: list[str]) -> None:

@@ -236,7 +236,9 @@ def test_what_is_not_there_yet(refused: Call, tmp_path: Path) -> None:
 
 def test_a_network_without_weights(refused: Call) -> None:
     words = ["--set", "evaluate.network=inception", "--set", "evaluate.network_size=299"]
-    refused("run", "quickstart", *words, said=("evaluate.network_weights", "uri and sha256"))
+    refused("run", "quickstart", *words, said=("inception (evaluate.network_weights)", "weights fetch inception --to"))
+    refused("run", "imagenet-f16d32", said=("vgg16 (tokenizer.lpips)", "weights fetch vgg16 convnext-small inception"))
+    refused("weights", "fetch", "vgg-16", said=("no weights are called 'vgg-16'", "Did you mean 'vgg16'?"))
 
 
 @pytest.mark.parametrize("override", ["sit.depht=3", "tokenizer.patch_size=7"])

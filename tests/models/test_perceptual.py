@@ -3,7 +3,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from models.perceptual import LPIPS, ConvNeXtLogits, ImageNetFeatures, PerceptualLoss
+from models.perceptual import LPIPS, ConvNeXtLogits, EfficientNetDistance, ImageNetFeatures, PerceptualLoss
+from models.resize import resize
+from pipeline.config import load_config
+from pipeline.weights import fetch_weights, resolve_weights
 
 
 def images(seed=0, size=32):
@@ -29,6 +32,17 @@ def convnext_file(tmp_path_factory):
     return str(path)
 
 
+@pytest.fixture(scope="module")
+def photographs():
+    """Pieces of scikit-learn's two photographs, (4, 3, 32, 32) in [-1, 1]."""
+    from sklearn.datasets import load_sample_images
+
+    pieces = [
+        torch.tensor(image[y : y + 128, y : y + 128]) for image in load_sample_images().images for y in (100, 260)
+    ]
+    return resize(torch.stack(pieces).permute(0, 3, 1, 2).float() / 127.5 - 1, 32, "bilinear")
+
+
 def test_lpips_is_the_packages(vgg_file):
     metric = LPIPS(vgg_file)
     x, y = images(0), images(1)
@@ -42,16 +56,33 @@ def test_lpips_is_the_packages(vgg_file):
 def test_the_combined_loss_has_gradients_to_the_image(vgg_file, convnext_file):
     lpips, convnext = LPIPS(vgg_file), ConvNeXtLogits(convnext_file, "convnext_atto", 32)
     x, y = images(0).requires_grad_(), images(1)
-    value = PerceptualLoss(lpips, convnext)(x, y)
+    value = PerceptualLoss([(lpips, 1.0), (convnext, 0.1)])(x, y)
     expected = (lpips(x, y).mean() + 0.1 * convnext(x, y).mean()) / 1.1
     torch.testing.assert_close(value, expected)
     value.backward()
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
-    torch.testing.assert_close(PerceptualLoss(lpips, None)(x, y), lpips(x, y).mean())
-    torch.testing.assert_close(PerceptualLoss(None, convnext)(x, y), convnext(x, y).mean())
-    with pytest.raises(ValueError, match="needs"):
-        PerceptualLoss(None, None)
+    torch.testing.assert_close(PerceptualLoss([(lpips, 1.0)])(x, y), lpips(x, y).mean())
+    torch.testing.assert_close(PerceptualLoss([(convnext, 0.1)])(x, y), convnext(x, y).mean())
+    with pytest.raises(ValueError, match="needs a network"):
+        PerceptualLoss([])
+
+
+def test_efficientnet_is_a_distance_that_sees_blur(photographs):
+    """With real weights: 0 for the same image, symmetric, larger for more blur than for less, and with a gradient."""
+    distance = EfficientNetDistance(str(fetch_weights(resolve_weights(load_config("cifar10")).tokenizer.efficientnet)))
+    x = photographs
+    assert torch.equal(distance(x, x), torch.zeros(len(x)))
+    slightly, strongly = (resize(resize(x, side, "bilinear"), 32, "bilinear") for side in (24, 8))
+    torch.testing.assert_close(distance(x, slightly), distance(slightly, x))
+    assert (distance(x, slightly) < distance(x, strongly)).all()
+    y = strongly.clone().requires_grad_()
+    distance(x, y).mean().backward()
+    assert y.grad is not None
+    assert (y.grad.flatten(1).norm(dim=1) > 0).all()
+    assert not any(parameter.requires_grad for parameter in distance.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert distance(x, y).dtype == torch.float32
 
 
 def test_wrong_weights_are_refused(vgg_file, convnext_file):

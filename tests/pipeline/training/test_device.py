@@ -116,7 +116,8 @@ def test_the_tokenizer_with_perceptual_networks(
     monkeypatch.setattr(perceptual, "_timm_network", lambda name, path: small)
 
     def networks(trainee: TokenizerTrainee) -> nn.Module:
-        return PerceptualLoss(RandomLPIPS(width=4), ConvNeXtLogits("", image_size=64)).to(trainee.world.device)
+        distances = [(RandomLPIPS(width=4), 1.0), (ConvNeXtLogits("", image_size=64), 0.1)]
+        return PerceptualLoss(distances).to(trainee.world.device)
 
     monkeypatch.setattr(TokenizerTrainee, "_perceptual", networks)
     tokenizer.train(gpu, [ALONE], regularizer="equivariance")

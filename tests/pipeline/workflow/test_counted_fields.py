@@ -80,8 +80,10 @@ ANSWERS: dict[str, Answer] = {
     "tokenizer.l1_weight": training("train-tokenizer"),
     "tokenizer.kl_weight": training("train-tokenizer"),
     "tokenizer.perceptual_weight": training("train-tokenizer"),
+    "tokenizer.perceptual": training("train-tokenizer"),
     "tokenizer.lpips": training("train-tokenizer"),
     "tokenizer.convnext": training("train-tokenizer"),
+    "tokenizer.efficientnet": training("train-tokenizer"),
     "tokenizer.adversarial_weight": training("train-tokenizer"),
     "tokenizer.discriminator_width": training("train-tokenizer"),
     "tokenizer.discriminator_layers": training("train-tokenizer"),
@@ -206,11 +208,12 @@ def test_what_is_read_though_it_does_not_count_is_kept(config: Config) -> None:
 def test_of_a_weight_file_the_content_counts_and_the_place_is_kept() -> None:
     def with_weights(uri: str, digit: str) -> Config:
         file = f"{{uri: {uri}, sha256: '{digit * 64}'}}"
-        return load_config("quickstart", ["data.revision=abc", f"tokenizer.lpips={file}"])
+        return load_config("quickstart", ["data.revision=abc", "tokenizer.perceptual=lpips", f"tokenizer.lpips={file}"])
 
     here, there, others = with_weights("/a", "0"), with_weights("s3://b/c", "0"), with_weights("/a", "1")
     assert moved(here, there) == []
     assert moved(here, others)[0] == "train-tokenizer"
     stage = find_stage("train-tokenizer")
     assert counted_config(stage, there)["tokenizer.lpips"] == {"sha256": "0" * 64}
-    assert uncounted_config(stage, there)["tokenizer.lpips"] == {"uri": "s3://b/c", "sha256": "0" * 64}
+    kept = uncounted_config(stage, there)["tokenizer.lpips"]
+    assert kept == {"name": None, "uri": "s3://b/c", "sha256": "0" * 64}

