@@ -1,6 +1,7 @@
 """Tiny trainers for tests, and ranks that are processes on gloo, without Ray."""
 
 import json
+import math
 import os
 import socket
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pipeline.training.world import World
 from tests.support.artifacts import config_at, fingerprint_of, trainer_inputs
 
 KILLED = 9
+NAN_AT = 15
 SETS = [
     "tokenizer.width=16", "tokenizer.depth=1", "tokenizer.heads=2", "tokenizer.hidden=24", "tokenizer.batch_size=12",
     "tokenizer.steps=24", "tokenizer.checkpoint_every=4", "tokenizer.log_every=1",
@@ -50,11 +52,15 @@ def put_lease(job: Job, nonce: str = "nonce") -> None:
 
 @dataclass(frozen=True)
 class Ranks:
-    """A job for so many ranks; `die_at` ends every one of them, unasked, in front of that step."""
+    """A job for so many ranks; `die_at` ends every one of them, unasked, in front of that step.
+
+    `nan_on`: the rank whose own gradient in step NAN_AT is not finite.
+    """
 
     job: Job
     world: int = 1
     die_at: int | None = None
+    nan_on: int | None = None
 
     @property
     def loop(self) -> Loop:
@@ -85,7 +91,23 @@ def make_trainee(ranks: Ranks, world: World) -> Any:
             return step(batch, number)
 
         trainee.step = dying
+    if ranks.nan_on == world.rank:
+        trainee.step = _with_a_nan(trainee)
     return trainee
+
+
+def _with_a_nan(trainee: Any) -> Any:
+    step, network = trainee.step, trainee.states().get("tokenizer") or trainee.states()["model"]
+    parameter = next(one for one in network.parameters() if one.requires_grad)
+
+    def spoiled(batch: Any, number: int) -> Any:
+        hook = parameter.register_hook(lambda grad: grad * math.nan) if number == NAN_AT else None
+        losses = step(batch, number)
+        if hook is not None:
+            hook.remove()
+        return losses
+
+    return spoiled
 
 
 def run_ranks(ranks: Ranks) -> None:

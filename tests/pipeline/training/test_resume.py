@@ -70,6 +70,22 @@ def test_one_and_two_ranks_train_the_same_model(tmp_path: Path, undisturbed: Ran
             assert a[name] == pytest.approx(b[name], rel=5e-3 if of_d else 2e-4, abs=1e-6), (a["step"], name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_nan_on_one_of_two_ranks_skips_the_step_on_both(tmp_path: Path, stage: str) -> None:
+    """Were it made on one of them, the two would not go on as one model, and not as if the other had had it."""
+    runs = []
+    for rank in (0, 1):
+        made = ranks_of(tmp_path / str(rank), stage, 2)
+        runs.append(Ranks(made.job, 2, nan_on=rank))
+        run_ranks(runs[-1])
+    assert same_state(final_state(runs[0]), final_state(runs[1]))
+    peaceful = ranks_of(tmp_path / "peaceful", stage, 2)
+    run_ranks(peaceful)
+    assert not same_state(final_state(peaceful), final_state(runs[0]))
+    assert all(value.isfinite().all() for value in final_state(runs[0])["parts"]["ema"].values())
+
+
 def test_every_state_is_in_the_checkpoint(undisturbed: Ranks) -> None:
     """Each part's saved state differs from a fresh one's, and loading it makes them equal."""
     state = final_state(undisturbed)
