@@ -8,7 +8,7 @@ LEVELS = 4  # of S_l and G_l, counted from 0
 TOP_LEVEL = LEVELS - 1
 UNIFORM = (0.25, 0.25, 0.25, 0.25)  # probabilities of the levels in training, Eq. 1
 
-RegularizerKind = Literal["spectral", "equivariance", "none"]
+RegularizerKind = Literal["spectral", "equivariance", "scale", "matching", "spectrum_prior", "none"]
 Mask = Literal["gain", "remove", "square", "dct"]
 
 Perceptual = Literal["none", "lpips", "lpips+convnext", "efficientnet_lite0"]

@@ -1,10 +1,10 @@
 """The tokenizer's objective: d(D(S_l(z)), G_l(x)) of Eq. 2 and its terms, and the discriminator's loss.
 
-The regularizer determines S and G (`regularizers.py`). The random draws of a step are arguments.
+The regularizer determines S and G (`regularizers`). The random draws of a step are arguments.
 Shapes: B batch, C channels, H W pixels, D latent channels, h w latent grid.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -27,6 +27,32 @@ class LossWeights:
     perceptual: float = 1.0
     kl: float = 1e-6
     adversarial: float = 0.1
+    scale: float = 0.25
+    """Of the second reconstruction of scale equivariance."""
+    spectrum: float = 0.01
+    """Of the prior on the latent's spectrum."""
+
+
+def distance_terms(
+    reconstruction_BCHW: Tensor,
+    target_BCHW: Tensor,
+    *,
+    weights: LossWeights,
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The terms that compare two batches of images in [-1, 1]: `mse` and, as below, `l1` and `perceptual`."""
+    reconstruction, target = reconstruction_BCHW.float(), target_BCHW.float()
+    terms = {"mse": F.mse_loss(to_unit(reconstruction), to_unit(target))}
+    if weights.l1:
+        terms["l1"] = F.l1_loss(to_unit(reconstruction), to_unit(target))
+    if perceptual is not None:
+        terms["perceptual"] = perceptual(reconstruction, target).float()
+    return terms
+
+
+def weighted_sum(terms: Mapping[str, Tensor], weights: LossWeights) -> Tensor:
+    """The sum of terms by their weights, a fp32 scalar."""
+    return torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
 
 
 def reconstruction_terms(
@@ -37,6 +63,7 @@ def reconstruction_terms(
     weights: LossWeights,
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
     fake_logits: Tensor | None = None,
+    added: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The tokenizer's loss, Eq. 2, term by term. All terms are fp32 scalars, also under autocast.
 
@@ -47,22 +74,19 @@ def reconstruction_terms(
         weights: of each term in the total.
         perceptual: distance between two batches as a scalar; None omits the term. It runs under the caller's autocast.
         fake_logits: the discriminator's logits of the reconstruction; None before its term starts.
+        added: the regularizer's own terms, by the names of their weights: fp32 scalars.
 
     Returns:
         `mse` and, if weighted, `l1` (of images in [0, 1]: mean over batch, channels and pixels), `kl` (SUM over D, h
-        and w, mean over the batch), where given `perceptual` and `adversarial` (-mean logit), and `total`, their
-        weighted sum, to differentiate.
+        and w, mean over the batch), where given `perceptual`, `adversarial` (-mean logit) and those of `added`, and
+        `total`, their weighted sum, to differentiate.
     """
-    reconstruction, target = reconstruction_BCHW.float(), target_BCHW.float()
-    terms = {"mse": F.mse_loss(to_unit(reconstruction), to_unit(target)), "kl": posterior.kl().mean()}
-    if weights.l1:
-        terms["l1"] = F.l1_loss(to_unit(reconstruction), to_unit(target))
-    if perceptual is not None:
-        terms["perceptual"] = perceptual(reconstruction, target).float()
+    distance = distance_terms(reconstruction_BCHW, target_BCHW, weights=weights, perceptual=perceptual)
+    terms = {"mse": distance["mse"], "kl": posterior.kl().mean(), **distance}
     if fake_logits is not None:
         terms["adversarial"] = generator_hinge(fake_logits)
-    total = torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
-    return {**terms, "total": total}
+    terms |= added or {}
+    return {**terms, "total": weighted_sum(terms, weights)}
 
 
 def to_unit(x: Tensor) -> Tensor:
@@ -98,7 +122,7 @@ class TokenizerObjective:
 
     Args:
         tokenizer: a `Tokenizer`, possibly wrapped in DDP.
-        regularizer: determines S and G.
+        regularizer: determines S and G, and the terms that it adds.
         weights: of the terms.
         perceptual: distance between two batches as a scalar; None omits the term.
         discriminator: for the adversarial term. Its weights get no gradient here.
@@ -117,10 +141,16 @@ class TokenizerObjective:
 
     def __call__(self, x_BCHW: Tensor, draws: TokenizerDraws, *, uses_discriminator: bool) -> Reconstruction:
         """Eq. 2 for images in [-1, 1]. Call it under autocast; the terms are fp32 in any case."""
-        target_BCHW = self.regularizer.image(x_BCHW, draws.regularizer)
-        source_BCHW = self.regularizer.source(x_BCHW, draws.regularizer)
-        transform = partial(self.regularizer.latent, draw=draws.regularizer)
-        output_BCHW, posterior = self.tokenizer(source_BCHW, _of_size(draws, source_BCHW, x_BCHW), transform)
+        draw = draws.regularizer
+        target_BCHW = self.regularizer.image(x_BCHW, draw)
+        source_BCHW = self.regularizer.source(x_BCHW, draw)
+        noise_BDhw = _of_size(draws, source_BCHW, x_BCHW)
+        decoded = [draw] if draw.added is None else [draw, draw.added]
+        transforms = (partial(self.regularizer.latent, draw=each) for each in decoded)
+        output_BCHW, posterior, *second = self.tokenizer(source_BCHW, noise_BDhw, *transforms)
+        added = self.regularizer.penalties(posterior.sample(noise_BDhw), source_BCHW)
+        if draw.added is not None:
+            added["scale"] = self._distance(second[0], self.regularizer.image(x_BCHW, draw.added))
         self.discriminator.requires_grad_(False)
         terms = reconstruction_terms(
             output_BCHW,
@@ -129,9 +159,15 @@ class TokenizerObjective:
             weights=self.weights,
             perceptual=self.perceptual,
             fake_logits=self.discriminator(to_unit(output_BCHW)) if uses_discriminator else None,
+            added=added,
         )
         self.discriminator.requires_grad_(True)
         return Reconstruction(terms, target_BCHW, output_BCHW)
+
+    def _distance(self, reconstruction_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
+        """The pixel and perceptual terms of d, weighted as in d: what scale equivariance adds, before its weight."""
+        terms = distance_terms(reconstruction_BCHW, target_BCHW, weights=self.weights, perceptual=self.perceptual)
+        return weighted_sum(terms, self.weights)
 
 
 def _of_size(draws: TokenizerDraws, source_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:

@@ -46,6 +46,24 @@ def check_mask(grid: int, mask: Mask, keep: float) -> None:
         raise ValueError(f"mask remove: on a {grid} x {grid} latent two levels have the same mask")
 
 
+MATCHED_BLOCK = 8  # cells or pixels: the side of the blocks whose DCT spectrum matching masks
+_SCALES = (2, 4)  # divisors of scale equivariance
+
+
+def check_matching(grid: int) -> None:
+    """ValueError if a latent is not made of whole blocks of spectrum matching (`regularizers.MatchingRegularizer`)."""
+    if grid % MATCHED_BLOCK:
+        raise ValueError(f"a {grid} x {grid} latent is not made of whole blocks of {MATCHED_BLOCK} x {MATCHED_BLOCK}")
+
+
+def scaled_sides(grid: int, smallest: int = 1) -> tuple[int, ...]:
+    """The sides to which scale equivariance scales a latent: a half and a quarter, if whole and not below `smallest`.
+
+    All in latent cells. Empty if none is left.
+    """
+    return tuple(grid // scale for scale in _SCALES if grid % scale == 0 and grid // scale >= smallest)
+
+
 def _linear(inputs: int, outputs: int) -> int:
     return inputs * outputs + outputs
 

@@ -87,7 +87,7 @@ def _filter_matrices(grid: int, mask: Mask, keep: float) -> Tensor:
     matrices = []
     for mask_hw in masks_Lhw:
         if mask == "dct":
-            basis = _dct_basis(grid)
+            basis = dct_basis(grid)
             filtered_Nhw = basis.T @ (mask_hw * (basis @ impulses_Nhw @ basis.T)) @ basis
         else:
             filtered_Nhw = torch.fft.ifft2(mask_hw * torch.fft.fft2(impulses_Nhw)).real
@@ -121,7 +121,7 @@ def _radius(grid: int, mask: Mask) -> Tensor:
     return k[:, None] ** 2 + k[None, :] ** 2
 
 
-def _dct_basis(grid: int) -> Tensor:
+def dct_basis(grid: int) -> Tensor:
     """(k, position) fp64: the rows of the orthonormal DCT-II."""
     k, position = torch.arange(grid, dtype=torch.float64)[:, None], torch.arange(grid, dtype=torch.float64)[None, :]
     basis = torch.cos(math.pi * (position + 0.5) * k / grid) * math.sqrt(2 / grid)

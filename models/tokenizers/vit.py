@@ -116,20 +116,30 @@ class Tokenizer(nn.Module):
         return x_BCHW.float()
 
     def forward(
-        self, x_BCHW: Tensor, noise_BDhw: Tensor, latent_transform: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, DiagonalGaussian]:
+        self,
+        x_BCHW: Tensor,
+        noise_BDhw: Tensor,
+        latent_transform: Callable[[Tensor], Tensor],
+        *added_transforms: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, DiagonalGaussian, *tuple[Tensor, ...]]:
         """One training pass of Eq. 2: D(latent_transform(z)) with z drawn from the posterior of x.
+
+        All that a step decodes is decoded in this one call, since DDP exchanges gradients once for each.
 
         Args:
             x_BCHW: images in [-1, 1].
             noise_BDhw: standard normal, fp32.
             latent_transform: the regularizer's operator on z_BDhw, e.g. S_l.
+            added_transforms: others, whose results are decoded too.
 
         Returns:
-            (reconstruction_BCHW fp32 unclamped, posterior of x).
+            (reconstruction_BCHW, posterior of x, a reconstruction for each of `added_transforms`), all reconstructions
+            in fp32, unclamped.
         """
         posterior = self.encode(x_BCHW)
-        return self.decode(latent_transform(posterior.sample(noise_BDhw))), posterior
+        z_BDhw = posterior.sample(noise_BDhw)
+        reconstruction_BCHW, *added = (self.decode(to(z_BDhw)) for to in (latent_transform, *added_transforms))
+        return reconstruction_BCHW, posterior, *added
 
     def _transform(
         self, tokens_BNK: Tensor, positions: Tensor, norm: nn.Module, blocks: nn.ModuleList, h: int, w: int

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.alignment import ALIGNMENTS, AlignedSiT
@@ -123,14 +124,14 @@ class TestSit:
 
 
 def tokenizer_objective(
-    kind: RegularizerKind = "spectral", discriminator: nn.Module | None = None
+    kind: RegularizerKind = "spectral", discriminator: nn.Module | None = None, weights: LossWeights | None = None
 ) -> TokenizerObjective:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         tokenizer = Tokenizer(image_size=16, patch_size=4, latent_dim=2, width=16, depth=1, heads=2, hidden=24)
         discriminator = discriminator or PatchDiscriminator(3, 8, 1)
     regularizer = REGULARIZERS[kind](RegularizerOptions(4))
-    return TokenizerObjective(tokenizer, regularizer, LossWeights(), None, discriminator)
+    return TokenizerObjective(tokenizer, regularizer, weights or LossWeights(), None, discriminator)
 
 
 def images() -> Tensor:
@@ -187,6 +188,61 @@ class TestTokenizer:
         real_logits, fake_logits = (discriminator(0.5 * x_BCHW + 0.5) for x_BCHW in (real_BCHW, fake_BCHW))
         expected = discriminator_hinge(real_logits, fake_logits)
         torch.testing.assert_close(discriminator_loss(discriminator, real_BCHW, fake_BCHW), expected)
+
+    def test_the_added_reconstruction_at_full_scale_is_the_plain_one(self) -> None:
+        draws = tokenizer_draws()._replace(regularizer=Draw(added=Draw()))
+        terms = tokenizer_objective("scale")(images(), draws, uses_discriminator=False).terms
+        torch.testing.assert_close(terms["scale"], terms["mse"])
+
+    def test_the_added_reconstruction_is_of_the_scaled_latent_and_image(self) -> None:
+        weights = LossWeights(mse=2.0, l1=0.5, scale=0.25)
+        objective, x_BCHW, seen = tokenizer_objective("scale", weights=weights), images(), list[Tensor]()
+        objective.perceptual = lambda a, b: (a - b).square().mean()
+        objective.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        draws = tokenizer_draws()._replace(regularizer=Draw(added=Draw(side=2)))
+        with_it = objective(x_BCHW, draws, uses_discriminator=True)
+        without = objective(x_BCHW, draws._replace(regularizer=Draw()), uses_discriminator=True)
+        z_BDhw = objective.tokenizer.encode(x_BCHW).sample(draws.noise_BDhw)  # type: ignore[operator]
+        small_BCHW = objective.tokenizer.decode(F.avg_pool2d(z_BDhw, 2))  # type: ignore[operator]
+        error_BCHW = small_BCHW - F.avg_pool2d(x_BCHW, 2)
+        expected = 2 * error_BCHW.square().mean() / 4 + 0.5 * error_BCHW.abs().mean() / 2 + error_BCHW.square().mean()
+        torch.testing.assert_close(with_it.terms["scale"], expected)
+        assert with_it.terms.keys() - without.terms.keys() == {"scale"}
+        difference = with_it.terms["total"] - without.terms["total"]
+        torch.testing.assert_close(difference, 0.25 * with_it.terms["scale"])
+        assert torch.equal(with_it.target_BCHW, x_BCHW)
+        torch.testing.assert_close(with_it.output_BCHW, without.output_BCHW)
+        assert [tuple(image.shape[-2:]) for image in seen] == [(16, 16)] * 2, "D sees whole images alone"
+
+    @pytest.mark.parametrize("kind", ["scale", "spectrum_prior"])
+    def test_an_added_term_reaches_what_made_the_latent(self, kind: RegularizerKind) -> None:
+        nothing = dict.fromkeys(("mse", "l1", "perceptual", "kl", "adversarial"), 0.0)
+        objective = tokenizer_objective(kind, weights=LossWeights(**nothing))
+        draw = objective.regularizer.draw(generator(), B)
+        objective(images(), tokenizer_draws()._replace(regularizer=draw), uses_discriminator=False).terms[
+            "total"
+        ].backward()
+        gradients = dict(objective.tokenizer.named_parameters())
+        assert gradients["patch_embed.weight"].grad.abs().sum() > 0  # type: ignore[union-attr]
+        decoder = gradients["pixel_head.weight"].grad
+        assert decoder is not None
+        assert (decoder.abs().sum() > 0) == (kind == "scale")
+
+    def test_the_priors_term_is_that_of_the_latent_which_is_decoded(self) -> None:
+        objective, x_BCHW, draws = tokenizer_objective("spectrum_prior"), images(), tokenizer_draws(0)
+        with_it = objective(x_BCHW, draws, uses_discriminator=False).terms
+        z_BDhw = objective.tokenizer.encode(x_BCHW).sample(draws.noise_BDhw)  # type: ignore[operator]
+        torch.testing.assert_close(with_it["spectrum"], objective.regularizer.penalties(z_BDhw, x_BCHW)["spectrum"])
+        without = tokenizer_objective("none")(x_BCHW, draws, uses_discriminator=False).terms
+        torch.testing.assert_close(with_it["total"] - without["total"], 0.01 * with_it["spectrum"])
+
+    @pytest.mark.parametrize("kind", ["scale", "spectrum_prior"])
+    def test_added_terms_are_fp32_under_bf16(self, kind: RegularizerKind) -> None:
+        objective = tokenizer_objective(kind)
+        draw = objective.regularizer.draw(generator(), B)
+        with torch.autocast("cpu", torch.bfloat16):
+            made = objective(images(), tokenizer_draws()._replace(regularizer=draw), uses_discriminator=True)
+        assert {term.dtype for term in made.terms.values()} == {torch.float32}
 
 
 def _sit() -> Tensor:

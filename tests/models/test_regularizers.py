@@ -130,25 +130,76 @@ def test_equivariance_leaves_enough_for_the_discriminator():
         assert torch.isfinite(discriminator(regularizer.image(x_BCHW, draw))).all()
 
 
-def test_none_changes_nothing():
-    regularizer = REGULARIZERS["none"](RegularizerOptions(1))
-    z = torch.randn(1, 2, 4, 4)
-    draw = regularizer.draw(generator(), 1)
-    assert draw == Draw()
-    assert regularizer.latent(z, draw) is z
-    assert regularizer.image(z, draw) is z
+def test_scale_draws_a_half_and_a_quarter_for_the_added_reconstruction_alone():
+    regularizer, g = REGULARIZERS["scale"](RegularizerOptions(16)), generator()
+    draws = [regularizer.draw(g, 2) for _ in range(400)]
+    half, quarter = Draw(added=Draw(side=8)), Draw(added=Draw(side=4))
+    assert draws.count(half) + draws.count(quarter) == 400
+    assert 160 < draws.count(half) < 240
+
+
+@pytest.mark.parametrize(("grid", "smallest", "sides"), [(16, 1, (8, 4)), (8, 4, (4,)), (14, 1, (7,)), (4, 2, (2,))])
+def test_scale_leaves_out_what_the_grid_does_not_allow(grid, smallest, sides):
+    assert REGULARIZERS["scale"](RegularizerOptions(grid, smallest_perceptual_side=smallest)).sides == sides
+
+
+@pytest.mark.parametrize(("grid", "smallest"), [(7, 1), (1, 1), (8, 5)])
+def test_scale_needs_a_half_or_a_quarter(grid, smallest):
+    with pytest.raises(ValueError, match=f"a {grid} x {grid} latent has no half or quarter"):
+        REGULARIZERS["scale"](RegularizerOptions(grid, smallest_perceptual_side=smallest))
+
+
+@pytest.mark.parametrize("side", [4, 2])
+def test_scale_is_the_mean_of_cells_and_of_their_pixels(side):
+    regularizer, draw = REGULARIZERS["scale"](RegularizerOptions(8)), Draw(side=side)
+    z, x = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 32, 32)
+    for scaled, whole in ((regularizer.latent(z, draw), z), (regularizer.image(x, draw), x)):
+        torch.testing.assert_close(scaled, F.avg_pool2d(whole, 8 // side))
+
+
+def test_a_draw_is_sliced_with_the_added_one():
+    part = Draw(level=torch.arange(4), added=Draw(level=torch.arange(4).flip(0))).slice(1, 3)
+    assert part.added is not None
+    assert torch.equal(torch.as_tensor(part.level), torch.tensor([1, 2]))
+    assert torch.equal(torch.as_tensor(part.added.level), torch.tensor([2, 1]))
+    assert Draw(added=Draw(side=2)).slice(0, 1) == Draw(added=Draw(side=2))
+
+
+@pytest.mark.parametrize("kind", REGULARIZERS)
+def test_the_identity_draw_changes_nothing(kind):
+    regularizer, z, x = REGULARIZERS[kind](RegularizerOptions(8)), torch.randn(1, 2, 8, 8), torch.randn(1, 3, 32, 32)
+    assert torch.equal(regularizer.latent(z, Draw()), z)
+    assert torch.equal(regularizer.image(x, Draw()), x)
+    assert regularizer.source(x, Draw()) is x
+    if kind in ("none", "spectrum_prior"):
+        assert regularizer.draw(generator(), 1) == Draw()
+
+
+@pytest.mark.parametrize("kind", REGULARIZERS)
+def test_draws_repeat_by_seed_and_parts_of_the_batch_are_parts_of_the_whole(kind):
+    regularizer = REGULARIZERS[kind](RegularizerOptions(8, per_sample=True))
+    z, x = torch.randn(4, 2, 8, 8), torch.randn(4, 3, 32, 32)
+    for seed in range(6):
+        drawn, again = (regularizer.draw(generator(seed), 4) for _ in range(2))
+        draw, again = drawn.added or drawn, again.added or again
+        for operator, value in ((regularizer.latent, z), (regularizer.image, x)):
+            parts = [operator(value[i : i + 2], again.slice(i, i + 2)) for i in (0, 2)]
+            torch.testing.assert_close(torch.cat(parts), operator(value, draw))
+    for name, whole in regularizer.penalties(z, x).items():
+        halves = [regularizer.penalties(z[i : i + 2], x[i : i + 2])[name] for i in (0, 2)]
+        torch.testing.assert_close(torch.stack(halves).mean(), whole)
 
 
 @pytest.mark.parametrize("kind", REGULARIZERS)
 def test_every_regularizer_trains_a_tokenizer(kind):
     torch.manual_seed(0)
-    model = Tokenizer(image_size=16, patch_size=4, latent_dim=3, width=16, depth=1, heads=2, hidden=24)
-    regularizer, g = REGULARIZERS[kind](RegularizerOptions(4)), generator(3)
+    model = Tokenizer(image_size=32, patch_size=4, latent_dim=3, width=16, depth=1, heads=2, hidden=24)
+    regularizer, g = REGULARIZERS[kind](RegularizerOptions(8)), generator(3)
     assert not regularizer.state_dict()
     objective = TokenizerObjective(model, regularizer, LossWeights(), None, PatchDiscriminator(3, 8, 1))
-    x = torch.rand(2, 3, 16, 16) * 2 - 1
+    x = torch.rand(2, 3, 32, 32) * 2 - 1
     for _ in range(12):
-        draws = TokenizerDraws(torch.randn(2, 3, 4, 4), regularizer.draw(g, 2))
+        draws = TokenizerDraws(torch.randn(2, 3, 8, 8), regularizer.draw(g, 2))
         made = objective(x, draws, uses_discriminator=False)
         assert made.output_BCHW.shape == made.target_BCHW.shape
         made.terms["total"].backward()

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.alignment import Alignment, FrequencyAware
-from models.regularizers import EquivarianceRegularizer, Regularizer, SpectralRegularizer
+from models.regularizers import Regularizer
 from pipeline.training import sit, tokenizer
 
 GPU = torch.device("cuda:0")
@@ -128,7 +128,8 @@ def fake_gpu() -> Iterator[FakeGPU]:
             patch.setattr(
                 trainer, "generator", lambda *key, on_cpu=on_cpu: on_cpu(*key) if key[-1].type == "cpu" else None
             )
-        for kind in (Regularizer, SpectralRegularizer, EquivarianceRegularizer):
+        kinds: list[type[Regularizer]] = [Regularizer, *Regularizer.__subclasses__()]
+        for kind in kinds:
             patch.setattr(kind, "draw", _on_host(kind.draw))  # they draw on the host, so their values are known
         for alignment in (Alignment, FrequencyAware):
             patch.setattr(alignment, "draw_levels", _on_host(alignment.draw_levels))

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from benchmarks.vgg import RandomLPIPS
-from models import objective, perceptual, regularizers
+from models import objective, perceptual
 from models.choices import AlignmentKind, Precision, Prediction, RegularizerKind
 from models.perceptual import ConvNeXtLogits, PerceptualLoss
-from models.regularizers import Draw
+from models.regularizers import Draw, equivariance
 from pipeline.config import Config
 from pipeline.storage import open_storage
 from pipeline.training.history import History
@@ -172,7 +172,7 @@ def test_an_operation_that_differs_each_time_is_found(
     def scaled(*_: Any) -> Draw:
         return Draw(side=5, quarter_turns=1)
 
-    monkeypatch.setattr(regularizers, "resize", usual)
-    monkeypatch.setattr(regularizers.EquivarianceRegularizer, "draw", scaled)
+    monkeypatch.setattr(equivariance, "resize", usual)
+    monkeypatch.setattr(equivariance.EquivarianceRegularizer, "draw", scaled)
     with pytest.raises(AssertionError, match="UpsampleBilinear2D"):
         tokenizer.train(gpu, [ALONE], regularizer="equivariance")
