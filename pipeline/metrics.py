@@ -49,6 +49,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("tokenizer/kl", "KL divergence of the posterior, summed over a latent"),
     Metric("tokenizer/perceptual", "distance in the feature spaces of frozen networks"),
     Metric("tokenizer/adversarial", "minus the discriminator's mean logit of reconstructions", beside_bar=True),
+    Metric("tokenizer/scale", "distance d of Eq. 2 between the scaled latent's reconstruction and the scaled image"),
+    Metric("tokenizer/spectrum", "KL divergence of the latent's spectrum from the image's, flattened", "nats"),
     Metric("tokenizer/discriminator", "the discriminator's hinge loss"),
     Metric(
         "reconstruction/psnr",

@@ -3,8 +3,8 @@
 import difflib
 import re
 
-from models.choices import LEVELS, FeatureNetwork, Mask
-from models.sizes import check_mask
+from models.choices import LEVELS, FeatureNetwork, Mask, RegularizerKind
+from models.sizes import check_mask, check_matching, scaled_sides
 from pipeline import metrics
 
 SHARING_STAGES = ("evaluate-tokenizer", "analyze", "encode", "sample", "evaluate-samples")  # with tasks, not workers
@@ -48,13 +48,38 @@ def check_masks(grid: int, mask: Mask, keep: float) -> None:
         ) from error
 
 
-def check_equivariance(grid: int, discriminator_cells: int) -> None:
-    """ValueError if EQ-VAE has no smaller side of the latent to draw (`models.regularizers`)."""
-    if max(discriminator_cells, -(-grid // 4)) >= grid:
+def check_regularizer(kind: RegularizerKind, grid: int, smallest: int, smallest_perceptual: int) -> None:
+    """ValueError if a regularizer cannot act on the latent's grid (`models.regularizers`).
+
+    Args:
+        kind: the regularizer.
+        grid: side of the latent.
+        smallest: side in latent cells of the smallest image that all losses and D accept.
+        smallest_perceptual: the same, of the perceptual term alone.
+    """
+    if kind == "equivariance" and max(smallest, -(-grid // 4)) >= grid:
         raise ValueError(
-            f"tokenizer.regularizer equivariance needs sides smaller than the {grid} x {grid} latent, of "
-            f"{discriminator_cells} cells at least for D; lower tokenizer.patch_size or tokenizer.discriminator_layers"
+            f"tokenizer.regularizer equivariance needs sides smaller than the {grid} x {grid} latent, of {smallest} "
+            "cells at least for D and LPIPS; lower tokenizer.patch_size or tokenizer.discriminator_layers"
         )
+    if kind == "scale" and not scaled_sides(grid, smallest_perceptual):
+        raise ValueError(
+            f"tokenizer.regularizer scale needs a half or a quarter of the {grid} x {grid} latent, in whole cells, of "
+            f"{smallest_perceptual} at least for LPIPS; change tokenizer.patch_size or data.image_size"
+        )
+    if kind == "matching":
+        try:
+            check_matching(grid)
+        except ValueError as error:
+            raise ValueError(
+                f"tokenizer.regularizer matching: {error}; choose tokenizer.patch_size or data.image_size so that "
+                "their ratio is a multiple of 8"
+            ) from error
+
+
+def perceptual_cells(lpips: bool, patch_size: int) -> int:
+    """Side in latent cells of the smallest image that the perceptual term takes: LPIPS's, if it is there."""
+    return -(-_LPIPS_SIDE // patch_size) if lpips else 1
 
 
 def check_lpips(name: str, image_size: int) -> None:

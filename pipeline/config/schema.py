@@ -30,13 +30,14 @@ from models.choices import (
 )
 from models.sizes import SIT_SIZES, smallest_discriminator_image
 from pipeline.config.checks import (
-    check_equivariance,
     check_gpu_shares,
     check_lpips,
     check_masks,
     check_metrics,
+    check_regularizer,
     check_tracking_uri,
     check_workers,
+    perceptual_cells,
 )
 from pipeline.config.fields import (
     BatchSize,
@@ -141,7 +142,9 @@ class TokenizerConfig(TrainerConfig):
     heads: int = Field(12, ge=1, description="Attention heads.")
     hidden: int = Field(2048, ge=1, description="Hidden width of the SwiGLU feed-forward.")
     regularizer: RegularizerKind = Field(
-        "spectral", description="Regularizer of the latent; spectral: MLSR, equivariance: EQ-VAE."
+        "spectral",
+        description="Regularizer of the latent; spectral: MLSR, equivariance: EQ-VAE, scale: scale equivariance, "
+        "matching and spectrum_prior: spectrum matching by shared masks, or by a prior.",
     )
     mask: Mask = Field("gain", description="Interpretation of M_l in Eq. 3.")
     keep: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
@@ -166,6 +169,17 @@ class TokenizerConfig(TrainerConfig):
         None, description="EfficientNet-Lite0's weights. None: efficientnet-lite0, where the term has it."
     )
     adversarial_weight: float = Field(0.1, ge=0, description="Weight of the PatchGAN term.")
+    scale_weight: float = Field(
+        0.25, ge=0, description="Weight of the scaled latent's reconstruction, for regularizer scale."
+    )
+    spectrum_weight: float = Field(
+        0.01,
+        ge=0,
+        description="Weight of KL between the spectra of image and latent in nats, for regularizer spectrum_prior.",
+    )
+    spectrum_delta: float = Field(
+        1.0, ge=0, description="Power of the frequency that flattens the image's spectrum there; 0: as it is."
+    )
     discriminator_width: int = Field(64, ge=1, description="Channels of D's first layer.")
     discriminator_layers: int = Field(3, ge=1, le=10, description="Strided layers of D.")
     discriminator_learning_rate: float = Field(
@@ -450,8 +464,7 @@ class Config(Section):
                 f"tokenizer.discriminator_layers {self.tokenizer.discriminator_layers} requires images of "
                 f"{needed} pixels, more than data.image_size {size}"
             )
-        if self.tokenizer.regularizer == "equivariance":
-            check_equivariance(self.grid, -(-needed // patch))
+        check_regularizer(self.tokenizer.regularizer, self.grid, self.smallest_side, self.smallest_perceptual_side)
         batch_sizes = {"tokenizer.batch_size": self.tokenizer.batch_size, "sit.batch_size": self.sit.batch_size}
         workers = self.cluster.workers
         check_workers(workers, self.cluster.min_workers or workers, self.cluster.accumulate, batch_sizes)
@@ -467,6 +480,18 @@ class Config(Section):
     def grid(self) -> int:
         """Side of a latent, h = w."""
         return self.data.image_size // self.tokenizer.patch_size
+
+    @property
+    def smallest_perceptual_side(self) -> int:
+        """Side in latent cells of the smallest image that the tokenizer's perceptual term takes."""
+        return perceptual_cells(self.tokenizer.lpips is not None, self.tokenizer.patch_size)
+
+    @property
+    def smallest_side(self) -> int:
+        """Side in latent cells of the smallest image that all of the tokenizer's losses take, and D."""
+        own = self.tokenizer
+        of_discriminator = -(-smallest_discriminator_image(own.discriminator_layers) // own.patch_size)
+        return max(of_discriminator, self.smallest_perceptual_side)
 
     @property
     def tokenizer_network(self) -> dict[str, int]:

@@ -80,7 +80,7 @@ class TokenizerTrainee:
             compile_blocks(self.tokenizer)
         self.parallel_tokenizer = world.parallel(self.tokenizer)
         self.parallel_discriminator = world.parallel(self.discriminator)
-        self.objective = self._objective(config.grid)
+        self.objective = self._objective(config)
         self.optimizer = adamw(self.tokenizer, own.learning_rate, own.betas, own.weight_decay)
         self.discriminator_optimizer = adamw(
             self.discriminator, own.discriminator_learning_rate, own.betas, own.weight_decay
@@ -90,15 +90,17 @@ class TokenizerTrainee:
     def _seeded(self, build: Callable[[], Module], purpose: str) -> Module:
         return seeded(build, self.seed, purpose, self.world.device)
 
-    def _objective(self, grid: int) -> TokenizerObjective:
+    def _objective(self, config: Config) -> TokenizerObjective:
         own = self.config
         options = RegularizerOptions(
-            grid,
+            config.grid,
             mask=own.mask,
             keep=own.keep,
             per_sample=own.level_per_sample,
             probabilities=own.level_probabilities,
-            smallest_side=-(-self.discriminator.smallest_image // own.patch_size),
+            smallest_side=config.smallest_side,
+            smallest_perceptual_side=config.smallest_perceptual_side,
+            spectrum_delta=own.spectrum_delta,
         )
         weights = LossWeights(
             mse=own.mse_weight,
@@ -106,6 +108,8 @@ class TokenizerTrainee:
             perceptual=own.perceptual_weight,
             kl=own.kl_weight,
             adversarial=own.adversarial_weight,
+            scale=own.scale_weight,
+            spectrum=own.spectrum_weight,
         )
         regularizer = REGULARIZERS[own.regularizer](options).to(self.world.device)
         return TokenizerObjective(self.parallel_tokenizer, regularizer, weights, self._perceptual(), self.discriminator)

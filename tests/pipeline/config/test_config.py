@@ -138,6 +138,7 @@ REFUSED = [
     ("tokenizer.latent_dim=0", "tokenizer.latent_dim: "),
     ("tokenizer.patch_size=7", "tokenizer.patch_size 7 does not divide data.image_size 32"),
     ("tokenizer.patch_size=32", "no frequencies"),
+    ("tokenizer={regularizer: matching, patch_size: 8}", "regularizer matching: a 4 x 4 latent is not made of whole"),
     ("tokenizer.width=66", "tokenizer: width 66"),
     ("tokenizer.steps", "--set tokenizer.steps: not of the form a.b=c"),
     ("sit.level=3", "level 3 has none"),
@@ -171,6 +172,24 @@ def test_what_is_refused_is_said_in_one_line(override, said):
         load_config("quickstart", [override])
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+LPIPS = f"tokenizer.lpips={{uri: /vgg.safetensors, sha256: '{'0' * 64}'}}"
+
+
+def test_a_latent_without_a_half_cannot_be_scaled():
+    with pytest.raises(ConfigError, match="regularizer scale needs a half or a quarter of the 9 x 9 latent") as caught:
+        load_config("quickstart", ["data.image_size=36", "tokenizer.regularizer=scale"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("patch", "lpips", "smallest"), [(4, False, (3, 1)), (4, True, (4, 4)), (2, True, (8, 8)), (8, True, (2, 2))]
+)
+def test_images_are_not_made_smaller_than_what_the_losses_take(patch, lpips, smallest):
+    """12 pixels for D, 16 for LPIPS; in cells, of all losses and of LPIPS alone."""
+    config = load_config("quickstart", [f"tokenizer.patch_size={patch}", *([LPIPS] if lpips else [])])
+    assert (config.smallest_side, config.smallest_perceptual_side) == smallest
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [", "seed: {a: 1}", "\x00"])

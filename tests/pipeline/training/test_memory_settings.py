@@ -1,12 +1,15 @@
 """Gradient accumulation and recomputed activations: another memory, the same training up to the order of float sums."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from models.choices import RegularizerKind
 from pipeline.training.accumulation import accumulate
 from pipeline.training.world import World
 from tests.support.trainers import (
@@ -51,6 +54,32 @@ def test_parts_resume_to_the_same_bits(tmp_path: Path, stage: str) -> None:
     again = Ranks(cut.job, 1)
     run_ranks(again)
     assert same_state(final_state(again), final_state(still))
+
+
+TERM_OF = {"scale": "scale", "spectrum_prior": "spectrum"}
+
+
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", sorted(set(get_args(RegularizerKind)) - {"spectral"}))
+def test_every_regularizer_in_parts_trains_the_same_model_and_resumes(tmp_path: Path, kind: str, world: int) -> None:
+    """10 steps: D starts at 3, the tokenizer meets it at 5, the kill is in front of 7."""
+    sets = (f"tokenizer.regularizer={kind}", "tokenizer.steps=10")
+    memory = (*sets, "cluster.accumulate=2", "cluster.checkpoint_activations=true")
+    whole = ranks_of(tmp_path / "whole", "train-tokenizer", 1, None, *sets)
+    parts = ranks_of(tmp_path / "parts", "train-tokenizer", world, None, *memory)
+    cut = ranks_of(tmp_path / "cut", "train-tokenizer", world, 7, *memory)
+    run_ranks(whole)
+    run_ranks(parts)
+    with pytest.raises(Dies) if world == 1 else nullcontext():
+        run_ranks(cut)
+    again = Ranks(cut.job, world)
+    run_ranks(again)
+    assert same_state(final_state(again), final_state(parts))
+    for a, b in zip(history(whole), history(parts), strict=True):
+        assert a.keys() == b.keys()
+        assert a.keys() & set(TERM_OF.values()) == ({TERM_OF[kind]} if kind in TERM_OF else set())
+        for name in a:
+            assert a[name] == pytest.approx(b[name], rel=5e-3, abs=1e-5), (a["step"], name)
 
 
 def noting(sizes: list[int]) -> Callable[[Tensor], Tensor]:
