@@ -178,9 +178,12 @@ LPIPS = f"tokenizer.lpips={{uri: /vgg.safetensors, sha256: '{'0' * 64}'}}"
 
 
 def test_a_latent_without_a_half_cannot_be_scaled():
-    with pytest.raises(ConfigError, match="regularizer scale needs a half or a quarter of the 9 x 9 latent") as caught:
-        load_config("quickstart", ["data.image_size=36", "tokenizer.regularizer=scale"])
-    assert "\n" not in str(caught.value)
+    """With LPIPS, half of 24 pixels is too small too."""
+    scale = "tokenizer.regularizer=scale"
+    for sets, said in ((["data.image_size=36"], "the 9 x 9 latent"), (["data.image_size=24", LPIPS], "4 at least for")):
+        with pytest.raises(ConfigError, match=f"regularizer scale needs a half or a quarter of .*{said}") as caught:
+            load_config("quickstart", [scale, *sets])
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

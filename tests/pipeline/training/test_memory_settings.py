@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.choices import RegularizerKind
+from pipeline.metrics import find_metric
 from pipeline.training.accumulation import accumulate
 from pipeline.training.world import World
 from tests.support.trainers import (
@@ -62,7 +63,10 @@ TERM_OF = {"scale": "scale", "spectrum_prior": "spectrum"}
 @pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", sorted(set(get_args(RegularizerKind)) - {"spectral"}))
 def test_every_regularizer_in_parts_trains_the_same_model_and_resumes(tmp_path: Path, kind: str, world: int) -> None:
-    """10 steps: D starts at 3, the tokenizer meets it at 5, the kill is in front of 7."""
+    """10 steps: D starts at 3, the tokenizer meets it at 5, the kill is in front of 7.
+
+    Adam's first steps divide a gradient by itself: what is but rounding in D grows to a thousandth of its logits.
+    """
     sets = (f"tokenizer.regularizer={kind}", "tokenizer.steps=10")
     memory = (*sets, "cluster.accumulate=2", "cluster.checkpoint_activations=true")
     whole = ranks_of(tmp_path / "whole", "train-tokenizer", 1, None, *sets)
@@ -79,7 +83,9 @@ def test_every_regularizer_in_parts_trains_the_same_model_and_resumes(tmp_path: 
         assert a.keys() == b.keys()
         assert a.keys() & set(TERM_OF.values()) == ({TERM_OF[kind]} if kind in TERM_OF else set())
         for name in a:
-            assert a[name] == pytest.approx(b[name], rel=5e-3, abs=1e-5), (a["step"], name)
+            assert name == "step" or find_metric(f"tokenizer/{name}"), name
+            of_d = name in ("adversarial", "discriminator")
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=3e-3 if of_d else 1e-5), (a["step"], name)
 
 
 def noting(sizes: list[int]) -> Callable[[Tensor], Tensor]:
