@@ -65,8 +65,8 @@ def check_regularizer(kind: RegularizerKind, grid: int, smallest: int, smallest_
     if kind == "scale" and not scaled_sides(grid, smallest_perceptual):
         more = f", {smallest_perceptual} at least for LPIPS" if smallest_perceptual > 1 else ""
         raise ValueError(
-            f"tokenizer.regularizer scale needs a half or a quarter of the {grid} x {grid} latent in whole cells{more}; "
-            "change tokenizer.patch_size or data.image_size"
+            f"tokenizer.regularizer scale needs a half or a quarter of the {grid} x {grid} latent in whole cells{more}"
+            "; change tokenizer.patch_size or data.image_size"
         )
     if kind == "matching":
         try:
