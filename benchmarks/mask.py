@@ -61,6 +61,9 @@ ROWS = {
     "none, d = 4": Row({"regularizer": "none", "latent_dim": 4}),
     "gain, keep .5, d = 4": Row(_gain(0.5, latent_dim=4)),
     "equivariance": Row({"regularizer": "equivariance"}),
+    "scale": Row({"regularizer": "scale"}),
+    "matching": Row({"regularizer": "matching"}),
+    "spectrum_prior": Row({"regularizer": "spectrum_prior"}),
 }
 
 
