@@ -5,6 +5,7 @@ The caller passes weight files whose hashes it has verified; nothing is download
 Shapes: B batch, C channels, H W pixels, F features, K classes. lpips and timm are imported on use.
 """
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -136,7 +137,7 @@ class PerceptualLoss(nn.Module):
         ValueError: there is none.
     """
 
-    def __init__(self, distances: list[tuple[nn.Module, float]]) -> None:
+    def __init__(self, distances: Sequence[tuple[nn.Module, float]]) -> None:
         super().__init__()
         if not distances:
             raise ValueError("a perceptual loss needs a network")

@@ -6,7 +6,7 @@ Loading (presets, files, overrides) is in `loading.py`; the stages that depend o
 
 import math
 import warnings
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -208,8 +208,9 @@ class TokenizerConfig(TrainerConfig):
         if not isinstance(given, dict):
             return given
         term = given.get("perceptual", cls.model_fields["perceptual"].default)
-        needed = PERCEPTUAL_WEIGHTS.get(term, {}) if isinstance(term, str) else {}
-        return {**given, **{field: given.get(field) or name for field, name in needed.items()}}
+        if term not in get_args(Perceptual):  # which the field itself refuses
+            return given
+        return {**given, **{field: given.get(field) or name for field, name in PERCEPTUAL_WEIGHTS[term].items()}}
 
     @model_validator(mode="after")
     def _uses_its_weights(self) -> "TokenizerConfig":

@@ -70,7 +70,9 @@ def test_the_combined_loss_has_gradients_to_the_image(vgg_file, convnext_file):
 
 def test_efficientnet_is_a_distance_that_sees_blur(photographs):
     """With real weights: 0 for the same image, symmetric, larger for more blur than for less, and with a gradient."""
-    distance = EfficientNetDistance(str(fetch_weights(resolve_weights(load_config("cifar10")).tokenizer.efficientnet)))
+    file = resolve_weights(load_config("cifar10")).tokenizer.efficientnet
+    assert file is not None
+    distance = EfficientNetDistance(str(fetch_weights(file)))
     x = photographs
     assert torch.equal(distance(x, x), torch.zeros(len(x)))
     slightly, strongly = (resize(resize(x, side, "bilinear"), 32, "bilinear") for side in (24, 8))
