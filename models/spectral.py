@@ -5,6 +5,7 @@ R radius bins.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -213,6 +214,52 @@ def _power(z_BDhw: Tensor) -> tuple[Tensor, Tensor]:
     k_w = torch.fft.fftfreq(width, dtype=torch.float64, device=z_BDhw.device) * width
     power = torch.fft.fft2(z_BDhw.double(), norm="ortho").abs().square().mean((0, 1))
     return torch.hypot(k_h[:, None], k_w[None, :]), power
+
+
+def removal_masks(grid: int, shares: Sequence[float]) -> Tensor:
+    """The masks of Figure 1(c): each removes a share of the Fourier bins, those with the largest |k|.
+
+    This is the reading `remove` of M_l (`LatentFilter`) for any share. Whole shells of equal |k| are removed, at least
+    the given share of all bins, but never the mean, so that every grid has a curve.
+
+    Args:
+        grid: side of the latent, h = w.
+        shares: of the bins, in [0, 1].
+
+    Returns:
+        (S, h, w) bool, S the number of shares: True where a bin passes, in the order of `torch.fft.fft2`.
+
+    Raises:
+        ValueError: a share is outside [0, 1].
+    """
+    if not all(0.0 <= share <= 1.0 for share in shares):
+        raise ValueError(f"shares must lie in [0, 1], not {list(shares)}")
+    radius_hw = _radius(grid, "remove")
+    one_bin = 1 / grid**2
+    return torch.stack([_lowest_shells(radius_hw, max(1.0 - share, one_bin)) for share in shares])
+
+
+def masked(z_BDhw: Tensor, passes_hw: Tensor) -> Tensor:
+    """F^-1(M . F(z)) of Eq. 3 for one of `removal_masks`, computed in fp64.
+
+    Args:
+        z_BDhw: latents of any floating dtype.
+        passes_hw: bool, True where a bin passes; conjugate-symmetric. On the device of the latents.
+
+    Returns:
+        The filtered latents, same shape and dtype.
+    """
+    return torch.fft.ifft2(passes_hw * torch.fft.fft2(z_BDhw.double())).real.to(z_BDhw.dtype)
+
+
+def removed_energy(z_BDhw: Tensor, passes_hw: Tensor) -> Tensor:
+    """Share, in [0, 1], of the energy without DC in the bins that a mask removes: a fp64 scalar.
+
+    0 for latents without energy outside DC.
+    """
+    radius_hw, power_hw = _power(z_BDhw)
+    varying = power_hw[radius_hw > 0].sum().clamp(min=torch.finfo(torch.float64).tiny)
+    return power_hw[~passes_hw].sum() / varying
 
 
 def radial_spectrum(z_BDhw: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,6 +79,16 @@ METRICS: tuple[Metric, ...] = (
         on_line=True,
     ),
     Metric("latent/uniform_off_dc", "share of the energy without DC, in latents of images of one colour", "%", "lower"),
+    Metric(
+        "latent/psnr_loss_half_removed",
+        "PSNR lost without the half of the latents' frequencies with the largest |k|",
+        "dB",
+        "lower",
+    ),
+    Metric(
+        "latent/pca_variance_share", "share of the latents' variance in the three components that figures show", "%"
+    ),
+    Metric("latent/pca_high_frequency_share", "high_frequency_share of these three components", "%", "lower"),
     Metric("latents/rows", "encoded images of the training split", "latents", on_line=True),
     Metric("latents/quarantined", "images that could not be decoded", "images", "lower"),
     Metric("latents/canary_psnr", "decoded stored latents against their images", "dB", "higher"),

@@ -1,17 +1,20 @@
-"""run, stage, plan, report, sample: the main commands."""
+"""run, stage, plan, report, analyze, sample: the main commands."""
 
 import difflib
 import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli.options import Debug, Json, Preset, Root, Sets, console
 from pipeline.config import Config, load_config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ContractError
+
+if TYPE_CHECKING:
+    from pipeline.reports import Found
 
 app = typer.Typer()
 
@@ -92,6 +95,43 @@ def report(preset: Preset, set_: Sets = None, root: Root = None, as_json: Json =
     reports.render_table(console, collected)
     page = reports.write_page(config, nodes, storage, preset)
     console.print(f"page: {page}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def analyze(
+    presets: Annotated[list[str], typer.Argument(metavar="PRESET...", help="Presets' names or YAML files.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder for the figures and figures.json.")],
+    set_: Sets = None,
+    root: Root = None,
+) -> None:
+    """Draw the paper's Figures 1 and 2 for tokenizers side by side, with every number in them.
+
+    It reads what the stage `analyze` has left for each of them, on the same images. --set holds for all presets.
+    """
+    from pipeline import reports
+
+    found = [_analysed(preset, set_, root) for preset in presets]
+    analyses = reports.read_analyses(found)
+    paths = reports.write_comparison(to, analyses, found)
+    reports.render_comparison(console, analyses)
+    for path in paths:
+        console.print(str(path), highlight=False, soft_wrap=True)
+
+
+def _analysed(preset: str, set_: list[str] | None, root: str | None) -> "Found":
+    """A preset's analysis. ContractError with the command that makes it, if there is none."""
+    from pipeline.reports import Found
+    from pipeline.storage import open_storage
+    from pipeline.workflow import artifacts_of, check_source, resolved, survey
+
+    config = resolved(load_config(preset, set_, root), fresh=False)
+    check_source(config, preset)
+    storage, manifest = open_storage(config.root), artifacts_of(survey(config)).get("analyze")
+    if manifest is None:
+        same = [word for text in set_ or [] for word in ("--set", text)] + (["--root", root] if root else [])
+        command = shlex.join(["python", "-m", "pipeline", "run", preset, "--until", "analyze", *same])
+        raise ContractError(f"the analysis of {preset} is missing at {storage.root}", f"Make it by `{command}`.")
+    return Found(preset, storage, manifest)
 
 
 @app.command()

@@ -6,21 +6,14 @@ Figures need matplotlib and are imported on use; the rest is light.
 from typing import TYPE_CHECKING
 
 from pipeline.lazy import lazy
+from pipeline.reports.analysis import Analysis, files_of, rounded
+from pipeline.reports.comparison import Found, read_analyses, render_comparison, write_comparison
 from pipeline.reports.model_card import all_metrics, model_card
+from pipeline.reports.principal import PrincipalComponents
 from pipeline.reports.report import collect, render_table, write_page
 
 if TYPE_CHECKING:
-    from pipeline.reports.figures import (
-        PrincipalColours,
-        latent_levels,
-        loss_curves,
-        reconstructions,
-        sample_grid,
-        spectrum,
-        uniform_latents,
-    )
+    from pipeline.reports.figures import loss_curves, reconstructions, sample_grid
+    from pipeline.reports.panels import panels
 else:
-    __getattr__ = lazy(
-        __name__,
-        figures="PrincipalColours latent_levels loss_curves reconstructions sample_grid spectrum uniform_latents",
-    )
+    __getattr__ = lazy(__name__, figures="loss_curves reconstructions sample_grid", panels="panels")

@@ -26,8 +26,10 @@ STATUS_WORDS = {"cached": "done", "resumable": "incomplete", "new": "not run", "
 _CAPTIONS = {  # in the order of the page
     "sample/grid.png": "Images generated from a class label and the noise of a seed.",
     "evaluate-tokenizer/reconstructions.png": "Little detail should be lost up to the generator's level.",
-    "analyze/latents.png": "Denoised latents keep the shapes of the image and lose high-frequency noise.",
-    "analyze/uniform.png": "Ideally each latent has one colour; any structure is added by the encoder.",
+    "analyze/figure2.png": "Denoised latents keep the shapes of the image and lose high-frequency noise.",
+    "analyze/figure1a.png": "Ideally each latent has one colour; any structure is added by the encoder.",
+    "analyze/figure1b.png": "The more latent channels, the noisier: less of the variance is in three components.",
+    "analyze/figure1c.png": "How much of the reconstruction depends on the latent's high frequencies.",
     "analyze/spectrum.png": "S_l attenuates high frequencies; level 0 shows those that remain after regularization.",
     "train-tokenizer/losses.png": "The terms of the tokenizer's objective, and the discriminator's loss.",
     "train-sit/losses.png": "The generator's loss and its terms, also by quarters of the time t.",
@@ -172,13 +174,16 @@ def _stage_rows(nodes: list[Node]) -> list[list[str]]:
 
 
 def _figures(nodes: list[Node], storage: Storage) -> list[tuple[str, str]]:
-    """(data URI, caption) of every PNG in the artifacts; those with a caption first, in the order of `_CAPTIONS`."""
+    """(data URI, caption) of every PNG in the artifacts that is not in a folder: there, images are data.
+
+    Those with a caption come first, in the order of `_CAPTIONS`.
+    """
     found = {
         f"{node.stage.name}/{name}": node.manifest
         for node in nodes
         if node.manifest
         for name in node.manifest.files
-        if name.endswith(".png")
+        if name.endswith(".png") and "/" not in name
     }
     order = [name for name in _CAPTIONS if name in found] + [name for name in found if name not in _CAPTIONS]
     return [(_data_uri(storage, found[name], name), _CAPTIONS.get(name, name)) for name in order]

@@ -68,7 +68,7 @@ STAGES: tuple[Stage, ...] = (
         without=("evaluate.class_accuracy",),
         uncounted=("evaluate.batch_size",),
     ),
-    Stage("analyze", 1, ("prepare", "train-tokenizer"), (*_READING, "evaluate.precision")),
+    Stage("analyze", 2, ("prepare", "train-tokenizer"), (*_READING, "evaluate.precision")),
     Stage(
         "encode",
         2,
