@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -12,7 +13,10 @@ from models.spectral import (
     LatentFilter,
     high_frequency_share,
     level_sums,
+    masked,
     radial_spectrum,
+    removal_masks,
+    removed_energy,
     uniform_artifact,
 )
 
@@ -162,3 +166,47 @@ def test_level_sums_are_those_of_the_filtered_latents(mask):
         second = z_level.square() + variance @ matrix.square().T
         assert torch.allclose(sums[level, 0], z_level.sum((0, 2)), rtol=1e-9, atol=1e-9)
         assert torch.allclose(sums[level, 1], second.sum((0, 2)), rtol=1e-6)
+
+
+def test_removal_is_the_reading_remove_for_any_share():
+    z = latent(grid=16)
+    levels = LatentFilter(16, "remove")
+    for level, passes in enumerate(removal_masks(16, ATTENUATION)):
+        torch.testing.assert_close(masked(z, passes), levels(z, level), atol=1e-5, rtol=1e-5)
+    assert torch.equal(masked(z, removal_masks(16, [0.0])[0]), z)
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 17), st.lists(st.floats(0, 1), min_size=2, max_size=4))
+def test_removal_takes_at_least_the_share_and_never_the_mean(grid, shares):
+    shares = sorted(shares)
+    masks = removal_masks(grid, shares)
+    removed = 1 - masks.double().mean((1, 2))
+    assert all(removed >= torch.tensor(shares).clamp(max=1 - 1 / grid**2) - 1e-7)
+    assert masks[:, 0, 0].all()
+    assert all((after <= before).all() for before, after in itertools.pairwise(masks))
+    filtered = masked(latent(grid=grid), masks[-1])
+    torch.testing.assert_close(filtered.mean((2, 3)), latent(grid=grid).mean((2, 3)))
+
+
+@settings(max_examples=20)
+@given(st.integers(2, 17), st.floats(0, 1))
+def test_what_is_removed_and_what_is_left_add_up(grid, share):
+    z, (passes,) = latent(grid=grid).double(), removal_masks(grid, [share])
+    left, varying = masked(z, passes), z - z.mean((2, 3), keepdim=True)
+    expected = (z - left).square().sum() / varying.square().sum()
+    torch.testing.assert_close(removed_energy(z, passes), expected)
+    (only_mean,) = removal_masks(grid, [1.0])
+    torch.testing.assert_close(1 - removed_energy(z, passes), removed_energy(z, ~passes | only_mean))
+
+
+def test_a_uniform_latent_loses_nothing():
+    (passes,) = removal_masks(8, [1.0])
+    assert removed_energy(torch.ones(2, 3, 8, 8), passes) == 0
+    torch.testing.assert_close(masked(torch.ones(2, 3, 8, 8), passes), torch.ones(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
+def test_no_such_share(share):
+    with pytest.raises(ValueError, match=r"shares must lie in \[0, 1\]"):
+        removal_masks(8, [0.5, share])

@@ -4,7 +4,6 @@ import io
 import math
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from pipeline.reports import figures
@@ -47,31 +46,8 @@ def test_rows_of_the_grid_are_classes_of_any_length():
 
 
 def test_the_same_figure_gives_the_same_bytes():
-    radius, power = np.arange(6.0), np.exp(-np.arange(24.0)).reshape(4, 6)
-    assert figures.spectrum(radius, power) == figures.spectrum(radius, power)
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3, 7])
-def test_principal_colours(channels):
-    z = np.random.default_rng(1).normal(size=(20, channels, 4, 4)) * np.arange(1, channels + 1)[:, None, None]
-    colours = figures.PrincipalColours(z)
-    rgb = colours(z[None])
-    assert rgb.shape == (1, 20, 4, 4, 3)
-    assert rgb.min() == 0.0
-    assert rgb.max() == 1.0
-    assert (rgb[..., channels:] == 0.5).all()
-    # The first component follows the channel with the largest variance.
-    red, strongest = rgb[0, ..., 0].ravel(), np.moveaxis(z, 1, -1)[..., -1].ravel()
-    assert np.corrcoef(red, strongest)[0, 1] > 0.9
-    assert np.allclose(figures.PrincipalColours(3 - z)(3 - z), 1 - rgb[0]), "a component's sign is settled"
-
-
-def test_latent_pages():
-    images, latents = pictures(3, 16), np.random.default_rng(2).random((4, 3, 4, 4, 3))
-    for draw in (figures.latent_levels, figures.uniform_latents):
-        page = pixels(draw(images, latents))
-        cell = np.rint(latents[2, 1] * 255).astype(np.uint8).repeat(24, 0).repeat(24, 1)
-        assert holds(page, cell)
+    history = [{"step": s, "loss": 1 / s} for s in range(1, 9)]
+    assert figures.loss_curves(history, "Losses") == figures.loss_curves(history, "Losses")
 
 
 def test_loss_curves_have_a_panel_a_term():

@@ -1,15 +1,13 @@
-"""evaluate-tokenizer and analyze against the models' own measures, on digits and a tokenizer with random weights."""
+"""evaluate-tokenizer against the models' own measures, on digits and a tokenizer with random weights."""
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from models.choices import FeatureNetwork
 from models.metrics import from_uint8, inception_score, psnr_B, to_uint8
-from models.spectral import high_frequency_share
 from pipeline import metrics
 from pipeline.artifacts.manifest import artifact_path
 from pipeline.config.checks import judging_metrics
@@ -17,7 +15,7 @@ from pipeline.errors import DataError
 from pipeline.evaluation.comparison import reconstruction_metrics
 from pipeline.evaluation.features import write_features
 from pipeline.inference.networks import load_tokenizer
-from pipeline.stages import analyze, evaluate_tokenizer
+from pipeline.stages import evaluate_tokenizer
 from pipeline.stages.evaluate_samples import Work
 from pipeline.storage import open_storage
 from tests.support.artifacts import prepared
@@ -124,20 +122,3 @@ def test_one_image_has_no_distance(tmp_path):
     context = made(tmp_path, "evaluate-tokenizer", "evaluate.images=1")
     with pytest.raises(DataError, match="needs 2 validation images; there are 1"):
         evaluate_tokenizer.run(context)
-
-
-def test_analysis_holds_the_models_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr(analyze, "_IMAGES", 70)
-    context = made(tmp_path, "analyze")
-    outcome = analyze.run(context)
-    latents = [z for z, _ in levels(context, validation(context, 70))]
-    shares = [
-        outcome.metrics["latent/high_frequency_share" + suffix] for suffix in ("", "_level1", "_level2", "_level3")
-    ]
-    assert np.allclose(shares, [float(high_frequency_share(z)) for z in latents], rtol=1e-4)
-    assert sorted(shares, reverse=True) == shares, "S_l takes from the high frequencies, the more the higher l"
-    assert 0 <= outcome.metrics["latent/uniform_off_dc_level3"] <= outcome.metrics["latent/uniform_off_dc"] <= 1
-    assert shown(context) == {"latents.png", "spectrum.png", "uniform.png"} == set(outcome.files) - {"metrics.json"}
-    written = json.loads(context.storage.read(f"{context.writer.folder}/metrics.json"))
-    assert written["metrics"] == outcome.metrics
-    assert np.array(written["spectra"]["power"]).shape == (4, len(written["spectra"]["radius"]))

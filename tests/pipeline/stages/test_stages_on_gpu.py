@@ -111,8 +111,11 @@ def test_analyzing(gpu: FakeGPU, context: LocalContext, monkeypatch: pytest.Monk
         "bf16",
     )
     with gpu.mode:
-        z_LBDhw = analyze._latents(spec, np.zeros((3, 3, 32, 32), np.uint8))
-    assert z_LBDhw.device.type == "cpu"
+        images = np.zeros((3, 3, 32, 32), np.uint8)
+        z_LBDhw = analyze._latents(spec, images)
+        psnr_B = analyze._psnr_B(spec, images, z_LBDhw[0], torch.ones(8, 8, dtype=torch.bool))
+    assert z_LBDhw.device.type == psnr_B.device.type == "cpu"
+    assert psnr_B.shape == (3,)
     assert z_LBDhw.shape[:2] == (LEVELS, 3)
 
 
