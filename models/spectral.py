@@ -249,7 +249,8 @@ def masked(z_BDhw: Tensor, passes_hw: Tensor) -> Tensor:
     Returns:
         The filtered latents, same shape and dtype.
     """
-    return torch.fft.ifft2(passes_hw * torch.fft.fft2(z_BDhw.double())).real.to(z_BDhw.dtype)
+    filtered_BDhw: Tensor = torch.fft.ifft2(passes_hw * torch.fft.fft2(z_BDhw.double())).real
+    return filtered_BDhw.to(z_BDhw.dtype)
 
 
 def removed_energy(z_BDhw: Tensor, passes_hw: Tensor) -> Tensor:

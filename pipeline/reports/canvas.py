@@ -60,7 +60,7 @@ def page(rows: Sequence[Sequence[Array]], names: Sequence[str], title: str, note
     side *= max(1, round(96 / side))
     columns = max(len(row) for row in rows)
     longest = max(len(line) for name in names for line in name.splitlines() or [""])
-    left = _MARGIN + max(LABEL_WIDTH, math.ceil(longest * CHARACTER))
+    left = _MARGIN + max(LABEL_WIDTH, math.ceil(longest * CHARACTER) + 2 * _GAP)
     width = max(_MINIMUM_WIDTH, left + columns * (side + _GAP) - _GAP + _MARGIN)
     lines = textwrap.wrap(note, int((width - 2 * _MARGIN) / CHARACTER))
     top = _MARGIN + 2 * _LINE + _LINE * len(lines)

@@ -23,8 +23,9 @@ _CURVES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ("-", "--", ":", "-.")
 _MOST = 128  # pixels of a side of an image shown
-_NAME = 28  # characters of a name
+_NAME = 26  # characters of a name
 _COLUMNS = 3  # panels beside each other
+_SPAN = 3.0  # dB at least on the axis of PSNR, so that a flat curve looks flat
 
 
 def panels(analyses: Sequence[Analysis]) -> dict[str, bytes]:
@@ -103,10 +104,12 @@ def _short(name: str) -> str:
 
 def _removal(analyses: Sequence[Analysis]) -> bytes:
     """Figure 1(c): PSNR over the share of the frequencies that is removed."""
-    width, height, left = 9.4, 4.4, 0.085
+    several = len(analyses) > 1
+    width, height = (9.8 if several else 7.2), max(4.4, 1.2 + 0.25 * len(analyses))  # inches
+    left = 0.8 / width
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=DPI)
-        axes = figure.add_axes((left, 0.13, 0.6, 0.66))
+        axes = figure.add_axes((left, 0.13, 5.6 / width if several else 0.84, 0.87 - 0.92 / height))
         for index, analysis in enumerate(analyses):
             removal = analysis.numbers["removal"]
             axes.plot(
@@ -120,9 +123,12 @@ def _removal(analyses: Sequence[Analysis]) -> bytes:
                 label=", ".join(part for part in (_short(analysis.name), analysis.shape_text) if part),
             )
         axes.set_xlim(-2, 102)
+        low, high = axes.get_ylim()
+        axes.set_ylim(low - max(0.0, _SPAN - (high - low)) / 2, high + max(0.0, _SPAN - (high - low)) / 2)
         axes.set_xlabel("latent frequencies removed, highest |k| first, %")
         axes.set_ylabel("PSNR of reconstructions, dB")
-        _plain(axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0.0))
+        if several:
+            _plain(axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0.0))
         count = analyses[0].numbers["images"]
         note = f"Mean over {count} validation images, uint8. A flat curve: the decoder needs no high frequencies."
         headline(figure, left, "Reconstruction without high frequencies (Figure 1c)", note)
@@ -134,7 +140,7 @@ def _spectra(analyses: Sequence[Analysis]) -> bytes:
     columns = min(_COLUMNS, len(analyses))
     rows = math.ceil(len(analyses) / columns)
     wide = 7.2 if columns == 1 else 3.3 * columns + 0.6  # inches
-    height, left = 1.45 + (3.0 if rows == 1 else 2.6) * rows, 0.75
+    height, left = 1.75 + (3.0 if rows == 1 else 2.6) * rows, 0.75
     with rc_context(STYLE):
         figure = Figure(figsize=(wide, height), dpi=DPI)
         grid = figure.add_gridspec(
@@ -142,7 +148,7 @@ def _spectra(analyses: Sequence[Analysis]) -> bytes:
             columns,
             left=left / wide,
             right=1 - 0.2 / wide,
-            top=1 - 1.2 / height,
+            top=1 - 1.5 / height,
             bottom=0.5 / height,
             wspace=0.12,
             hspace=0.45,
@@ -157,6 +163,9 @@ def _spectra(analyses: Sequence[Analysis]) -> bytes:
                 axes.set_xlabel("|k|, cycles a side")
             if index % columns == 0:
                 axes.set_ylabel("power, white noise = 1")
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        corner = (left / wide, 1 - 0.87 / height)
+        figure.legend(handles, labels, loc="upper left", bbox_to_anchor=corner, ncols=len(labels), borderpad=0.0)
         note = "Over the mean power at level 0 without DC: white noise would be the dashed line."
         headline(figure, left / wide, "Radial spectrum of the latents", note)
         return png(figure)
@@ -176,7 +185,6 @@ def _spectrum(axes: Axes, analysis: Analysis) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     name = ", ".join(part for part in (_short(analysis.name), analysis.shape_text) if part)
     axes.set_title(name, loc="left", fontsize=9, color=INK, parse_math=False)
-    axes.legend(loc="lower left", fontsize=8)
 
 
 def _plain(legend: Legend) -> None:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from click.testing import Result
 from PIL import Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from pipeline.cli.app import app
 from pipeline.errors import PipelineError
@@ -145,8 +144,9 @@ def test_a_missing_analysis_names_its_command(world: Path) -> None:
     assert asked["root"] == (world / "runs").as_uri()
 
 
-def test_a_source_that_was_not_listed_is_said(world: Path) -> None:
-    assert "imagenet-f16d16 has no data source" in refused(world, "narrow", "imagenet-f16d16")
+def test_a_source_that_is_not_there_is_said(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos.yaml").write_text("extends: quickstart\ndata: {format: folder}\n")
+    assert "photos.yaml has no data source" in refused(world, "narrow", str(tmp_path / "photos.yaml"))
 
 
 def test_a_folder_that_is_a_file(world: Path, tmp_path: Path) -> None:
