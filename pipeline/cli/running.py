@@ -122,10 +122,10 @@ def _analysed(preset: str, set_: list[str] | None, root: str | None) -> "Found":
     """A preset's analysis. ContractError with the command that makes it, if there is none."""
     from pipeline.reports import Found
     from pipeline.storage import open_storage
-    from pipeline.workflow import artifacts_of, check_source, resolved, survey
+    from pipeline.workflow import artifacts_of, check_inputs, resolved, survey
 
     config = resolved(load_config(preset, set_, root), fresh=False)
-    check_source(config, preset)
+    check_inputs(config, preset)
     storage, manifest = open_storage(config.root), artifacts_of(survey(config)).get("analyze")
     if manifest is None:
         same = [word for text in set_ or [] for word in ("--set", text)] + (["--root", root] if root else [])
