@@ -47,6 +47,7 @@ METRICS: tuple[Metric, ...] = (
     *_of_trainer("tokenizer"),
     Metric("tokenizer/mse", "pixel error of the reconstruction against G_l(x)", beside_bar=True),
     Metric("tokenizer/kl", "KL divergence of the posterior, summed over a latent"),
+    Metric("tokenizer/l1", "mean absolute difference of images in [0, 1]"),
     Metric("tokenizer/perceptual", "distance in the feature spaces of frozen networks"),
     Metric("tokenizer/adversarial", "minus the discriminator's mean logit of reconstructions", beside_bar=True),
     Metric("tokenizer/scale", "distance d of Eq. 2 between the scaled latent's reconstruction and the scaled image"),

@@ -9,13 +9,14 @@ from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, artifact_pa
 from pipeline.config import Config, load_config
 from pipeline.data import checked_listing, known_classes, prepare_unit, work_units, write_latent_shard
 from pipeline.storage import open_storage
+from pipeline.weights import resolve_weights
 from pipeline.workflow.fingerprints import counted_config, stage_fingerprints, uncounted_config
 from pipeline.workflow.graph import find_stage
 
 
 def config_at(root: Path, preset: str, *sets: str) -> Config:
-    """A preset's config with its mirror below `root`, and what its source holds."""
-    config = load_config(preset, [f"cluster.mirror={root / 'mirror'}", *sets], root.as_uri())
+    """A preset's config with its mirror below `root`, and what its source and the weights that it names hold."""
+    config = resolve_weights(load_config(preset, [f"cluster.mirror={root / 'mirror'}", *sets], root.as_uri()))
     storage = open_storage(config.root)
     listing, revision = checked_listing(config.data, storage)
     known = {"revision": revision, "classes": known_classes(config.data, storage) or len(listing.classes)}

@@ -45,8 +45,8 @@ def test_parts_train_the_same_model(tmp_path: Path, stage: str, world: int) -> N
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_parts_resume_to_the_same_bits(tmp_path: Path, stage: str) -> None:
-    """In the phase with the discriminator."""
-    sets = ("cluster.accumulate=2", "cluster.checkpoint_activations=true")
+    """In the phase with the discriminator, with a perceptual term."""
+    sets = ("cluster.accumulate=2", "cluster.checkpoint_activations=true", "tokenizer.perceptual=efficientnet_lite0")
     still = ranks_of(tmp_path / "still", stage, 1, None, *sets)
     run_ranks(still)
     cut = ranks_of(tmp_path / "cut", stage, 1, 15, *sets)
@@ -55,6 +55,8 @@ def test_parts_resume_to_the_same_bits(tmp_path: Path, stage: str) -> None:
     again = Ranks(cut.job, 1)
     run_ranks(again)
     assert same_state(final_state(again), final_state(still))
+    if stage == "train-tokenizer":
+        assert all("perceptual" in row for row in history(again))
 
 
 TERM_OF = {"scale": "scale", "spectrum_prior": "spectrum"}
