@@ -17,7 +17,7 @@ from models.optimizer import adamw, clipped_step
 from models.perceptual import LPIPS, ConvNeXtLogits, PerceptualLoss
 from models.reconstruction import LossWeights, TokenizerDraws, TokenizerObjective, discriminator_loss
 from models.regularizers import REGULARIZERS, RegularizerOptions
-from models.tokenizers import Tokenizer
+from models.tokenizers import build
 from pipeline.artifacts import Manifest
 from pipeline.config import Config
 from pipeline.data import ImageLoader
@@ -59,7 +59,7 @@ class TokenizerTrainee:
         self.loader_threads, self.parts = config.cluster.loader_threads, config.cluster.accumulate
         self.store = training_images(storage, inputs["prepare"], config, mirrored)
         self.plan = reading_plan(config, own.batch_size, config.data.shard_rows, world.rank, world.size)
-        self.tokenizer = self._seeded(lambda: Tokenizer(**config.tokenizer_network), "tokenizer")
+        self.tokenizer = self._seeded(lambda: build(own.kind, config.tokenizer_network), "tokenizer")
         self.discriminator = self._seeded(
             lambda: PatchDiscriminator(3, own.discriminator_width, own.discriminator_layers), "discriminator"
         )

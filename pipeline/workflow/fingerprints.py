@@ -46,10 +46,14 @@ def _content(value: Any) -> Any:
 def stage_fingerprints(config: Config) -> dict[str, str | None]:
     """Each stage's fingerprint: sha256 over its name, version, counted config and inputs' fingerprints, in hex.
 
-    None for every stage while `data.revision` is unknown: the content of the source determines all of them.
+    None for every stage while `data.revision` is unknown: the content of the source determines all of them, but for a
+    tokenizer that was imported, which has the fingerprint of its import (`imported.py`).
     """
     known: dict[str, str | None] = {}
     for stage in STAGES:
+        if stage.name == "train-tokenizer" and config.tokenizer.imported is not None:
+            known[stage.name] = config.tokenizer.imported
+            continue
         if config.data.revision is None:
             known[stage.name] = None
             continue

@@ -125,6 +125,7 @@ class Registration:
             "train-tokenizer": self.commit(
                 "train-tokenizer",
                 tokenizer.state_dict(),
+                kind="vit",
                 network=TOKENIZER,
                 filter={"mask": "gain", "keep": 0.5},
             ),
