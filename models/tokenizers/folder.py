@@ -33,6 +33,7 @@ _UNUSED = {
     "out_channels", "down_block_types", "up_block_types",
 }  # fmt: skip
 _SIZE = "_image_size"  # of a DC-AE; diffusers passes over names that begin so
+_DEFAULTS = {"act_fn": "silu", "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True}
 _BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 
 
@@ -76,6 +77,9 @@ def described(config: Mapping[str, Any], image_size: int | None = None) -> Descr
         if kind == "sd-vae" and set(config.get(field, [only])) != {only}:
             raise ValueError(f"its {field} are not all {only}")
     network = {field: value for field, value in config.items() if field not in _UNUSED and not field.startswith("_")}
+    if kind == "sd-vae":  # older configs leave out what newer ones say: both describe the same network
+        network = {field: value for field, value in network.items() if _DEFAULTS.get(field) != value}
+        network.setdefault("norm_num_groups", 32)
     return _checked(kind, {"image_size": config.get("sample_size", config.get(_SIZE)), **network}, image_size)
 
 

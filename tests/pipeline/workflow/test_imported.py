@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from models.tokenizers import load
 from models.tokenizers.detok import from_detok
+from models.tokenizers.folder import described
 from pipeline.artifacts import Manifest, all_manifests, broken_files, read_manifest
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, ContractError
@@ -19,7 +20,15 @@ from pipeline.reports import model_card
 from pipeline.storage import open_storage
 from pipeline.workflow import config_of, make_plan, stage_fingerprints, survey, unneeded
 from pipeline.workflow.graph import NAMES
-from pipeline.workflow.imported import ImportUse, SourceKind, check_not_imported, import_tokenizer, preset_lines
+from pipeline.workflow.imported import (
+    ImportUse,
+    SourceKind,
+    _assumed,
+    _fingerprint,
+    check_not_imported,
+    import_tokenizer,
+    preset_lines,
+)
 from pipeline.workflow.planning import print_plan
 from tests.models.test_detok import detok_weights
 from tests.pipeline.workflow.world import World
@@ -326,3 +335,23 @@ def test_an_exported_tokenizer_is_imported_again(tmp_path: Path) -> None:
     again = import_tokenizer(str(tmp_path / "runs"), "sd-vae", str(tmp_path / "out"), USE)
     assert again.details["network"] == made.details["network"]
     assert read_manifest(storage, "train-tokenizer", again.fingerprint) == again
+
+
+def test_the_preset_of_sd_vae_has_the_fingerprint_of_its_public_file() -> None:
+    """sd-vae-ft-ema of stabilityai at 256 pixels, with or without its config beside it."""
+    public = {
+        "_class_name": "AutoencoderKL", "_diffusers_version": "0.4.2", "act_fn": "silu",
+        "block_out_channels": [128, 256, 512, 512], "down_block_types": ["DownEncoderBlock2D"] * 4, "in_channels": 3,
+        "latent_channels": 4, "layers_per_block": 2, "norm_num_groups": 32, "out_channels": 3, "sample_size": 256,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    }  # fmt: skip
+    sha256 = "32db726da04f06c1b6b14c0043ce115cc87a501482945c5add89a40d838fcb46"
+    for config in (public, _assumed("sd-vae")):
+        kind, network = described(config, 256)
+        details = {
+            "kind": kind,
+            "network": network,
+            "filter": {"mask": "gain", "keep": 0.5},
+            "source": {"sha256": sha256},
+        }
+        assert load_config("imagenet-sd-vae").tokenizer.imported == _fingerprint(details)
