@@ -56,7 +56,7 @@ from pipeline.config.fields import (
     WeightDecay,
     WeightFile,
 )
-from pipeline.config.kinds import KIND_FIELDS, check_kind, network_of
+from pipeline.config.kinds import check_kind, network_of
 from pipeline.errors import ConfigError
 
 # The section `register` shadows a method of ABCMeta that is not used here.
@@ -197,7 +197,15 @@ class TokenizerConfig(TrainerConfig):
 
     @property
     def _fields_of_kinds(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for names in KIND_FIELDS.values() for name in names}
+        return {
+            "width": self.width,
+            "depth": self.depth,
+            "heads": self.heads,
+            "hidden": self.hidden,
+            "block_out_channels": self.block_out_channels,
+            "layers_per_block": self.layers_per_block,
+            "norm_num_groups": self.norm_num_groups,
+        }
 
     def network(self, image_size: int) -> dict[str, Any]:
         """The arguments of `models.tokenizers.build`, as stored in the manifest.
