@@ -28,7 +28,7 @@ FROM system AS requirements
 WORKDIR /requirements
 COPY pyproject.toml constraints.txt ./
 RUN python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-e = p['optional-dependencies']; print(*p['dependencies'], *e['train'], *e['server'], sep='\n')" > requirements.txt \
+e = p['optional-dependencies']; print(*p['dependencies'], *e['train'], *e['server'], *e['baselines'], sep='\n')" > requirements.txt \
     && rm pyproject.toml
 
 FROM system AS packages

@@ -8,6 +8,13 @@ LEVELS = 4  # of S_l and G_l, counted from 0
 TOP_LEVEL = LEVELS - 1
 UNIFORM = (0.25, 0.25, 0.25, 0.25)  # probabilities of the levels in training, Eq. 1
 
+TokenizerKind = Literal["vit", "sd-vae", "dc-ae"]
+TOKENIZER_PACKAGES: dict[TokenizerKind, tuple[str, ...]] = {
+    "vit": (),
+    "sd-vae": ("diffusers",),
+    "dc-ae": ("diffusers",),
+}
+
 RegularizerKind = Literal["spectral", "equivariance", "scale", "matching", "spectrum_prior", "none"]
 Mask = Literal["gain", "remove", "square", "dct"]
 

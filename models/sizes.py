@@ -1,5 +1,7 @@
 """Closed forms of parameters and GFLOPs, so that planning needs no torch. Tests compare them with the modules.
 
+Those of the convolutional tokenizers are in `conv_sizes.py`; `tokenizer_sizes` is of all kinds.
+
 GFLOPs count 2 x MAC of every Linear and Conv for one image; with `attention=True` also the two attention products of
 each block, as for MFU. Norms and activations are never counted.
 
@@ -7,9 +9,12 @@ The functions take all arguments of their network, as manifests hold them, inclu
 """
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from itertools import accumulate
+from typing import Any
 
-from .choices import Mask
+from .choices import Mask, TokenizerKind
+from .conv_sizes import TokenizerSizes, dc_autoencoder_sizes, kl_autoencoder_sizes
 
 # Name: (width, depth, heads). SiT, Table 1 of Ma et al. 2024.
 SIT_SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
@@ -94,7 +99,12 @@ def tokenizer_parameters(
     return 2 * depth * block + ends + smoothing + 2 * tokens * width + 4 * width
 
 
-def tokenizer_gflops(
+def tokenizer_gflops(**network: Any) -> float:
+    """GFLOPs of `vit.Tokenizer` to encode and decode one image, with its arguments and `attention`; forward pass."""
+    return vit_sizes(**network).gflops
+
+
+def vit_sizes(
     *,
     image_size: int,
     patch_size: int,
@@ -102,19 +112,50 @@ def tokenizer_gflops(
     width: int,
     depth: int,
     hidden: int,
-    heads: int = 1,  # noqa: ARG001
+    heads: int = 1,
     channels: int = 3,
     attention: bool = False,
-) -> float:
-    """GFLOPs to encode and decode one image, forward pass only."""
+) -> TokenizerSizes:
+    """The sizes of `models.tokenizers.vit.Tokenizer`."""
     tokens = (image_size // patch_size) ** 2
     patch = channels * patch_size**2
     block = tokens * (4 * width * width + 3 * width * hidden)
     if attention:
         block += _attention_macs(tokens, width)
-    ends = tokens * (2 * patch * width + 3 * latent_dim * width)
     smoothing = 9 * channels * channels * image_size**2
-    return 2 * (2 * depth * block + ends + smoothing) / 1e9
+    encoder = depth * block + tokens * (patch * width + 2 * latent_dim * width)
+    decoder = depth * block + tokens * (latent_dim * width + patch * width) + smoothing
+    parameters = tokenizer_parameters(
+        image_size=image_size,
+        patch_size=patch_size,
+        latent_dim=latent_dim,
+        width=width,
+        depth=depth,
+        hidden=hidden,
+        heads=heads,
+        channels=channels,
+    )
+    return TokenizerSizes(parameters, 2 * encoder / 1e9, 2 * decoder / 1e9)
+
+
+_SIZES: dict[TokenizerKind, Callable[..., TokenizerSizes]] = {
+    "vit": vit_sizes,
+    "sd-vae": kl_autoencoder_sizes,
+    "dc-ae": dc_autoencoder_sizes,
+}
+
+
+def tokenizer_sizes(kind: TokenizerKind, network: Mapping[str, Any], attention: bool = False) -> TokenizerSizes:
+    """The sizes of a tokenizer of this kind with these arguments, as manifests hold them."""
+    return _SIZES[kind](**network, attention=attention)
+
+
+def tokenizer_shape(kind: TokenizerKind, network: Mapping[str, Any]) -> tuple[int, int]:
+    """Its factor f, by which it reduces each side of an image, and its latent channels d."""
+    if kind == "vit":
+        return network["patch_size"], network["latent_dim"]
+    widths = network["block_out_channels" if kind == "sd-vae" else "encoder_block_out_channels"]
+    return 1 << (len(widths) - 1), network["latent_channels"]
 
 
 def sit_parameters(

@@ -3,11 +3,16 @@
 Shapes: D latent channels, K width, P pixels of a patch, p a patch's side.
 """
 
+import math
 import re
 from collections.abc import Mapping
 
 from torch import Tensor
 
+_HEAD_WIDTH = 64
+_CONVERTED = (
+    "decoder.ffn.1.weight", "decoder.ffn.1.bias", "encoder.patch_embed.0.weight", "decoder.conv_out.weight",
+)  # fmt: skip
 _UNUSED = "decoder.mask_token"  # for what DeTok masks in training
 _ENDS = {
     "encoder.patch_embed.0": "patch_embed",
@@ -40,11 +45,12 @@ def from_detok(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ordered by row, column and channel of a patch there and by channel, row and column here.
 
     Raises:
-        ValueError: a tensor has a name that DeTok does not know, or its pixel head is missing.
+        ValueError: a tensor has a name that DeTok does not know, or one that is converted is missing.
     """
-    head = theirs.get("decoder.ffn.1.weight")
-    if head is None:
-        raise ValueError("no DeTok state dict: decoder.ffn.1.weight is missing")
+    for name in _CONVERTED:
+        if name not in theirs:
+            raise ValueError(f"no DeTok state dict: {name} is missing")
+    head = theirs["decoder.ffn.1.weight"]
     ours = {_our_name(name): tensor for name, tensor in theirs.items() if name != _UNUSED}
     ours["patch_embed.weight"] = ours["patch_embed.weight"].flatten(1)
     channels = ours["pixel_conv.weight"].shape[0]
@@ -64,3 +70,28 @@ def _our_name(name: str) -> str:
     if block is None or block[3] not in _IN_A_BLOCK:
         raise ValueError(f"no DeTok state dict: it has a tensor named {name}")
     return f"{block[1]}_blocks.{block[2]}.{_IN_A_BLOCK[block[3]]}.{block[4]}"
+
+
+def detok_network(ours: Mapping[str, Tensor]) -> dict[str, int]:
+    """The arguments of `vit.Tokenizer` for a state dict from `from_detok`; DeTok's heads are 64 wide at every size.
+
+    Raises:
+        ValueError: a tensor that tells a size is missing.
+    """
+    try:
+        width, values = ours["patch_embed.weight"].shape
+        tokens = ours["encoder_positions"].shape[1]
+        latent_dim = ours["latent_embed.weight"].shape[1]
+        hidden = ours["encoder_blocks.0.mlp_out.weight"].shape[1]
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"no DeTok state dict: {error} is missing or of another shape") from error
+    patch_size = math.isqrt(values // 3)
+    return {
+        "image_size": math.isqrt(tokens) * patch_size,
+        "patch_size": patch_size,
+        "latent_dim": latent_dim,
+        "width": width,
+        "depth": sum(bool(re.fullmatch(r"encoder_blocks\.\d+\.qkv\.weight", name)) for name in ours),
+        "heads": max(1, width // _HEAD_WIDTH),
+        "hidden": hidden,
+    }

@@ -7,20 +7,20 @@ width, P values of a patch.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..recomputing import run_block
-from .base import DiagonalGaussian
+from .base import DiagonalGaussian, TokenizerNetwork
 
+_RGB = 3
 _NORM_EPS = 1e-6
 _ROPE_TURNS = (7.0, 7e-4)  # full turns across the latent's side: of the fastest and of the slowest channel
 
 
-class Tokenizer(nn.Module):
+class Tokenizer(TokenizerNetwork):
     """ViT encoder and decoder: pre-norm RMSNorm, SwiGLU, learned positions with 2-D RoPE, a bias on every layer.
 
     Each half has a norm before its first block and one behind its last.
@@ -50,16 +50,21 @@ class Tokenizer(nn.Module):
         depth: int,
         heads: int,
         hidden: int,
-        channels: int = 3,
+        channels: int = _RGB,
     ) -> None:
-        super().__init__()
-        if image_size % patch_size:
-            raise ValueError(f"patch_size {patch_size} does not divide image_size {image_size}")
+        network = {
+            "image_size": image_size,
+            "patch_size": patch_size,
+            "latent_dim": latent_dim,
+            "width": width,
+            "depth": depth,
+            "heads": heads,
+            "hidden": hidden,
+        }
+        super().__init__("vit", network if channels == _RGB else {**network, "channels": channels})
         if width % (4 * heads):
             raise ValueError(f"width {width} is not a multiple of 4 x heads ({4 * heads}), which 2-D RoPE requires")
-        self.patch_size, self.latent_dim, self.heads = patch_size, latent_dim, heads
-        self.grid = image_size // patch_size
-        self.recomputes = False  # whether a backward pass computes the blocks' activations again: `recomputing.py`
+        self.patch_size, self.heads = patch_size, heads
         patch = channels * patch_size**2
         # Convolutions with stride equal to kernel size, and 1x1 convolutions over tokens, are written as Linear layers.
         self.patch_embed = nn.Linear(patch, width)
@@ -79,11 +84,6 @@ class Tokenizer(nn.Module):
         self.register_buffer("rope_N2E", rope_N2E, persistent=False)
         self._initialize()
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(D, h, w) of the latent of one training-sized image."""
-        return self.latent_dim, self.grid, self.grid
-
     def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -101,8 +101,7 @@ class Tokenizer(nn.Module):
         )
         with torch.autocast(x_BCHW.device.type, enabled=False):
             moments_BNM = self.moments_head(self.encoder_norm(tokens_BNK.float()))
-        mean_BDhw, logvar_BDhw = _image(moments_BNM, h, w).chunk(2, dim=1)
-        return DiagonalGaussian(mean_BDhw, logvar_BDhw.clamp(-30.0, 20.0))
+        return DiagonalGaussian.of(*_image(moments_BNM, h, w).chunk(2, dim=1))
 
     def decode(self, z_BDhw: Tensor) -> Tensor:
         """Latents of any grid to images in fp32, nominally in [-1, 1] but not clamped."""
@@ -114,32 +113,6 @@ class Tokenizer(nn.Module):
         patches_BNP = self.pixel_head(self.decoder_norm(tokens_BNK))
         x_BCHW: Tensor = self.pixel_conv(F.pixel_shuffle(_image(patches_BNP, h, w), self.patch_size))
         return x_BCHW.float()
-
-    def forward(
-        self,
-        x_BCHW: Tensor,
-        noise_BDhw: Tensor,
-        latent_transform: Callable[[Tensor], Tensor],
-        *added_transforms: Callable[[Tensor], Tensor],
-    ) -> tuple[Tensor, DiagonalGaussian, *tuple[Tensor, ...]]:
-        """One training pass of Eq. 2: D(latent_transform(z)) with z drawn from the posterior of x.
-
-        All that a step decodes is decoded in this one call, since DDP exchanges gradients once for each.
-
-        Args:
-            x_BCHW: images in [-1, 1].
-            noise_BDhw: standard normal, fp32.
-            latent_transform: the regularizer's operator on z_BDhw, e.g. S_l.
-            added_transforms: others, whose results are decoded too.
-
-        Returns:
-            (reconstruction_BCHW, posterior of x, a reconstruction for each of `added_transforms`), all reconstructions
-            in fp32, unclamped.
-        """
-        posterior = self.encode(x_BCHW)
-        z_BDhw = posterior.sample(noise_BDhw)
-        reconstruction_BCHW, *added = (self.decode(to(z_BDhw)) for to in (latent_transform, *added_transforms))
-        return reconstruction_BCHW, posterior, *added
 
     def _transform(
         self, tokens_BNK: Tensor, positions: Tensor, norm: nn.Module, blocks: nn.ModuleList, h: int, w: int

@@ -2,7 +2,7 @@
 
 import typer
 
-from pipeline.cli import artifact, config, data, running, tracking, weights
+from pipeline.cli import artifact, config, data, exchange, running, tracking, weights
 from pipeline.cli.options import run_app
 
 app = typer.Typer(
@@ -16,6 +16,8 @@ app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")
 app.add_typer(artifact.app, name="artifact")
+app.add_typer(exchange.importing, name="import")
+app.add_typer(exchange.exporting, name="export")
 app.add_typer(tracking.app, name="tracking")
 
 

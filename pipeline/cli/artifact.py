@@ -71,7 +71,7 @@ def artifact_repair(
     from pipeline.artifacts import broken_files
     from pipeline.console import Display, own_console
     from pipeline.storage import open_storage
-    from pipeline.workflow import Runner, config_of, repair
+    from pipeline.workflow import Runner, check_not_imported, config_of, repair
 
     config = root_config(None, set_, root)
     storage = open_storage(config.root)
@@ -80,6 +80,7 @@ def artifact_repair(
     if not broken:
         console.print("ok: nothing to repair")
         return
+    check_not_imported(manifest, config.root)
     given = [".".join(override.partition("=")[0].split(".")[:2]) for override in set_ or []]
     with Display(own_console()) as display:
         runner = Runner(config_of(storage, manifest, config, given), display, "repair", debug)

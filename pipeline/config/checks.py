@@ -38,6 +38,12 @@ def check_gpu_shares(shares: dict[str, float]) -> dict[str, float]:
     return shares
 
 
+def check_patch(grid: int, patch: int) -> None:
+    """ValueError if SiT's patch does not divide the latent."""
+    if grid % patch:
+        raise ValueError(f"sit.patch_size {patch} does not divide the {grid} x {grid} latent of the tokenizer")
+
+
 def check_masks(grid: int, mask: Mask, keep: float) -> None:
     """ValueError if a level's mask in `models.spectral` would be empty."""
     try:

@@ -27,6 +27,7 @@ from models.choices import (
     Prediction,
     RegularizerKind,
     SamplerMethod,
+    TokenizerKind,
 )
 from models.sizes import SIT_SIZES, smallest_discriminator_image
 from pipeline.config.checks import (
@@ -34,6 +35,7 @@ from pipeline.config.checks import (
     check_lpips,
     check_masks,
     check_metrics,
+    check_patch,
     check_regularizer,
     check_tracking_uri,
     check_workers,
@@ -57,6 +59,7 @@ from pipeline.config.fields import (
     WeightDecay,
     Weights,
 )
+from pipeline.config.kinds import check_kind, network_of
 from pipeline.errors import ConfigError
 
 # The section `register` shadows a method of ABCMeta that is not used here.
@@ -125,7 +128,14 @@ class DataConfig(Section):
 
 
 class TokenizerConfig(TrainerConfig):
-    """The ViT autoencoder, its regularizer and its training. The terms' weights are DeTok's, for images in [0, 1]."""
+    """The autoencoder, its regularizer and its training. The terms' weights are DeTok's, for images in [0, 1]."""
+
+    kind: TokenizerKind = Field(
+        "vit", description="Network: the paper's vit, diffusers' AutoencoderKL sd-vae, or its AutoencoderDC dc-ae."
+    )
+    imported: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(
+        None, description="Fingerprint of a tokenizer from `import tokenizer`, used as it is. None: one is trained."
+    )
 
     steps: Steps = 500_000
     batch_size: BatchSize = 512
@@ -135,12 +145,19 @@ class TokenizerConfig(TrainerConfig):
     decay: Schedule = "cosine"
     clip: Clip = 3.0
     ema_decay: EmaDecay = 0.999
-    patch_size: int = Field(16, ge=1, description="Side of a patch in pixels: the spatial downsampling factor f.")
+    patch_size: int = Field(16, ge=1, description="Spatial downsampling factor f; of a ViT the side of a patch.")
     latent_dim: int = Field(16, ge=1, description="Latent channels d.")
-    width: int = Field(768, ge=8, description="Channels of a transformer block.")
-    depth: int = Field(12, ge=1, description="Blocks in the encoder, and in the decoder.")
-    heads: int = Field(12, ge=1, description="Attention heads.")
-    hidden: int = Field(2048, ge=1, description="Hidden width of the SwiGLU feed-forward.")
+    width: int | None = Field(None, ge=8, description="vit: channels of a transformer block. None: 768.")
+    depth: int | None = Field(None, ge=1, description="vit: blocks in the encoder, and in the decoder. None: 12.")
+    heads: int | None = Field(None, ge=1, description="vit: attention heads. None: 12.")
+    hidden: int | None = Field(None, ge=1, description="vit: hidden width of the SwiGLU feed-forward. None: 2048.")
+    block_out_channels: Annotated[tuple[int, ...], Field(min_length=2, max_length=8)] | None = Field(
+        None, description="sd-vae: channels of each resolution; their number determines f. None: 128, 256, 512, 512."
+    )
+    layers_per_block: int | None = Field(
+        None, ge=1, description="sd-vae: residual blocks of a resolution in the encoder. None: 2."
+    )
+    norm_num_groups: int | None = Field(None, ge=1, description="sd-vae: groups of every GroupNorm. None: 32.")
     regularizer: RegularizerKind = Field(
         "spectral",
         description="Regularizer of the latent; spectral: MLSR, equivariance: EQ-VAE, scale: scale equivariance, "
@@ -193,8 +210,7 @@ class TokenizerConfig(TrainerConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> "TokenizerConfig":
-        if self.width % (4 * self.heads):
-            raise ValueError(f"width {self.width} must be a multiple of 4 x heads ({4 * self.heads}) for 2-D RoPE")
+        check_kind(self.kind, self.imported, self._fields_of_kinds, self.patch_size)
         if not math.isclose(total := sum(self.level_probabilities), 1.0, abs_tol=1e-6):
             raise ValueError(f"level_probabilities must sum to 1, not {total:g}")
         if self.adversarial_start < self.discriminator_start:
@@ -218,6 +234,25 @@ class TokenizerConfig(TrainerConfig):
             if getattr(self, field) is not None and field not in PERCEPTUAL_WEIGHTS[self.perceptual]:
                 raise ValueError(f"{field} is given, and perceptual {self.perceptual} does not use it")
         return self
+
+    @property
+    def _fields_of_kinds(self) -> dict[str, Any]:
+        return {
+            "width": self.width,
+            "depth": self.depth,
+            "heads": self.heads,
+            "hidden": self.hidden,
+            "block_out_channels": self.block_out_channels,
+            "layers_per_block": self.layers_per_block,
+            "norm_num_groups": self.norm_num_groups,
+        }
+
+    def network(self, image_size: int) -> dict[str, Any]:
+        """The arguments of `models.tokenizers.build`, as stored in the manifest.
+
+        Of an imported tokenizer its manifest has them; these are then those of its kind's public weights.
+        """
+        return network_of(self.kind, self._fields_of_kinds, image_size, self.patch_size, self.latent_dim)
 
 
 class EvaluateConfig(Section):
@@ -278,6 +313,7 @@ class SitConfig(TrainerConfig):
     width: int | None = Field(None, ge=8, description="Channels of a block, for size custom.")
     depth: int | None = Field(None, ge=1, description="Blocks, for size custom.")
     heads: int | None = Field(None, ge=1, description="Attention heads, for size custom.")
+    patch_size: int = Field(1, ge=1, description="Side of a patch of the latent in cells, a token each.")
     level: int = Field(2, ge=0, le=TOP_LEVEL, description="Denoising level l of the generator's latents.")
     prediction: Prediction = Field("velocity", description="What the network predicts.")
     alignment: AlignmentKind = Field("fda", description="Alignment of features (Eq. 7).")
@@ -459,13 +495,9 @@ class Config(Section):
         if size % patch:
             raise ValueError(f"tokenizer.patch_size {patch} does not divide data.image_size {size}")
         check_masks(self.grid, self.tokenizer.mask, self.tokenizer.keep)
-        needed = smallest_discriminator_image(self.tokenizer.discriminator_layers)
-        if size < needed:
-            raise ValueError(
-                f"tokenizer.discriminator_layers {self.tokenizer.discriminator_layers} requires images of "
-                f"{needed} pixels, more than data.image_size {size}"
-            )
-        check_regularizer(self.tokenizer.regularizer, self.grid, self.smallest_side, self.smallest_perceptual_side)
+        check_patch(self.grid, self.sit.patch_size)
+        if self.tokenizer.imported is None:
+            self._check_discriminator()
         batch_sizes = {"tokenizer.batch_size": self.tokenizer.batch_size, "sit.batch_size": self.sit.batch_size}
         workers = self.cluster.workers
         check_workers(workers, self.cluster.min_workers or workers, self.cluster.accumulate, batch_sizes)
@@ -476,6 +508,16 @@ class Config(Section):
         measures_lpips = own.lpips is not None
         check_metrics(self.register.gate.metric, own.network, own.network_size, own.class_accuracy, measures_lpips)
         return self
+
+    def _check_discriminator(self) -> None:
+        size, own = self.data.image_size, self.tokenizer
+        needed = smallest_discriminator_image(own.discriminator_layers)
+        if size < needed:
+            raise ValueError(
+                f"tokenizer.discriminator_layers {own.discriminator_layers} requires images of "
+                f"{needed} pixels, more than data.image_size {size}"
+            )
+        check_regularizer(own.regularizer, self.grid, self.smallest_side, self.smallest_perceptual_side)
 
     @property
     def grid(self) -> int:
@@ -495,18 +537,9 @@ class Config(Section):
         return max(of_discriminator, self.smallest_perceptual_side)
 
     @property
-    def tokenizer_network(self) -> dict[str, int]:
-        """The arguments of `models.tokenizers.Tokenizer`, as stored in the manifest."""
-        own = self.tokenizer
-        return {
-            "image_size": self.data.image_size,
-            "patch_size": own.patch_size,
-            "latent_dim": own.latent_dim,
-            "width": own.width,
-            "depth": own.depth,
-            "heads": own.heads,
-            "hidden": own.hidden,
-        }
+    def tokenizer_network(self) -> dict[str, Any]:
+        """`TokenizerConfig.network` for these images."""
+        return self.tokenizer.network(self.data.image_size)
 
     @property
     def sit_network(self) -> dict[str, int]:
@@ -519,4 +552,5 @@ class Config(Section):
             "width": width,
             "depth": depth,
             "heads": heads,
+            "patch_size": self.sit.patch_size,
         }

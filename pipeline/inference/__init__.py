@@ -10,6 +10,9 @@ from pipeline.lazy import lazy
 
 if TYPE_CHECKING:
     from pipeline.inference.drawing import draw
+    from pipeline.inference.export import export_tokenizer
     from pipeline.inference.networks import load_generator, load_tokenizer, task_device
 else:
-    __getattr__ = lazy(__name__, drawing="draw", networks="load_generator load_tokenizer task_device")
+    __getattr__ = lazy(
+        __name__, drawing="draw", export="export_tokenizer", networks="load_generator load_tokenizer task_device"
+    )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from models.generator import ImageGenerator, LatentStatistics
 from models.sit import SiT
 from models.spectral import LatentFilter
-from models.tokenizers.vit import Tokenizer
+from models.tokenizers import TokenizerNetwork, build
 from pipeline.artifacts import Manifest, local_copies
 from pipeline.storage import Storage, cache_folder, open_storage
 
@@ -22,15 +22,15 @@ def task_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_tokenizer(storage: Storage, manifest: Manifest, device: torch.device) -> tuple[Tokenizer, LatentFilter]:
-    """The tokenizer (EMA weights) of a train-tokenizer artifact, in eval mode, and S_l with its mask."""
+def load_tokenizer(storage: Storage, manifest: Manifest, device: torch.device) -> tuple[TokenizerNetwork, LatentFilter]:
+    """The tokenizer of a train-tokenizer artifact (of a trained one the EMA), in eval mode, and S_l with its mask."""
     return _tokenizer(storage.root, manifest.model_dump_json(), str(device))
 
 
 @lru_cache(maxsize=2)
-def _tokenizer(root: str, manifest_json: str, device: str) -> tuple[Tokenizer, LatentFilter]:
+def _tokenizer(root: str, manifest_json: str, device: str) -> tuple[TokenizerNetwork, LatentFilter]:
     manifest = Manifest.model_validate_json(manifest_json)
-    network = Tokenizer(**manifest.details["network"])
+    network = build(manifest.details["kind"], manifest.details["network"])
     network.load_state_dict(load_file(_weights(root, manifest)))
     latent_filter = LatentFilter(network.grid, **manifest.details["filter"])
     return network.eval().requires_grad_(False).to(device), latent_filter.to(device)

@@ -31,7 +31,7 @@ class ImageModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow is 
         facts = json.loads(Path(context.artifacts["model"]).read_text())
         code = importlib.import_module(f"{facts['code']}.generator")
         networks = importlib.import_module(f"{facts['code']}.tokenizers")
-        tokenizer = networks.Tokenizer(**facts["tokenizer"])
+        tokenizer = networks.build(facts["kind"], facts["tokenizer"])
         sit = importlib.import_module(f"{facts['code']}.sit").SiT(**facts["sit"])
         tokenizer.load_state_dict(load_file(context.artifacts["tokenizer"]))
         sit.load_state_dict(load_file(context.artifacts["sit"]))

@@ -14,6 +14,6 @@ from pipeline.reports.report import collect, render_table, write_page
 
 if TYPE_CHECKING:
     from pipeline.reports.figures import loss_curves, reconstructions, sample_grid
-    from pipeline.reports.panels import panels
+    from pipeline.reports.panels import draw_panels
 else:
-    __getattr__ = lazy(__name__, figures="loss_curves reconstructions sample_grid", panels="panels")
+    __getattr__ = lazy(__name__, figures="loss_curves reconstructions sample_grid", panels="draw_panels")

@@ -75,9 +75,9 @@ def write_comparison(folder: Path, analyses: Sequence[Analysis], found: Sequence
 
     StorageError if the folder cannot be written.
     """
-    from pipeline.reports.panels import panels
+    from pipeline.reports.panels import draw_panels
 
-    files = {_FIGURES: json.dumps(_content(analyses, found)).encode(), **panels(analyses)}
+    files = {_FIGURES: json.dumps(_content(analyses, found)).encode(), **draw_panels(analyses)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():

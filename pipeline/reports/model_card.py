@@ -3,7 +3,9 @@
 It is created from manifests only, without times, so that the same artifacts give the same card.
 """
 
-from models.sizes import sit_parameters, tokenizer_parameters
+from typing import Any
+
+from models.sizes import sit_parameters, tokenizer_sizes
 from pipeline.artifacts import Manifest
 from pipeline.config import Config
 
@@ -16,7 +18,7 @@ pipeline_tag: unconditional-image-generation
 # {name}
 
 Images of {classes} classes at {size} x {size} pixels: a SiT generator ({sit_millions:.2f}M parameters) on latents of
-{channels} x {grid} x {grid} from a Denoising-VAE tokenizer ({tokenizer_millions:.2f}M parameters), at level {level}.
+{channels} x {grid} x {grid} from a tokenizer of kind {kind} ({tokenizer_millions:.2f}M parameters), at level {level}.
 
 ## Metrics
 
@@ -33,7 +35,7 @@ contains the name of the feature network, and values of different networks are n
 |---|---|
 {lineage}
 
-Images: {source}, listing {revision}. Code: git {git_sha}.
+Images: {source}, listing {revision}. Code: git {git_sha}.{imported}
 
 ## How to load
 
@@ -64,26 +66,40 @@ images. It may reproduce training images. It was not tested for any use beyond t
 
 def model_card(config: Config, manifests: dict[str, Manifest], fingerprint: str, git_sha: str | None) -> str:
     """The card in Markdown. `manifests` are the register stage's inputs and `prepare`."""
-    tokenizer, sit = manifests["train-tokenizer"].details["network"], manifests["train-sit"].details["network"]
+    details, sit = manifests["train-tokenizer"].details, manifests["train-sit"].details["network"]
+    tokenizer = details["network"]
     prints = {stage: manifest.fingerprint for stage, manifest in manifests.items()} | {"register": fingerprint}
     prepared = manifests["prepare"].config
     return _CARD.format(
         name=config.register.name,
         classes=sit["classes"],
         last_label=sit["classes"] - 1,
+        kind=details["kind"],
         size=tokenizer["image_size"],
         grid=sit["grid"],
         channels=sit["latent_dim"],
         level=manifests["train-sit"].details["level"],
-        tokenizer_millions=tokenizer_parameters(**tokenizer) / 1e6,
+        tokenizer_millions=tokenizer_sizes(details["kind"], tokenizer).parameters / 1e6,
         sit_millions=sit_parameters(**sit) / 1e6,
         metrics=_rows({name: f"{value:.6g}" for name, value in all_metrics(manifests).items()}),
         lineage=_rows(prints),
         source=prepared.get("data.uri") or prepared.get("data.format"),
         revision=prepared.get("data.revision"),
         git_sha=git_sha or "unknown",
+        imported=_imported(details),
         guidance=config.sample.guidance,
         steps=config.sample.steps,
+    )
+
+
+def _imported(details: dict[str, Any]) -> str:
+    """A sentence on a tokenizer that was not trained here."""
+    if "source" not in details:
+        return ""
+    uri, sha256 = details["source"]["uri"], details["source"]["sha256"]
+    return (
+        f"\n\nThe tokenizer was not trained here but imported from {uri} (sha256 {sha256}), whose terms hold for its "
+        "weights."
     )
 
 

@@ -28,7 +28,7 @@ _COLUMNS = 3  # panels beside each other
 _SPAN = 3.0  # dB at least on the axis of PSNR, so that a flat curve looks flat
 
 
-def panels(analyses: Sequence[Analysis]) -> dict[str, bytes]:
+def draw_panels(analyses: Sequence[Analysis]) -> dict[str, bytes]:
     """File name -> PNG. Images shown are those of the first analysis, which all have in common."""
     return {
         "figure1a.png": _uniform(analyses),

@@ -222,6 +222,9 @@ def _notes(nodes: list[Node]) -> list[str]:
     notes = []
     for node in nodes:
         details = node.manifest.details if node.manifest else {}
+        if "source" in details:
+            source = details["source"]
+            notes.append(f"{node.stage.name}: imported from {source['uri']}, sha256 {source['sha256']}.")
         if "reference" in details:
             notes.append(f"{node.stage.name}: the reference of the Frechet distance is {details['reference']}.")
         if "classifier" in details:
@@ -244,11 +247,12 @@ def _lineage_rows(nodes: list[Node]) -> list[list[str]]:
     rows = []
     for node in nodes:
         if manifest := node.manifest:
+            origin = manifest.details["source"]["uri"] if "source" in manifest.details else "the source"
             inputs = [f"{stage}/{fingerprint[:SHORT]}" for stage, fingerprint in manifest.inputs.items()]
             rows.append(
                 [
                     page.text(f"{node.stage.name} ") + page.code(manifest.fingerprint[:SHORT]),
-                    page.lines(inputs) if inputs else page.quiet("the source"),
+                    page.lines(inputs) if inputs else page.quiet(origin),
                     page.code((manifest.git_sha or "")[:SHORT]),
                     page.text(manifest.created[:16].replace("T", " ")),
                     page.code(node.uri or ""),

@@ -100,7 +100,7 @@ def look(spec: Spec) -> dict[str, Any]:
     shown = np.arange(min(_SHOWN, len(images))) * len(images) // min(_SHOWN, len(images))
     projections = _projections(components, z_LBDhw[:, shown].numpy(), uniform_LBDhw[0].numpy())
     analysis = reports.Analysis("", numbers, projections, images[shown])
-    figures = reports.panels([analysis])
+    figures = reports.draw_panels([analysis])
     writer = ArtifactWriter(storage, "analyze", spec.fingerprint)
     for name, data in (reports.files_of(analysis) | figures).items():
         writer.add_bytes(data, name)

@@ -16,6 +16,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from models.choices import TOKENIZER_PACKAGES
 from pipeline.artifacts import Manifest, Outcome, git_sha, read_manifest
 from pipeline.config import Config, GateConfig
 from pipeline.errors import ContractError, PipelineError
@@ -104,6 +105,7 @@ def _facts(config: Config, manifests: dict[str, Manifest]) -> dict[str, Any]:
     """The content of model.json: what `registered_model` builds the generator from, and further information."""
     tokenizer, sit = manifests["train-tokenizer"].details, manifests["train-sit"].details
     return {
+        "kind": tokenizer["kind"],
         "tokenizer": tokenizer["network"],
         "filter": tokenizer["filter"],
         "sit": sit["network"],
@@ -125,6 +127,7 @@ def _pack(context: StageContext) -> Path:
 
     target = context.scratch / _FOLDER
     shutil.rmtree(target, ignore_errors=True)
+    packages = (*_NEEDED, *TOKENIZER_PACKAGES[context.inputs["train-tokenizer"].details["kind"]])
     mlflow.pyfunc.save_model(
         target,
         python_model=MODEL_FILE,
@@ -137,7 +140,7 @@ def _pack(context: StageContext) -> Path:
         },
         signature=_signature(context.config),
         input_example=pd.DataFrame({"label": [0], "seed": [0]}),
-        pip_requirements=[f"{name}=={installed(name).partition('+')[0]}" for name in _NEEDED],
+        pip_requirements=[f"{name}=={installed(name).partition('+')[0]}" for name in packages],
     )
     return target
 

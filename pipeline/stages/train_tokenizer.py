@@ -1,4 +1,4 @@
-"""train-tokenizer: the ViT autoencoder under multi-level spectral regularization. Writes EMA weights and history."""
+"""train-tokenizer: the autoencoder under multi-level spectral regularization. Writes EMA weights and history."""
 
 from pipeline.artifacts import Outcome
 from pipeline.training import run_training
@@ -9,6 +9,7 @@ def run(context: StageContext) -> Outcome:
     config = context.config
     return run_training(
         context,
+        kind=config.tokenizer.kind,
         network=config.tokenizer_network,
         filter={"mask": config.tokenizer.mask, "keep": config.tokenizer.keep},
     )

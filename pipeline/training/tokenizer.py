@@ -23,9 +23,9 @@ from models.perceptual import (
 )
 from models.reconstruction import LossWeights, TokenizerDraws, TokenizerObjective, discriminator_loss
 from models.regularizers import REGULARIZERS, RegularizerOptions
-from models.tokenizers import Tokenizer
+from models.tokenizers import build
 from pipeline.artifacts import Manifest
-from pipeline.config import Config
+from pipeline.config import Config, WeightFile
 from pipeline.data import ImageLoader
 from pipeline.storage import Storage
 from pipeline.training.accumulation import accumulate
@@ -45,11 +45,6 @@ from pipeline.training.world import World
 from pipeline.weights import fetch_weights
 from pipeline.workflow import tokenizer_gflops
 
-_PERCEPTUAL: dict[str, tuple[Callable[[str], nn.Module], float]] = {  # field of the config -> network, its weight
-    "lpips": (LPIPS, 1.0),
-    "convnext": (ConvNeXtLogits, CONVNEXT_WEIGHT),
-    "efficientnet": (EfficientNetDistance, 1.0),
-}
 Images = tuple[Tensor, Tensor]
 """G_l(x), the discriminator's real images, and detached reconstructions, its fake ones: (B, C, H, W) each."""
 
@@ -70,7 +65,7 @@ class TokenizerTrainee:
         self.loader_threads, self.parts = config.cluster.loader_threads, config.cluster.accumulate
         self.store = training_images(storage, inputs["prepare"], config, mirrored)
         self.plan = reading_plan(config, own.batch_size, config.data.shard_rows, world.rank, world.size)
-        self.tokenizer = self._seeded(lambda: Tokenizer(**config.tokenizer_network), "tokenizer")
+        self.tokenizer = self._seeded(lambda: build(own.kind, config.tokenizer_network), "tokenizer")
         self.discriminator = self._seeded(
             lambda: PatchDiscriminator(3, own.discriminator_width, own.discriminator_layers), "discriminator"
         )
@@ -115,11 +110,16 @@ class TokenizerTrainee:
         return TokenizerObjective(self.parallel_tokenizer, regularizer, weights, self._perceptual(), self.discriminator)
 
     def _perceptual(self) -> nn.Module | None:
-        distances = list[tuple[nn.Module, float]]()
-        for field, (network, weight) in _PERCEPTUAL.items():
-            if (file := getattr(self.config, field)) is not None:
-                distances.append((network(str(fetch_weights(file))), weight))
-        return PerceptualLoss(distances).to(self.world.device) if distances else None
+        own = self.config
+        if own.perceptual == "none":
+            return None
+        networks: tuple[tuple[WeightFile | None, Callable[[str], nn.Module], float], ...] = (
+            (own.lpips, LPIPS, 1.0),
+            (own.convnext, ConvNeXtLogits, CONVNEXT_WEIGHT),
+            (own.efficientnet, EfficientNetDistance, 1.0),
+        )
+        used = [(build(str(fetch_weights(file))), weight) for file, build, weight in networks if file is not None]
+        return PerceptualLoss(used).to(self.world.device)
 
     def states(self) -> dict[str, Any]:
         return {

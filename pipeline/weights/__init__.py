@@ -7,12 +7,12 @@ counts in a fingerprint. torch is imported where a file is converted.
 from typing import TYPE_CHECKING
 
 from pipeline.lazy import lazy
-from pipeline.weights.catalogue import CATALOGUE, Entry, find_entry
+from pipeline.weights.catalogue import CATALOGUE, find_entry
 from pipeline.weights.local import fetch_weights
 from pipeline.weights.names import check_known, missing_weights, resolve_weights, wanted, weights_used
-from pipeline.weights.recorded import Recorded, place_of, read_recorded
+from pipeline.weights.recorded import place_of, read_recorded
 
 if TYPE_CHECKING:
-    from pipeline.weights.fetching import Verdict, check, fetch
+    from pipeline.weights.fetching import check, fetch
 else:
-    __getattr__ = lazy(__name__, fetching="Verdict check fetch")
+    __getattr__ = lazy(__name__, fetching="check fetch")

@@ -1,4 +1,4 @@
-"""Downloads a public file: resumed where it was cut, one process at a time, its size and sum verified. No torch."""
+"""Downloads a public file: resumed where it was cut, its size and sum verified. No torch here."""
 
 import fcntl
 import time
@@ -29,7 +29,7 @@ class _CutError(Exception):
 
 
 def download(file: PublicFile, folder: Path, name: str, progress: Progress, source: str | None = None) -> Path:
-    """The file in `folder`, whole and verified. What an earlier attempt has left is taken up.
+    """The file in `folder`, which this process has `alone`, whole and verified. What an earlier attempt left goes on.
 
     `name`: in the catalogue, for messages. `source`: a folder, or the address of a mirror that has the files by their
     publisher's names.
@@ -37,23 +37,20 @@ def download(file: PublicFile, folder: Path, name: str, progress: Progress, sour
     Raises StorageError if it cannot be got, is not the file of the catalogue, or cannot be written.
     """
     with storage_errors(str(folder)):
-        folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder / f"{file.name}.lock"):
-            target = folder / file.name
-            if target.exists():
-                return target
-            partial = folder / f"{file.name}.part"
-            url = file.url if source is None else f"{source.rstrip('/')}/{file.name}"
-            resumed = partial.exists() and partial.stat().st_size > 0
-            _get(url, partial, name, file, progress)
-            if resumed and _wrong(file, partial) is not None:  # the rest was of another file than the beginning
-                partial.unlink()
-                _get(url, partial, name, file, progress)
-            if wrong := _wrong(file, partial):
-                partial.unlink()
-                raise StorageError(f"{url} is not the file of the catalogue: {wrong}", "Try again, or another source.")
-            partial.replace(target)
+        target, partial = folder / file.name, folder / f"{file.name}.part"
+        if target.exists():
             return target
+        url = file.url if source is None else f"{source.rstrip('/')}/{file.name}"
+        resumed = partial.exists() and partial.stat().st_size > 0
+        _get(url, partial, name, file, progress)
+        if resumed and _wrong(file, partial) is not None:  # the rest was of another file than the beginning
+            partial.unlink()
+            _get(url, partial, name, file, progress)
+        if wrong := _wrong(file, partial):
+            partial.unlink()
+            raise StorageError(f"{url} is not the file of the catalogue: {wrong}", "Try again, or another source.")
+        partial.replace(target)
+        return target
 
 
 def _wrong(file: PublicFile, path: Path) -> str | None:
@@ -124,8 +121,11 @@ def _copy(source: Path, partial: Path, progress: Progress) -> None:
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Hold the file's lock: a second process waits, and finds the file."""
-    with open(lock, "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+def alone(folder: Path) -> Iterator[None]:
+    """Make the folder and hold its lock: a second process waits. StorageError if it cannot be written."""
+    with storage_errors(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")  # noqa: SIM115
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield

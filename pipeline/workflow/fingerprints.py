@@ -47,13 +47,16 @@ def _content(value: Any) -> Any:
 def stage_fingerprints(config: Config) -> dict[str, str | None]:
     """Each stage's fingerprint: sha256 over its name, version, counted config and inputs' fingerprints, in hex.
 
-    None for every stage while `data.revision` is unknown, since the content of the source determines all of them, or a
-    named weight file.
+    None for every stage while `data.revision` is unknown, since the content of the source determines all of them, and
+    for a stage and those after it while a weight file of it is. A tokenizer that was imported has the fingerprint of
+    its import (`imported.py`).
     """
     known: dict[str, str | None] = {}
-    unknown = config.data.revision is None or any(use.file.sha256 is None for use in weights_used(config))
     for stage in STAGES:
-        if unknown:
+        if stage.name == "train-tokenizer" and config.tokenizer.imported is not None:
+            known[stage.name] = config.tokenizer.imported
+            continue
+        if not _is_determined(stage, config, known):
             known[stage.name] = None
             continue
         content = {
@@ -64,3 +67,11 @@ def stage_fingerprints(config: Config) -> dict[str, str | None]:
         }
         known[stage.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return known
+
+
+def _is_determined(stage: Stage, config: Config, known: dict[str, str | None]) -> bool:
+    """Whether the source, the stage's inputs and its weight files are known."""
+    if config.data.revision is None or None in (known[name] for name in stage.inputs):
+        return False
+    unknown = (f"{use.section}.{use.field}" for use in weights_used(config) if use.file.sha256 is None)
+    return not any(is_counted(stage, name) for name in unknown)

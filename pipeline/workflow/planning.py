@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models import sizes
-from models.choices import EVALUATIONS_PER_STEP
+from models.choices import EVALUATIONS_PER_STEP, LEVELS
 from pipeline.artifacts import SHORT, Manifest
 from pipeline.cluster import tasks_per_gpu
 from pipeline.config import Config
@@ -14,6 +14,7 @@ from pipeline.console import duration
 from pipeline.data import DIGITS, read_index
 from pipeline.storage import open_storage
 from pipeline.weights import missing_weights
+from pipeline.workflow.imported import import_faults
 from pipeline.workflow.preflight import warnings
 from pipeline.workflow.status import Node
 
@@ -26,7 +27,15 @@ def tokenizer_gflops(config: Config, attention: bool = False) -> float:
     """GFLOPs to encode and decode one image, counted as in the paper (2 x MAC of Linear and Conv); `attention` adds
     the attention products.
     """
-    return sizes.tokenizer_gflops(**config.tokenizer_network, attention=attention)
+    return _tokenizer(config, None, attention).gflops
+
+
+def _tokenizer(config: Config, made: Manifest | None, attention: bool = False) -> sizes.TokenizerSizes:
+    """The tokenizer's sizes: of the imported one if that is there, else of the config."""
+    network = config.tokenizer_network
+    if config.tokenizer.imported is not None and made is not None:
+        network = made.details["network"]
+    return sizes.tokenizer_sizes(config.tokenizer.kind, network, attention)
 
 
 def sit_gflops(config: Config, attention: bool = False) -> float:
@@ -39,12 +48,6 @@ def _sit_network(config: Config) -> dict[str, int]:
     classes = config.data.classes or _IMAGENET_CLASSES
     known = config.data.model_copy(update={"classes": classes})
     return config.model_copy(update={"data": known}).sit_network
-
-
-def tokenizer_sizes(config: Config) -> dict[str, float]:
-    """Parameters, and GFLOPs per image as `tokenizer_gflops`."""
-    parameters = sizes.tokenizer_parameters(**config.tokenizer_network)
-    return {"parameters": parameters, "gflops": tokenizer_gflops(config)}
 
 
 def sit_sizes(config: Config) -> dict[str, float]:
@@ -67,31 +70,37 @@ def split_sizes(config: Config, prepared: Manifest | None) -> tuple[int, int]:
     return known - held_out, held_out
 
 
-def device_hours(config: Config, images: int, validation_images: int) -> dict[str, float]:
+def device_hours(
+    config: Config, tokenizer: sizes.TokenizerSizes, images: int, validation_images: int
+) -> dict[str, float]:
     """Hours per stage on one device at its peak times `assumed_mfu`; a training step counts as three forward passes.
 
     The teacher of an aligned SiT adds its blocks of one more pass.
     """
-    tokenizer, sit = tokenizer_gflops(config), sit_gflops(config)
+    sit = sit_gflops(config)
     evaluations = config.sample.steps * EVALUATIONS_PER_STEP[config.sample.method]
     teacher = config.sit.aligned_blocks[1] / config.sit.shape[1] if config.sit.alignment != "none" else 0.0
     guided = evaluations * (2 if config.sample.guidance > 1.0 else 1)
     gflops = {
-        "train-tokenizer": 3 * tokenizer * config.tokenizer.steps * config.tokenizer.batch_size,
-        "evaluate-tokenizer": 2.5 * tokenizer * min(config.evaluate.images, validation_images),
-        "encode": tokenizer / 2 * images,
+        "train-tokenizer": 3 * tokenizer.gflops * config.tokenizer.steps * config.tokenizer.batch_size,
+        "evaluate-tokenizer": (tokenizer.encode_gflops + LEVELS * tokenizer.decode_gflops)
+        * min(config.evaluate.images, validation_images),
+        "encode": tokenizer.encode_gflops * images,
         "train-sit": (3 + teacher) * sit * config.sit.steps * config.sit.batch_size,
-        "sample": (guided * sit + tokenizer / 2) * config.sample.count,
+        "sample": (guided * sit + tokenizer.decode_gflops) * config.sample.count,
     }
+    if config.tokenizer.imported is not None:
+        del gflops["train-tokenizer"]
     speed = config.cluster.device_peak_tflops * 1e3 * config.cluster.assumed_mfu
     return {name: work / speed / 3600 for name, work in gflops.items()}
 
 
 def make_plan(config: Config, nodes: list[Node]) -> dict[str, Any]:
     """The plan as JSON: stages, and the sizes of both networks."""
-    prepared = next((node.manifest for node in nodes if node.stage.name == "prepare"), None)
-    images, validation_images = split_sizes(config, prepared)
-    hours = device_hours(config, images, validation_images)
+    made = {node.stage.name: node.manifest for node in nodes}
+    images, validation_images = split_sizes(config, made["prepare"])
+    tokenizer = _tokenizer(config, made["train-tokenizer"])
+    hours = device_hours(config, tokenizer, images, validation_images)
     stages = [
         {
             "name": node.stage.name,
@@ -103,14 +112,16 @@ def make_plan(config: Config, nodes: list[Node]) -> dict[str, Any]:
         }
         for node in nodes
     ]
+    to_run = [node.stage.name for node in nodes if node.status != "cached"]
     return {
         "stages": stages,
-        "tokenizer": tokenizer_sizes(config),
+        "tokenizer": {"parameters": tokenizer.parameters, "gflops": tokenizer.gflops, "gmacs": tokenizer.gmacs},
         "sit": sit_sizes(config),
         "images": {"train": images, "validation": validation_images},
         "warnings": [
             *missing_weights(config),
-            *warnings(config, [node.stage.name for node in nodes if node.status != "cached"]),
+            *map(str, import_faults(config, made["train-tokenizer"])),
+            *warnings(config, to_run),
         ],
     }
 
@@ -131,10 +142,14 @@ def print_plan(console: Console, config: Config, plan: dict[str, Any]) -> None:
     console.print(table)
     for name, own in (("tokenizer", config.tokenizer), ("sit", config.sit)):
         size = plan[name]
+        macs = f" ({size['gmacs']:.3f} GMACs)" if "gmacs" in size else ""
+        is_imported = own is config.tokenizer and config.tokenizer.imported is not None
+        trained = "imported" if is_imported else f"{own.steps} steps of {own.batch_size}"
         console.print(
-            f"{name:<10} {size['parameters'] / 1e6:.2f}M parameters, {size['gflops']:.3f} GFLOPs per image, "
-            f"{own.steps} steps of {own.batch_size}",
+            f"{name:<10} {size['parameters'] / 1e6:.2f}M parameters, {size['gflops']:.3f} GFLOPs{macs} per image, "
+            f"{trained}",
             highlight=False,
+            soft_wrap=True,
         )
     console.print(
         f"{'images':<10} {plan['images']['train']} for training, {plan['images']['validation']} held out, "

@@ -4,26 +4,41 @@ Fields and their combinations are checked by `pipeline.config`. Here is what dep
 number of classes and on the prepared images. The stages use the same functions.
 """
 
+import importlib.util
 import math
 from collections.abc import Collection, Iterator
 
+from models.choices import TOKENIZER_PACKAGES, TokenizerKind
 from pipeline.artifacts import Manifest
 from pipeline.config import Config, TrainerConfig
 from pipeline.errors import ConfigError, DataError, PipelineError
 
 _RECONSTRUCTED = 2  # images: a covariance needs two
 _COMPARED = 4  # images per side: precision and recall use three neighbours
+_WITH_TOKENIZER = {"train-tokenizer", "evaluate-tokenizer", "analyze", "encode", "sample", "register"}
 _FIRST_WEIGHTS = 0.05  # share of the first weights in an average from which it is mostly noise
 
 
 def check_start(config: Config, stages: Collection[str]) -> None:
     """What these stages need of the config. ConfigError or PipelineError, with the field."""
+    if _WITH_TOKENIZER & set(stages):
+        check_packages(config.tokenizer.kind)
     if "evaluate-tokenizer" in stages:
         check_reconstructed(config.evaluate.images)
     if "evaluate-samples" in stages:
         check_compared(config.evaluate.reference_images, config.sample.count)
         if config.evaluate.class_accuracy and config.data.class_count < 2:
             raise _no_classifier(config, "the source has one class")
+
+
+def check_packages(kind: TokenizerKind) -> None:
+    """ConfigError if a package is missing that this kind of tokenizer needs."""
+    for package in TOKENIZER_PACKAGES[kind]:
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"a tokenizer of kind {kind} needs the package {package}, which is not installed",
+                "Run `pip install '.[baselines]'`.",
+            )
 
 
 def check_images(config: Config, stages: Collection[str], prepare: Manifest) -> None:

@@ -41,9 +41,10 @@ from pipeline.weights import fetch_weights, weights_used
 from pipeline.workflow.context import StageContext
 from pipeline.workflow.fingerprints import counted_config, is_counted, stage_fingerprints, uncounted_config
 from pipeline.workflow.graph import NAMES, Stage, find_stage, stages_until
+from pipeline.workflow.imported import import_faults
 from pipeline.workflow.preflight import check_images, check_start, warnings
 from pipeline.workflow.resolve import check_inputs
-from pipeline.workflow.status import Node, survey
+from pipeline.workflow.status import Node, artifacts_of, survey
 from pipeline.workflow.tolerances import check_tolerances
 from pipeline.workflow.work_folder import begin_work
 
@@ -128,7 +129,10 @@ class Runner:
     def _nodes(self) -> list[Node]:
         check_inputs(self.config, self.name)
         _ = self.config.data.class_count  # raises ConfigError before anything is started
-        return survey(self.config)
+        nodes = survey(self.config)
+        for fault in import_faults(self.config, artifacts_of(nodes).get("train-tokenizer")):
+            raise fault
+        return nodes
 
     def _check(self, stages: list[str], prepare: Manifest | None) -> None:
         """Refuse before anything starts what these stages would refuse later, and say what is hardly meant."""

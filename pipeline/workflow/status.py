@@ -1,7 +1,7 @@
 """The status of every stage at a root: cached, resumable, new or unresolved."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.artifacts import Manifest, artifact_path, read_manifest, work_path
@@ -36,12 +36,16 @@ def survey(config: Config) -> list[Node]:
     """Every stage with its status at the config's root.
 
     An artifact is current if the contents of its inputs have not changed since. For `register`, MLflow's registry must
-    also have the version; if the registry does not answer, the manifest counts.
+    also have the version; if the registry does not answer, the manifest counts. A tokenizer that is to be imported and
+    is not there is unresolved.
     """
     storage, registered = open_storage(config.root), _registry_query(config)
     nodes: dict[str, Node] = {}
     for stage, fingerprint in zip(STAGES, stage_fingerprints(config).values(), strict=True):
-        nodes[stage.name] = _node(storage, stage, fingerprint, nodes, registered)
+        node = _node(storage, stage, fingerprint, nodes, registered)
+        if stage.name == "train-tokenizer" and config.tokenizer.imported is not None and node.manifest is None:
+            node = replace(node, status="unresolved")
+        nodes[stage.name] = node
     return list(nodes.values())
 
 

@@ -9,9 +9,16 @@ from models import choices
 from models.alignment import ALIGNMENTS, FEATURE_LOSSES, SCHEDULES
 from models.regularizers import REGULARIZERS
 from models.sampler import SAMPLERS
+from models.sizes import _SIZES
+from models.tokenizers import TOKENIZERS
+from pipeline.config.kinds import KIND_FIELDS
 from pipeline.evaluation.features import FEATURE_NETWORKS
 
 KINDS: dict[str, tuple[Any, Mapping[Any, Any]]] = {
+    "tokenizers": (choices.TokenizerKind, TOKENIZERS),
+    "packages of a tokenizer": (choices.TokenizerKind, choices.TOKENIZER_PACKAGES),
+    "sizes of a tokenizer": (choices.TokenizerKind, _SIZES),
+    "fields of a tokenizer": (choices.TokenizerKind, KIND_FIELDS),
     "regularizers": (choices.RegularizerKind, REGULARIZERS),
     "alignments": (choices.AlignmentKind, ALIGNMENTS),
     "schedules of the alignment": (choices.AlignmentSchedule, SCHEDULES),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from models.tokenizers.vit import Tokenizer
+from models.tokenizers import build
 from pipeline.artifacts.manifest import Manifest, work_path
 from pipeline.artifacts.writer import Outcome
 from pipeline.config.schema import Config
@@ -67,12 +67,17 @@ def untrained_tokenizer(config: Config, prepare: Manifest, scratch: Path) -> Man
     """A tokenizer with random weights, as an artifact."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = Tokenizer(**config.tokenizer_network)
+        network = build(config.tokenizer.kind, config.tokenizer_network)
     scratch.mkdir(parents=True, exist_ok=True)
     save_file(network.state_dict(), scratch / "weights.safetensors")
     writer = artifact_writer(config, "train-tokenizer")
     writer.add(scratch / "weights.safetensors", "weights.safetensors")
-    details = {"network": config.tokenizer_network, "filter": {"mask": "gain", "keep": 0.5}}
+    own = config.tokenizer
+    details = {
+        "kind": own.kind,
+        "network": config.tokenizer_network,
+        "filter": {"mask": own.mask, "keep": own.keep},
+    }
     return put(config, manifest(config, "train-tokenizer", writer, {"prepare": prepare}, **details))
 
 

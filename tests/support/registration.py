@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from models.sit import SiT
+from models.tokenizers import TokenizerNetwork
 from models.tokenizers.vit import Tokenizer
 from pipeline.artifacts import ArtifactWriter, Lease, Manifest, Outcome, commit
 from pipeline.config import Config, load_config
@@ -56,7 +57,7 @@ def random_networks() -> tuple[Tokenizer, SiT]:
 class Registration:
     """A root with everything that `register` reads, and an MLflow: by default the SQLite database of the root."""
 
-    def __init__(self, folder: Path, networks: tuple[Tokenizer, SiT], uri: str | None = None) -> None:
+    def __init__(self, folder: Path, networks: tuple[TokenizerNetwork, SiT], uri: str | None = None) -> None:
         self.folder, self.networks = folder, networks
         self.storage = open_storage(str(folder / "runs"))
         assert isinstance(self.storage, LocalStorage)
@@ -125,7 +126,8 @@ class Registration:
             "train-tokenizer": self.commit(
                 "train-tokenizer",
                 tokenizer.state_dict(),
-                network=TOKENIZER,
+                kind=tokenizer.kind,
+                network=tokenizer.network,
                 filter={"mask": "gain", "keep": 0.5},
             ),
             "encode": self.commit("encode", {}, inputs={"prepare": prepare.fingerprint}),

@@ -110,7 +110,10 @@ def test_presets_load(preset):
 
 
 def test_the_presets_are_those_of_the_interface():
-    assert preset_names() == ["cifar10", "imagenet-f16d16", "imagenet-f16d32", "imagenet-f16d64", "quickstart"]
+    assert preset_names() == [
+        "cifar10", "imagenet-f16d16", "imagenet-f16d16-vanilla", "imagenet-f16d32", "imagenet-f16d64",
+        "imagenet-sd-vae", "quickstart",
+    ]  # fmt: skip
 
 
 def test_a_preset_is_also_a_file_and_extends_another(tmp_path):
@@ -174,7 +177,7 @@ def test_what_is_refused_is_said_in_one_line(override, said):
     assert "\n" not in str(caught.value)
 
 
-LPIPS = f"tokenizer.lpips={{uri: /vgg.safetensors, sha256: '{'0' * 64}'}}"
+LPIPS = "tokenizer.perceptual=lpips"
 
 
 def test_a_latent_without_a_half_cannot_be_scaled():
@@ -288,3 +291,64 @@ def test_a_prefix_that_other_programs_read_as_another_is_refused(field: str, uri
     for fine in ("s3://bucket/a b+c%20", "/tmp/exp#1", "file:///tmp/exp%231"):
         assert load_config("quickstart", [f"root={fine}"]).root == fine
     assert load_config("quickstart", ["data.uri=s3://bucket/photos?1"]).data.uri == "s3://bucket/photos?1"
+
+
+# --- rows of the paper's tables: what a preset of a few lines resolves to ---
+
+
+def test_the_vanilla_row_differs_by_the_regularizer_alone():
+    ours, vanilla = load_config("imagenet-f16d16"), load_config("imagenet-f16d16-vanilla")
+    assert vanilla.tokenizer == ours.tokenizer.model_copy(update={"regularizer": "none"})
+    assert (vanilla.sit.level, vanilla.sit.alignment) == (0, "none")
+    assert (vanilla.data, vanilla.evaluate, vanilla.encode, vanilla.sample) == (
+        ours.data, ours.evaluate, ours.encode, ours.sample,
+    )  # fmt: skip
+
+
+def test_the_row_of_sd_vae():
+    """f8 d4 on 256 pixels, imported; SiT with patch 2 has the 256 tokens of the other rows."""
+    own = load_config("imagenet-sd-vae")
+    assert (own.tokenizer.kind, own.tokenizer.patch_size, own.tokenizer.latent_dim, own.grid) == ("sd-vae", 8, 4, 32)
+    assert (own.sit.size, own.sit.patch_size, own.sit.level, own.sit.alignment) == ("XL", 2, 0, "none")
+    assert own.tokenizer_network == {
+        "image_size": 256, "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 4,
+        "norm_num_groups": 32,
+    }  # fmt: skip
+
+
+# --- kinds of tokenizers ---
+
+SD_VAE = ["tokenizer.kind=sd-vae", "tokenizer.latent_dim=4"]
+BARE = [f"tokenizer.{name}=null" for name in ("width", "depth", "heads", "hidden")]
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (SD_VAE, "tokenizer: width and depth and heads and hidden: of kind vit alone, and kind is sd-vae"),
+        (["tokenizer.layers_per_block=1"], "tokenizer: layers_per_block: of kind sd-vae alone, and kind is vit"),
+        ([*SD_VAE, *BARE], "tokenizer: patch_size 4 is not the factor of 4 block_out_channels, 8"),
+        (
+            [*SD_VAE, *BARE, "tokenizer.block_out_channels=[32,48,64]"],
+            "tokenizer: norm_num_groups 32 does not divide 48 of block_out_channels",
+        ),
+        (["tokenizer.kind=dc-ae", *BARE], "tokenizer: kind dc-ae is not trained here; set imported"),
+        (["tokenizer.kind=taesd"], "tokenizer.kind: "),
+        ([f"tokenizer.imported={'a' * 64}"], "width and depth and heads and hidden: known from what was imported"),
+        (["tokenizer.imported=0123", *BARE], "tokenizer.imported: "),
+        (["sit.patch_size=3"], "sit.patch_size 3 does not divide the 8 x 8 latent of the tokenizer"),
+        (
+            ["tokenizer.kind=dc-ae", f"tokenizer.imported={'a' * 64}", "tokenizer.patch_size=64", *BARE],
+            "tokenizer.patch_size 64 does not divide data.image_size 32",
+        ),
+    ],
+)
+def test_a_kind_is_refused_what_is_not_its_own(sets, said):
+    with pytest.raises(ConfigError) as caught:
+        load_config("quickstart", sets)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_patch_of_sit_reaches_its_network():
+    assert load_config("quickstart", ["sit.patch_size=2", "data.classes=10"]).sit_network["patch_size"] == 2

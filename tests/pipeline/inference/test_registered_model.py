@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 import models
 from models.generator import ImageGenerator, LatentStatistics, Sampling
 from pipeline.inference import model_code, model_package
-from tests.support.registration import STATISTICS
+from tests.support.registration import STATISTICS, Registration
+from tests.support.tokenizers import random_tokenizer
 
 
 def test_no_pickle_is_in_the_model(registration):
@@ -42,6 +44,31 @@ def test_the_champion_draws_what_the_sample_stage_draws(registration, networks):
     expected = generator.draw(torch.tensor([4, 5]), [14, 15], Sampling(**own.sampling()))
     pictures = registration.predict({"label": [4, 5], "seed": [14, 15]})
     assert np.array_equal(np.stack(pictures), expected.permute(0, 2, 3, 1).numpy())
+
+
+def test_a_baseline_is_registered_with_the_package_that_it_needs(tmp_path, networks, mlflow_template, monkeypatch):
+    """SD-VAE in the place of the ViT: the same contract, and diffusers pinned beside torch."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mlflow.db").write_bytes(mlflow_template)
+    sd_vae = random_tokenizer("sd-vae", image_size=16)
+    registration = Registration(tmp_path, (sd_vae, networks[1]))
+    registration.register(0.95)
+    source = registration.client.get_model_version("denoising-vae", "1").source.removeprefix("file://")
+    (requirements,) = Path(source).rglob("requirements.txt")
+    assert f"diffusers=={version('diffusers')}" in requirements.read_text().splitlines()
+    own = registration.config().sample
+    generator = ImageGenerator(sd_vae, networks[1], LatentStatistics(**STATISTICS), "velocity").eval()
+    expected = generator.draw(torch.tensor([4]), [14], Sampling(**own.sampling()))
+    pictures = registration.predict({"label": [4], "seed": [14]})
+    assert np.array_equal(np.stack(pictures), expected.permute(0, 2, 3, 1).numpy())
+
+
+def test_a_vit_needs_no_diffusers(registration):
+    registration.register(0.95)
+    source = registration.client.get_model_version("denoising-vae", "1").source.removeprefix("file://")
+    (requirements,) = Path(source).rglob("requirements.txt")
+    assert "diffusers" not in requirements.read_text()
 
 
 def test_wrong_questions_are_refused(registration):

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.artifacts import FileRecord, Manifest
 from pipeline.reports.analysis import Analysis, files_of, read_analysis, rounded
-from pipeline.reports.panels import panels
+from pipeline.reports.panels import draw_panels
 from pipeline.reports.principal import PrincipalComponents, Scale, colours
 from pipeline.storage.uri import open_storage
 from tests.pipeline.reports.test_figures import holds, pictures, pixels
@@ -89,7 +89,7 @@ def test_what_is_written_is_read(tmp_path: Any) -> None:
     read = read_analysis(storage, manifest.model_copy(update={"files": records}), "one")
     assert (read.name, read.numbers, read.projections) == (one.name, one.numbers, one.projections)
     assert np.array_equal(read.images_BCHW, one.images_BCHW)
-    assert panels([read]) == panels([one]), "the same figures, byte for byte"
+    assert draw_panels([read]) == draw_panels([one]), "the same figures, byte for byte"
 
 
 def _record(data: bytes) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _record(data: bytes) -> dict[str, Any]:
 
 def test_pages_have_the_cells_of_every_tokenizer() -> None:
     both = [analysis("coarse", 0, grid=4), analysis("fine", 1, grid=8, channels=2)]
-    pages = {name: pixels(png) for name, png in panels(both).items()}
+    pages = {name: pixels(png) for name, png in draw_panels(both).items()}
     for one in both:
         assert holds(pages["figure1a.png"], cell(one, "uniform", 2))
         assert holds(pages["figure1a.png"], cell(one, "structure", 1))
@@ -120,7 +120,7 @@ def test_curves_are_drawn_for_each() -> None:
         "spectra": {**spectra, "power": spectra["power"][::-1]},
     }
     changed = replace(other, numbers={**other.numbers, **moved})
-    drawn = [panels(both) for both in ([one, other], [other, one], [one, changed])]
+    drawn = [draw_panels(both) for both in ([one, other], [other, one], [one, changed])]
     for name in ("figure1c.png", "spectrum.png"):
         assert len({figures[name] for figures in drawn}) == 3
     assert len({figures["figure2.png"] for figures in drawn}) == 2, "which does not show these numbers"
@@ -128,12 +128,12 @@ def test_curves_are_drawn_for_each() -> None:
 
 def test_many_tokenizers_with_odd_names() -> None:
     names = ["$x_1$", "a" * 80, "", "[b]", *"defgh"]
-    drawn = panels([analysis(name, seed) for seed, name in enumerate(names)])
+    drawn = draw_panels([analysis(name, seed) for seed, name in enumerate(names)])
     assert all(png.startswith(b"\x89PNG") for png in drawn.values())
 
 
 def test_a_tokenizer_whose_latents_do_not_vary_has_figures(recwarn: pytest.WarningsRecorder) -> None:
     flat = analysis()
     spectra = {**flat.numbers["spectra"], "power": np.zeros((4, 4)).tolist(), "white": 0.0}
-    assert panels([replace(flat, numbers={**flat.numbers, "spectra": spectra})])["spectrum.png"]
+    assert draw_panels([replace(flat, numbers={**flat.numbers, "spectra": spectra})])["spectrum.png"]
     assert [str(warning.message) for warning in recwarn] == []

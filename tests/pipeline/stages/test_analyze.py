@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from models.metrics import psnr_B
 from models.spectral import LatentFilter, high_frequency_share, radial_spectrum
-from models.tokenizers import Autoencoder, DiagonalGaussian
+from models.tokenizers import DiagonalGaussian
 from pipeline import inference
 from pipeline.metrics import find_metric
 from pipeline.reports.analysis import read_analysis
@@ -114,7 +114,7 @@ class Waves:
 
 
 def curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, highest: float | None) -> dict[str, list[float]]:
-    network: Autoencoder = Waves(highest)
+    network: Any = Waves(highest)
     monkeypatch.setattr(inference, "load_tokenizer", lambda *_: (network, LatentFilter(8)))
     context = made(tmp_path, "analyze")
     analyze.run(context)

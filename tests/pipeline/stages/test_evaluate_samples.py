@@ -68,7 +68,8 @@ def test_inception_gives_its_own_measures(tmp_path, monkeypatch):
         return {"pool": flat[:, :20], "spatial": flat[:, 20:30], "logits": torch.zeros(len(x), 1008)}
 
     monkeypatch.setattr(features, "feature_network", lambda config, device: network)
-    context = made(tmp_path, "evaluate.network=inception", "evaluate.network_size=299")
+    weights = f"evaluate.network_weights={{uri: file:///none, sha256: '{'0' * 64}'}}"
+    context = made(tmp_path, "evaluate.network=inception", "evaluate.network_size=299", weights)
     metrics = evaluate_samples.run(context).metrics
     assert metrics["samples/inception_score"] == pytest.approx(1.0), "equal logits for all: the least score"
     assert metrics["samples/sfid"] == pytest.approx(0, abs=1e-6)

@@ -9,11 +9,11 @@ from typing import cast, get_args
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from benchmarks.vgg import RandomLPIPS
 from models import metrics, perceptual
@@ -129,8 +129,7 @@ def test_sampling(gpu: FakeGPU, method: SamplerMethod, prediction: Prediction) -
 
 
 def test_feature_networks(gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "load", lambda *_, **__: {})
-    monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+    monkeypatch.setattr(safetensors.torch, "load_file", lambda path: {})
     with gpu.mode:
         inception = Inception("no file").to(GPU)
         found = inception(gpu.put(pixels(64)))
@@ -153,7 +152,14 @@ def test_distances_of_features(gpu: FakeGPU) -> None:
 def test_the_registered_model(gpu: FakeGPU, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, sit = random_networks()
     sampling = {"method": "euler", "steps": 2, "guidance": 1.5, "guidance_interval": [0.0, 1.0], "seed": 0}
-    facts = {"code": "models", "tokenizer": TOKENIZER, "sit": SIT, "statistics": STATISTICS, "prediction": "velocity"}
+    facts = {
+        "code": "models",
+        "kind": "vit",
+        "tokenizer": TOKENIZER,
+        "sit": SIT,
+        "statistics": STATISTICS,
+        "prediction": "velocity",
+    }
     (tmp_path / "model.json").write_text(json.dumps({**facts, "sampling": sampling, "batch_size": 2}))
     save_file(tokenizer.state_dict(), tmp_path / "tokenizer")
     save_file(sit.state_dict(), tmp_path / "sit")

@@ -116,7 +116,7 @@ def test_fingerprints_are_those_of_before(preset, tmp_path):
 class LaterSit(SitConfig):
     """As a later version may have it."""
 
-    patch_size: int = added_field("0.2.0", 1, "Side of a patch in latent cells.", ge=1)
+    stride: int = added_field("0.2.0", 1, "Latent cells from token to token.", ge=1)
     decays: tuple[float, ...] = added_field("0.2.0", (), "More averages.")
 
 
@@ -144,10 +144,10 @@ def later(config: Config, **sit: Any) -> LaterConfig:
 def test_an_upgrade_costs_no_training(config):
     """New fields that do as before are not counted, wherever they lie."""
     assert stage_fingerprints(later(config)) == stage_fingerprints(config)
-    assert "sit.patch_size" not in counted_config(find_stage("train-sit"), later(config))
+    assert "sit.stride" not in counted_config(find_stage("train-sit"), later(config))
 
 
-@pytest.mark.parametrize("changed_field", [{"patch_size": 2}, {"decays": [0.9]}])
+@pytest.mark.parametrize("changed_field", [{"stride": 2}, {"decays": [0.9]}])
 def test_a_new_field_counts_once_it_is_used(config, changed_field):
     before, after = stage_fingerprints(config), stage_fingerprints(later(config, **changed_field))
     assert [stage for stage in NAMES if before[stage] != after[stage]] == [

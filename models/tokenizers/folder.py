@@ -1,0 +1,185 @@
+"""Tokenizers in folders: config.json and one file of safetensors, in our layout or in that of diffusers.
+
+The registered model and the pipeline build them by `build`; nothing here unpickles.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..choices import TokenizerKind
+from ..sizes import tokenizer_shape
+from . import sd_vae
+from .base import TokenizerNetwork
+from .dc_ae import DCAutoencoder
+from .sd_vae import KLAutoencoder
+from .vit import Tokenizer
+
+CONFIG = "config.json"
+OWN_WEIGHTS, PUBLIC_WEIGHTS = "model.safetensors", "diffusion_pytorch_model.safetensors"
+
+TOKENIZERS: dict[TokenizerKind, type[TokenizerNetwork]] = {
+    "vit": Tokenizer,
+    "sd-vae": KLAutoencoder,
+    "dc-ae": DCAutoencoder,
+}
+_CLASSES: dict[str, TokenizerKind] = {"AutoencoderKL": "sd-vae", "AutoencoderDC": "dc-ae"}
+# Fields of diffusers' configs that change neither an encoding nor a decoding here.
+_UNUSED = {
+    "sample_size", "scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast", "in_channels",
+    "out_channels", "down_block_types", "up_block_types",
+}  # fmt: skip
+_SIZE = "_image_size"  # of a DC-AE; diffusers passes over names that begin so
+_DEFAULTS = {"act_fn": "silu", "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True}
+_BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+
+
+class Described(NamedTuple):
+    """What builds a tokenizer."""
+
+    kind: TokenizerKind
+    network: dict[str, Any]
+    """The arguments, `image_size` among them."""
+
+
+def build(kind: TokenizerKind, network: Mapping[str, Any]) -> TokenizerNetwork:
+    """A tokenizer with random weights, in training mode.
+
+    Raises:
+        ValueError: a package or an argument is missing, or an argument is wrong.
+    """
+    try:
+        return TOKENIZERS[kind](**network)
+    except TypeError as error:
+        raise ValueError(f"the arguments of a {kind} are wrong: {error}") from error
+
+
+def described(config: Mapping[str, Any], image_size: int | None = None) -> Described:
+    """What a config.json describes, ours or diffusers'.
+
+    `image_size` is that of the images to come, for a network that takes any; else it is the config's.
+
+    Raises:
+        ValueError: the config is of no tokenizer, or of one that cannot be used here.
+    """
+    name = config.get("_class_name")
+    if name is None and config.get("kind") in TOKENIZERS and isinstance(config.get("network"), dict):
+        return _checked(config["kind"], dict(config["network"]), image_size)
+    if name not in _CLASSES:
+        raise ValueError(f"it is {f'a {name}' if name else 'not described'}, no {' or '.join(_CLASSES)}")
+    kind = _CLASSES[name]
+    if {config.get("in_channels", 3), config.get("out_channels", 3)} != {3}:
+        raise ValueError("its images do not have three channels")
+    for field, only in _BLOCKS.items():
+        if kind == "sd-vae" and set(config.get(field, [only])) != {only}:
+            raise ValueError(f"its {field} are not all {only}")
+    network = {field: value for field, value in config.items() if field not in _UNUSED and not field.startswith("_")}
+    if kind == "sd-vae":  # older configs leave out what newer ones say: both describe the same network
+        network = {field: value for field, value in network.items() if _DEFAULTS.get(field) != value}
+        network.setdefault("norm_num_groups", 32)
+    return _checked(kind, {"image_size": config.get("sample_size", config.get(_SIZE)), **network}, image_size)
+
+
+def _checked(kind: TokenizerKind, network: dict[str, Any], image_size: int | None) -> Described:
+    if kind == "vit" and image_size not in (None, network.get("image_size")):
+        raise ValueError(f"it is a ViT for images of {network.get('image_size')} pixels, not {image_size}")
+    network["image_size"] = image_size or network.get("image_size")
+    if not isinstance(network["image_size"], int):
+        raise ValueError("its config names no image size; give one")
+    try:
+        tokenizer_shape(kind, network)
+    except KeyError as error:
+        raise ValueError(f"its config lacks {error.args[0]}") from None
+    return Described(kind, network)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of a config.json. ValueError if it is none."""
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is not the config of a tokenizer")
+    return config
+
+
+def load(folder: str | Path, image_size: int | None = None) -> TokenizerNetwork:
+    """The tokenizer of a folder, in eval mode and without gradients, on the CPU.
+
+    It opens what `save` writes, and diffusers' folders of an AutoencoderKL or AutoencoderDC.
+
+    Args:
+        folder: has a config.json and one file of weights.
+        image_size: side of the images to come, which determines `grid`; None: as the config says.
+
+    Raises:
+        ValueError: a file is missing or wrong, or a package.
+    """
+    place = Path(folder)
+    config_path = place / CONFIG
+    if not config_path.is_file():
+        raise ValueError(f"{place} has no {CONFIG}")
+    try:
+        found = described(read_config(config_path), image_size)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+    files = [place / name for name in (OWN_WEIGHTS, PUBLIC_WEIGHTS) if (place / name).is_file()]
+    if len(files) != 1:
+        raise ValueError(f"{place} has {len(files)} files of weights; it needs {OWN_WEIGHTS} or {PUBLIC_WEIGHTS}")
+    return filled(build(*found), read_weights(files[0]), str(files[0])).eval().requires_grad_(False)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of safetensors, by name, as stored. ValueError, with the file's name, if it is none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is not a file of safetensors ({error})") from error
+    return weights
+
+
+def filled(network: TokenizerNetwork, weights: Mapping[str, Tensor], source: str) -> TokenizerNetwork:
+    """The network with these weights, of any floating dtype. ValueError, naming `source`, if they are not its own."""
+    if network.kind == "sd-vae":
+        weights = sd_vae.from_public(weights)
+    own = network.state_dict()
+    if missing := sorted(own.keys() - weights.keys()):
+        raise ValueError(f"{source} lacks {len(missing)} tensors of a {network.kind}, the first is {missing[0]}")
+    if strange := sorted(weights.keys() - own.keys()):
+        raise ValueError(f"{source} has {len(strange)} tensors that a {network.kind} lacks, the first is {strange[0]}")
+    for name, tensor in weights.items():
+        if tensor.shape != own[name].shape:
+            raise ValueError(f"{source}: {name} has shape {list(tensor.shape)}, not {list(own[name].shape)}")
+    network.load_state_dict(dict(weights))
+    return network
+
+
+def save(
+    folder: str | Path, kind: TokenizerKind, network: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> list[Path]:
+    """Write a tokenizer that `load` opens, and diffusers too if the network is its own; returns the files.
+
+    diffusers' `scaling_factor` is written as 1: latents are as they are encoded (`Autoencoder.decode`).
+    """
+    from safetensors.torch import save_file
+
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    if kind == "vit":
+        config, name = {"kind": kind, "network": dict(network)}, OWN_WEIGHTS
+    elif kind == "sd-vae":
+        config, name = sd_vae.public_config(network), PUBLIC_WEIGHTS
+    else:
+        arguments = {field: value for field, value in network.items() if field != "image_size"}
+        config, name = {"_class_name": "AutoencoderDC", **arguments, _SIZE: network["image_size"]}, PUBLIC_WEIGHTS
+    tensors = {field: tensor.contiguous() for field, tensor in weights.items()}
+    save_file(tensors, place / name, metadata={"format": "pt"})
+    (place / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+    return [place / CONFIG, place / name]

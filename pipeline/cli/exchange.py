@@ -1,0 +1,80 @@
+"""import tokenizer, export tokenizer: tokenizers from elsewhere, and for use elsewhere."""
+
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+
+from models.choices import Mask
+from pipeline.cli.options import Preset, Root, Sets, console, root_config
+from pipeline.config import load_config
+from pipeline.errors import ConfigError, ContractError
+
+importing = typer.Typer(no_args_is_help=True, help="Use what was trained elsewhere.")
+exporting = typer.Typer(no_args_is_help=True, help="Write out what was trained, for use without the pipeline.")
+
+
+@importing.callback()
+def _importing() -> None:
+    """With a callback, a group of one command keeps the command's name."""
+
+
+@exporting.callback()
+def _exporting() -> None:
+    """As above."""
+
+
+@importing.command("tokenizer")
+def import_tokenizer(
+    kind: Annotated[str, typer.Argument(help="vit (as exported), sd-vae, dc-ae (folders of diffusers) or detok.")],
+    uri: Annotated[str, typer.Argument(help="Folder with a config, or file of safetensors: a path, file:// or s3://.")],
+    image_size: Annotated[int, typer.Option("--image-size", min=8, help="Side of the images to come.")] = 256,
+    mask: Annotated[str, typer.Option("--mask", help="Mask of S_l on its latents, as tokenizer.mask.")] = "gain",
+    keep: Annotated[float, typer.Option("--keep", help="Its share, as tokenizer.keep.")] = 0.5,
+    set_: Sets = None,
+    root: Root = None,
+) -> None:
+    """Make public weights an artifact that stands for a trained tokenizer, and print the lines of a preset that use it.
+
+    Only safetensors are read.
+    """
+    from pipeline.workflow import ImportUse, SourceKind, preset_lines
+    from pipeline.workflow import import_tokenizer as import_
+
+    _check_choice("KIND", kind, get_args(SourceKind))
+    _check_choice("--mask", mask, get_args(Mask))
+    if not 0.0 < keep < 1.0:
+        raise ConfigError(f"--keep {keep:g} is not between 0 and 1", "Choose a share of the frequencies.")
+    named: SourceKind = kind  # type: ignore[assignment]  # checked above
+    use = ImportUse(image_size, mask, keep)  # type: ignore[arg-type]
+    manifest = import_(root_config(None, set_, root).root, named, uri, use, console.print)
+    console.print(f"# {manifest.name}, from {uri}", highlight=False, markup=False, soft_wrap=True)
+    console.print(preset_lines(manifest), highlight=False, markup=False, soft_wrap=True)
+
+
+def _check_choice(name: str, given: str, choices: tuple[str, ...]) -> None:
+    if given not in choices:
+        raise ConfigError(f"{name} {given} is unknown", f"Use one of {', '.join(choices)}.")
+
+
+@exporting.command("tokenizer")
+def export_tokenizer(
+    preset: Preset,
+    to: Annotated[Path, typer.Option("--to", help="New folder for config.json and weights.")] = Path("tokenizer"),
+    set_: Sets = None,
+    root: Root = None,
+) -> None:
+    """Write a preset's tokenizer to a folder that `models.tokenizers.load` opens; an sd-vae is also diffusers'."""
+    from pipeline.inference import export_tokenizer as export
+    from pipeline.storage import open_storage
+    from pipeline.workflow import artifacts_of, resolved, survey
+
+    config = resolved(load_config(preset, set_, root), fresh=False)
+    manifest = artifacts_of(survey(config)).get("train-tokenizer")
+    if manifest is None:
+        raise ContractError(
+            f"the tokenizer of {preset} is not at {config.root}",
+            f"Run `python -m pipeline run {preset} --until train-tokenizer` first (with the same --set and --root).",
+        )
+    for path in export(open_storage(config.root), manifest, to):
+        console.print(str(path), highlight=False, soft_wrap=True)

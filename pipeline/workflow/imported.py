@@ -1,0 +1,295 @@
+"""Tokenizers that were not trained here: an artifact of public weights in the place of a trained tokenizer's.
+
+Its fingerprint is a digest of what was imported; a config that gives it as `tokenizer.imported` has the artifact as the
+result of train-tokenizer. torch is imported when something is imported.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from models.choices import Mask, TokenizerKind
+from models.sizes import check_mask, tokenizer_shape
+from pipeline.artifacts import (
+    SHORT,
+    ArtifactWriter,
+    Lease,
+    Manifest,
+    broken_files,
+    commit,
+    git_sha,
+    hash_file,
+    now,
+    read_manifest,
+    remove_artifact,
+)
+from pipeline.config import Config
+from pipeline.errors import ConfigError, ContractError, PipelineError
+from pipeline.storage import Storage, open_storage, split_uri
+from pipeline.workflow.fingerprints import counted_config, uncounted_config
+from pipeline.workflow.graph import find_stage
+from pipeline.workflow.preflight import check_packages
+
+if TYPE_CHECKING:
+    from models.tokenizers import TokenizerNetwork
+
+SourceKind = Literal["vit", "sd-vae", "dc-ae", "detok"]
+
+_STAGE = "train-tokenizer"
+_CONFIG, _INDEX = "config.json", "model_index.json"
+_WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+_PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
+_SAFE = "Convert it to safetensors where you trust it: nothing is unpickled here."
+
+
+@dataclass(frozen=True)
+class ImportUse:
+    """How an imported tokenizer is used, which counts in its fingerprint: the images, and the mask of S_l."""
+
+    image_size: int
+    mask: Mask = "gain"
+    keep: float = 0.5
+
+
+# --- at use ---
+
+
+def import_faults(config: Config, made: Manifest | None) -> Iterator[PipelineError]:
+    """What is wrong with the imported tokenizer of this config, if it has one; `made`: the artifact, if it is there."""
+    own = config.tokenizer
+    if own.imported is None:
+        return
+    if made is None:
+        yield ContractError(
+            f"tokenizer.imported {own.imported[:SHORT]} is not at {config.root}",
+            f"Run `python -m pipeline import tokenizer {own.kind} URI` with the same --root, and set what it prints.",
+        )
+        return
+    kind, network, used = made.details["kind"], made.details["network"], made.details["filter"]
+    factor, channels = tokenizer_shape(kind, network)
+    expected: dict[str, tuple[Any, Any]] = {
+        "tokenizer.kind": (own.kind, kind),
+        "tokenizer.patch_size": (own.patch_size, factor),
+        "tokenizer.latent_dim": (own.latent_dim, channels),
+        "tokenizer.mask": (own.mask, used["mask"]),
+        "tokenizer.keep": (own.keep, used["keep"]),
+        "data.image_size": (config.data.image_size, network["image_size"]),
+    }
+    for field, (given, known) in expected.items():
+        if given != known:
+            yield ContractError(
+                f"{field} is {given}, but {made.name} was imported with {known}",
+                f"Set {field}={known}, or import it again for another use.",
+            )
+
+
+def check_not_imported(manifest: Manifest, root: str) -> None:
+    """ContractError for an imported artifact, which no stage can make again."""
+    if source := manifest.details.get("source"):
+        raise ContractError(
+            f"{manifest.name} was imported, and no stage can make it again",
+            f"Run `python -m pipeline import tokenizer {source['kind']} {source['uri']} --root {root}` again: it "
+            "replaces broken files.",
+        )
+
+
+# --- the import ---
+
+
+def import_tokenizer(
+    root: str, kind: SourceKind, uri: str, use: ImportUse, say: Callable[[str], None] = lambda _: None
+) -> Manifest:
+    """Make an artifact of the weights at `uri`: a folder with a config, or one file of safetensors.
+
+    Whole files of an earlier import of the same stay. ConfigError if they are not of this kind or not safe to read.
+    """
+    storage = open_storage(root)
+    check_packages("vit" if kind == "detok" else kind)
+    with tempfile.TemporaryDirectory(prefix="dvae-import-") as folder:
+        source = _fetched(uri, Path(folder))
+        with _refused(uri):
+            network = _opened(source, kind, use)
+            check_mask(network.grid, use.mask, use.keep)
+        details = {
+            "kind": network.kind,
+            "network": network.network,
+            "filter": {"mask": use.mask, "keep": use.keep},
+            "source": {"kind": kind, "uri": uri, "sha256": hash_file(source.weights).sha256},
+        }
+        fingerprint = _fingerprint(details)
+        made = read_manifest(storage, _STAGE, fingerprint)
+        if made is not None and not broken_files(storage, made):
+            say(f"{made.name} is there already")
+            return made
+        return _committed(storage, fingerprint, network, details, Path(folder))
+
+
+def _fingerprint(details: dict[str, Any]) -> str:
+    """Of the content, never of its place."""
+    content = {**details, "source": details["source"]["sha256"], "stage": _STAGE, "version": find_stage(_STAGE).version}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Local copies of what is imported."""
+
+    weights: Path
+    config: dict[str, Any] | None
+
+
+def _fetched(uri: str, folder: Path) -> _Source:
+    """ConfigError if there is nothing to import, or a pickle."""
+    if uri.lower().endswith(_PICKLES):
+        raise ConfigError(f"{uri} is a pickle, which can run code when it is read", _SAFE)
+    if uri.endswith(".safetensors"):
+        storage, name = split_uri(uri)
+    else:
+        storage = open_storage(uri)
+        name = _weights_in(storage, uri)
+    local = storage.local_path(name) or folder / name
+    try:
+        if storage.local_path(name) is None:
+            storage.download(name, local)
+        elif not local.is_file():
+            raise FileNotFoundError
+    except FileNotFoundError:
+        raise ConfigError(f"{uri} is missing", "Give a folder, or a file of safetensors.") from None
+    return _Source(local, _config_in(storage, uri))
+
+
+def _weights_in(storage: Storage, uri: str) -> str:
+    """The name of the weights in a folder."""
+    for name in _WEIGHTS:
+        if storage.exists(name):
+            return name
+    for name in _WEIGHTS:
+        pickle = name.replace(".safetensors", ".bin")
+        if storage.exists(pickle):
+            raise ConfigError(f"{uri} has {pickle} alone, a pickle, which can run code when it is read", _SAFE)
+    if storage.exists(_INDEX):
+        raise ConfigError(
+            f"{uri} is a whole pipeline of diffusers", f"Give the folder of its VAE: {uri.rstrip('/')}/vae."
+        )
+    raise ConfigError(f"{uri} has no file {' or '.join(_WEIGHTS)}", "Give the folder of a tokenizer, or one file.")
+
+
+def _config_in(storage: Storage, uri: str) -> dict[str, Any] | None:
+    try:
+        config = json.loads(storage.read(_CONFIG))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ConfigError(f"{storage.uri(_CONFIG)} is not JSON ({error})", "Correct the file.") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{storage.uri(_CONFIG)} is not the config of a tokenizer", f"Look at what {uri} holds.")
+    return config
+
+
+@contextmanager
+def _refused(uri: str) -> Iterator[None]:
+    """Turn what `models` says of a source into one line about it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"{uri}: {error}", "Give the folder or file of a tokenizer of this kind.") from error
+
+
+def _opened(source: _Source, kind: SourceKind, use: ImportUse) -> "TokenizerNetwork":
+    """The network of the source's weights, in fp32. ValueError if they are of no such tokenizer."""
+    import torch
+
+    from models.tokenizers.detok import detok_network, from_detok
+    from models.tokenizers.folder import build, described, filled, read_weights
+
+    weights = read_weights(source.weights)
+    if kind == "detok":
+        weights = from_detok(weights)
+        found: tuple[TokenizerKind, dict[str, Any]] = ("vit", detok_network(weights))
+    else:
+        found = described(source.config if source.config is not None else _assumed(kind), use.image_size)
+    if kind not in (found[0], "detok"):
+        raise ValueError(f"it is a {found[0]}, no {kind}")
+    if found[1]["image_size"] != use.image_size:
+        raise ValueError(f"it is for images of {found[1]['image_size']} pixels, not {use.image_size}")
+    network = filled(build(*found), weights, source.weights.name)
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} is not finite")
+    return network
+
+
+def _assumed(kind: SourceKind) -> dict[str, Any]:
+    """The config of a file that comes without one: that of every public SD-VAE of f8d4."""
+    from models.conv_sizes import SD_VAE
+
+    if kind != "sd-vae":
+        raise ValueError(f"there is no {_CONFIG} beside it")
+    return {"_class_name": "AutoencoderKL", **SD_VAE}
+
+
+def _committed(
+    storage: Storage, fingerprint: str, network: "TokenizerNetwork", details: dict[str, Any], folder: Path
+) -> Manifest:
+    from safetensors.torch import save_file
+
+    config = _config_of(fingerprint, details)
+    lease = Lease(storage, _STAGE, fingerprint)
+    finished = False
+    try:
+        remove_artifact(storage, _STAGE, fingerprint)  # a broken one
+        writer = ArtifactWriter(storage, _STAGE, fingerprint)
+        path = folder / "converted"
+        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)
+        writer.add(path, "weights.safetensors")
+        manifest = Manifest(
+            stage=_STAGE,
+            fingerprint=fingerprint,
+            inputs={},
+            input_contents={},
+            config=counted_config(find_stage(_STAGE), config),
+            uncounted=uncounted_config(find_stage(_STAGE), config),
+            files=writer.files,
+            rows=0,
+            metrics={},
+            details=details,
+            seconds=round(lease.seconds(), 3),
+            git_sha=git_sha(),
+            image_digest=None,
+            created=now(),
+        )
+        commit(storage, manifest, lease)
+        finished = True
+        return manifest
+    finally:
+        lease.release(finished)
+
+
+def _config_of(fingerprint: str, details: dict[str, Any]) -> Config:
+    """A config that uses the import; its other fields have their defaults."""
+    factor, channels = tokenizer_shape(details["kind"], details["network"])
+    own = {"kind": details["kind"], "imported": fingerprint, "patch_size": factor, "latent_dim": channels}
+    size = details["network"]["image_size"]
+    return Config.model_validate({"data": {"image_size": size}, "tokenizer": {**own, **details["filter"]}})
+
+
+def preset_lines(manifest: Manifest) -> str:
+    """The lines of a preset that use an imported tokenizer."""
+    factor, channels = tokenizer_shape(manifest.details["kind"], manifest.details["network"])
+    used = manifest.details["filter"]
+    lines = [
+        f"data: {{image_size: {manifest.details['network']['image_size']}}}",
+        "tokenizer:",
+        f"  kind: {manifest.details['kind']}",
+        f"  imported: {manifest.fingerprint}",
+        f"  patch_size: {factor}",
+        f"  latent_dim: {channels}",
+        f"  mask: {used['mask']}",
+        f"  keep: {used['keep']}",
+    ]
+    return "\n".join(lines)
