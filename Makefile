@@ -8,6 +8,8 @@ SHARED := --dist loadgroup --no-loadscope-reorder # by several processes, a grou
 WORKERS ?= 3# of them for the fast tests, which wait half of the time; the slow ones are two at a time
 COVERAGE ?= # CI measures it, which takes half as long again
 
+unexport PYTHONDONTWRITEBYTECODE # or each process of the tests compiles all modules anew
+
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-all test-slow test-image test-cluster cluster lint types docs clean
 

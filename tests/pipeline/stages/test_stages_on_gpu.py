@@ -9,11 +9,9 @@ from typing import cast, get_args
 import numpy as np
 import pandas as pd
 import pytest
-import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from benchmarks.vgg import RandomLPIPS
 from models import metrics, perceptual
@@ -126,6 +124,9 @@ def test_sampling(gpu: FakeGPU, method: SamplerMethod, prediction: Prediction) -
 
 
 def test_feature_networks(gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm  # seconds, of every process that collects
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     monkeypatch.setattr(torch, "load", lambda *_, **__: {})
     monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
     with gpu.mode:
