@@ -4,9 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
-SHARED := --dist loadfile --no-loadscope-reorder # by several processes, a file at a time
+SHARED := --dist loadgroup --no-loadscope-reorder # by several processes, a group of tests/conftest.py at a time
 WORKERS ?= 3# of them for the fast tests, which wait half of the time; the slow ones are two at a time
 COVERAGE ?= # CI measures it, which takes half as long again
+
+unexport PYTHONDONTWRITEBYTECODE # or each process of the tests compiles all modules anew
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-all test-slow test-image test-cluster cluster lint types docs clean

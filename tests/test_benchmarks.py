@@ -110,6 +110,7 @@ def test_the_device_benchmark_measures_every_part(tmp_path: Path, monkeypatch: p
     assert compiled
 
 
+@pytest.mark.slow
 def test_a_part_of_the_device_benchmark_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("no memory")
@@ -127,6 +128,7 @@ def test_bits_that_differ_after_a_resume_are_told(tmp_path: Path, monkeypatch: p
     assert part["different"]
 
 
+@pytest.mark.slow
 def test_the_device_benchmark_needs_torch_alone() -> None:
     code = (
         "import sys, importlib.abc\n"

@@ -313,6 +313,7 @@ def test_what_would_open_something_is_refused(values, words):
         render({**copy.deepcopy(GOOD), **copy.deepcopy(values)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "values",
     [

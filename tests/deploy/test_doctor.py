@@ -133,6 +133,7 @@ def test_all_green(world, s3_root):
     assert found["nodes for cpu"].text == "1 of 2 nodes"
 
 
+@pytest.mark.slow
 def test_the_command(world, s3_root):
     environment = {**os.environ, "KUBECONFIG": str(world.server.kubeconfig())}
     command = [sys.executable, "-m", "deploy", "doctor", "--root", s3_root, "--namespace", world.name]

@@ -164,6 +164,7 @@ def test_an_api_server_that_goes_away_in_mid_watch(place):
     assert ended(process)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_version_that_is_too_old_to_watch_from(place):
     """410 Gone, as after minutes in which the API server has forgotten."""
     process = place.start()
@@ -252,6 +253,7 @@ WORKLOADS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_queue_is_quoted(place):
     process = place.start("--queue", "research")
     job = place.wait_for()
@@ -366,6 +368,7 @@ def test_what_the_job_prints_is_printed_once(place, node):
     assert out == "✓ prepare   0.1 s\n"
 
 
+@pytest.mark.slow
 def test_a_log_that_may_not_be_read_is_said_once(place, tmp_path):
     """And changes nothing of the rest."""
     for verbs, group, resources in (

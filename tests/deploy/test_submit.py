@@ -228,6 +228,7 @@ def wait_until(true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("other_site")  # which works meanwhile
 def test_two_at_once_and_a_dashboard_that_goes_and_comes(head, monkeypatch):
     """One job for both, and its exit code; each line of its log once, though the way there breaks off in between."""

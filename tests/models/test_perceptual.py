@@ -1,5 +1,4 @@
 import pytest
-import timm
 import torch
 from safetensors.torch import save_file
 
@@ -26,6 +25,8 @@ def vgg_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def convnext_file(tmp_path_factory):
+    import timm  # seconds, of every process that collects
+
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("convnext") / "convnext.safetensors"
     save_file(timm.create_model("convnext_atto", pretrained=False).state_dict(), path)

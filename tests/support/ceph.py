@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +60,14 @@ def make_bucket(keys: dict[str, str], name: str) -> None:
 
 def ceph_is_installed() -> bool:
     return all(shutil.which(program) for program in _PROGRAMS)
+
+
+def s3_servers(moto: str) -> list[Any]:
+    """The parameters of a fixture for an S3 server: `ceph`, and `moto` by that name, slow where Ceph is installed.
+
+    moto checks no keys and no permissions: where there is a real server it only adds that two agree.
+    """
+    return [pytest.param(moto, marks=[pytest.mark.slow] if ceph_is_installed() else []), "ceph"]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 from pathlib import Path
 
-import datasets
 import duckdb
 import numpy as np
 import pandas
@@ -86,6 +85,8 @@ def test_latents_open_in_other_programs(tmp_path: Path) -> None:
     assert [(key, label) for key, label, _, _ in rows] == [(str(i), i) for i in range(50)]
     assert np.array_equal(np.array([row[2] for row in rows], np.float16).reshape(mean.shape), mean)
     assert np.array_equal(np.array([row[3] for row in rows], np.float16).reshape(mean.shape), logvar)
+    import datasets  # seconds, of every process that collects
+
     opened = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
     assert np.array_equal(np.array(opened["mean"], np.float16).reshape(mean.shape), mean)
     assert list(opened["label"]) == list(range(50))

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
-import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -129,6 +128,8 @@ def test_sampling(gpu: FakeGPU, method: SamplerMethod, prediction: Prediction) -
 
 
 def test_feature_networks(gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm  # seconds, of every process that collects
+
     monkeypatch.setattr(safetensors.torch, "load_file", lambda path: {})
     with gpu.mode:
         inception = Inception("no file").to(GPU)

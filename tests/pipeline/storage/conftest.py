@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline.storage import s3
-from tests.support.ceph import act_as
+from tests.support.ceph import act_as, s3_servers
 from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.spoiled_requests import KEYS
 
 
-@pytest.fixture(params=["moto", "ceph"])
+@pytest.fixture(params=s3_servers("moto"))
 def proxy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """In front of an S3 server that has the bucket `tests`; the environment leads through it."""
     if request.param == "ceph":

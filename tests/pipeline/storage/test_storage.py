@@ -22,7 +22,7 @@ from pipeline.storage import arrow_files
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.s3_upload import Joined, parts_of
 from pipeline.storage.uri import open_storage, split_uri
-from tests.support.ceph import act_as
+from tests.support.ceph import act_as, s3_servers
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def ceph_root(ceph_owner: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> st
     return f"s3://tests/{uuid.uuid4().hex}"
 
 
-@pytest.fixture(params=["file", "s3", "ceph"])
+@pytest.fixture(params=["file", *s3_servers("s3")])
 def any_root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "file":
         return (tmp_path / "root").as_uri()

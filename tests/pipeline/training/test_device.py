@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -112,6 +111,8 @@ def test_the_tokenizer_with_perceptual_networks(
     gpu: FakeGPU, tokenizer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With EQ-VAE, whose images have another size in each step."""
+    import timm  # seconds, of every process that collects
+
     small = timm.create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))
     monkeypatch.setattr(perceptual, "_timm_network", lambda name, path: small)
 
