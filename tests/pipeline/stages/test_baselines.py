@@ -68,7 +68,7 @@ def test_its_reconstructions_are_measured(baseline: tuple[Config, dict[str, Mani
 def test_its_latents_are_analysed(baseline: tuple[Config, dict[str, Manifest]], tmp_path: Path) -> None:
     outcome = analyze.run(context_of("analyze", baseline, tmp_path))
     assert 0 < outcome.metrics["latent/high_frequency_share_level3"] < outcome.metrics["latent/high_frequency_share"]
-    assert set(outcome.files) >= {"latents.png", "spectrum.png", "uniform.png"}
+    assert set(outcome.files) >= {"figure1a.png", "figure1b.png", "figure1c.png", "figure2.png", "spectrum.png"}
 
 
 def test_its_latents_are_encoded_with_statistics(
