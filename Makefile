@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
-SHARED := --dist loadgroup --no-loadscope-reorder # by several processes, a group of tests/conftest.py at a time
+SHARED := --dist loadfile --no-loadscope-reorder # by several processes, a file at a time
 WORKERS ?= 3# of them for the fast tests, which wait half of the time; the slow ones are two at a time
 COVERAGE ?= # CI measures it, which takes half as long again
 

@@ -1,7 +1,6 @@
 """What tests of every floor share: servers, each started once for all that use it, and roots to store under.
 
-Where several processes share the tests (pytest-xdist), each starts those that its files use. A file goes to one of
-them, and all files that use the API server to the same one, since it takes longest to start.
+Where several processes share the tests (pytest-xdist, a file at a time), each starts those that its files use.
 """
 
 import os
@@ -24,13 +23,6 @@ if TYPE_CHECKING:
 
 settings.register_profile("shared", deadline=None)  # the machine is: a pause in an example is no finding
 settings.load_profile("shared")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The groups of `--dist loadgroup`."""
-    with_server = {item.path for item in items if "api_server" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("api server" if item.path in with_server else str(item.path)))
 
 
 @pytest.fixture(scope="session")

@@ -34,9 +34,9 @@ def test_bytes_survive_the_round_trip_and_the_rule_rounds():
 
 
 def test_psnr():
-    x, y = pair()
     from torchmetrics.functional.image import peak_signal_noise_ratio  # seconds, of every process that collects
 
+    x, y = pair()
     expected = peak_signal_noise_ratio(y.double(), x.double(), 255.0, reduction="none", dim=(1, 2, 3))
     torch.testing.assert_close(psnr_B(x, y), expected.double(), atol=1e-4, rtol=1e-5)
     off_by_one = torch.full((1, 3, 8, 8), 7, dtype=torch.uint8)
@@ -45,9 +45,9 @@ def test_psnr():
 
 
 def test_ssim():
-    x, y = pair()
     from torchmetrics.functional.image import structural_similarity_index_measure
 
+    x, y = pair()
     expected = structural_similarity_index_measure(y.double(), x.double(), data_range=255.0, reduction="none")
     torch.testing.assert_close(ssim_B(x, y), expected, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(ssim_B(x, x), torch.ones(3, dtype=torch.float64))
