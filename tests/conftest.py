@@ -1,6 +1,6 @@
 """What tests of every floor share: servers, each started once for all that use it, and roots to store under.
 
-Where several processes share the tests (pytest-xdist, a file at a time), each starts those that its files use.
+Where several processes share the tests (pytest-xdist), each starts those that its files use.
 """
 
 import os
@@ -19,10 +19,20 @@ from tests.support.postgres import another_database, running_postgres
 
 if TYPE_CHECKING:
     from tests.support.api_server import ApiServer
+    from tests.support.sharing import SharedByServer
 
 
 settings.register_profile("shared", deadline=None)  # the machine is: a pause in an example is no finding
 settings.load_profile("shared")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "SharedByServer | None":
+    """A file at a time, and those of the API server together."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from tests.support.sharing import SharedByServer
+
+    return SharedByServer(config, log)
 
 
 @pytest.fixture(scope="session")

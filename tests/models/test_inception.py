@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 
 
 @pytest.mark.slow
@@ -13,8 +14,8 @@ def test_features_with_random_weights(tmp_path):
         patch.setattr("torch.load", lambda *_, **__: {})
         patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
         state = FeatureExtractorInceptionV3("random", ["2048"], feature_extractor_weights_path="none").state_dict()
-    path = tmp_path / "inception.pth"
-    torch.save(state, path)
+    path = tmp_path / "inception.safetensors"
+    save_file(state, path)
 
     network = Inception(str(path))
     x = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
@@ -25,6 +26,6 @@ def test_features_with_random_weights(tmp_path):
     torch.testing.assert_close(logits, pool @ network.network.fc.weight.T)
     assert torch.equal(spatial.view(2, 17, 17, 7)[1, 3, 5], kept[0][1, :7, 3, 5])
 
-    torch.save({"weight": torch.zeros(1)}, path)
+    save_file({"weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="Inception"):
         Inception(str(path))

@@ -44,6 +44,7 @@ def photographs():
     return resize(torch.stack(pieces).permute(0, 3, 1, 2).float() / 127.5 - 1, 32, "bilinear")
 
 
+@pytest.mark.slow
 def test_lpips_is_the_packages(vgg_file):
     metric = LPIPS(vgg_file)
     x, y = images(0), images(1)
@@ -54,6 +55,7 @@ def test_lpips_is_the_packages(vgg_file):
         assert metric(x, y).dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_the_combined_loss_has_gradients_to_the_image(vgg_file, convnext_file):
     lpips, convnext = LPIPS(vgg_file), ConvNeXtLogits(convnext_file, "convnext_atto", 32)
     x, y = images(0).requires_grad_(), images(1)

@@ -99,6 +99,7 @@ def test_inceptions_measures_have_their_own_names(tmp_path):
     assert same["reconstruction/sfid"] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_lpips_is_measured_where_its_weights_are_given(tmp_path, monkeypatch):
     def distance(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         assert y.min() >= -1

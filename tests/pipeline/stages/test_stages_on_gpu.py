@@ -127,6 +127,7 @@ def test_sampling(gpu: FakeGPU, method: SamplerMethod, prediction: Prediction) -
     assert images_BCHW.device == GPU
 
 
+@pytest.mark.slow
 def test_feature_networks(gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> None:
     import timm  # seconds, of every process that collects
 
