@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 SHARED := --dist loadfile --no-loadscope-reorder # by several processes, a file at a time
 WORKERS ?= 3# of them for the fast tests, which wait half of the time; the slow ones are two at a time
-COVERAGE ?= # CI measures it, which takes half as long again
+COVERAGE ?= # options that measure it, which takes half as long again
 
 unexport PYTHONDONTWRITEBYTECODE # or each process of the tests compiles all modules anew
 
