@@ -9,6 +9,7 @@ WORKERS ?= 3# of them for the fast tests, which wait half of the time; the slow 
 COVERAGE ?= # options that measure it, which takes half as long again
 
 unexport PYTHONDONTWRITEBYTECODE # or each process of the tests compiles all modules anew
+test test-slow: export OMP_NUM_THREADS := 1 # several processes are at work; threads of each take a third more time
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-all test-slow test-image test-cluster cluster lint types docs clean
