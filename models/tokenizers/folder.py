@@ -33,7 +33,20 @@ _UNUSED = {
     "out_channels", "down_block_types", "up_block_types",
 }  # fmt: skip
 _SIZE = "_image_size"  # of a DC-AE; diffusers passes over names that begin so
-_DEFAULTS = {"act_fn": "silu", "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True}
+# What a config may leave out, with diffusers' defaults.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "sd-vae": {"act_fn": "silu", "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True},
+    "dc-ae": {
+        "attention_head_dim": 32,
+        "downsample_block_type": "pixel_unshuffle",
+        "upsample_block_type": "pixel_shuffle",
+        "decoder_norm_types": "rms_norm",
+        "decoder_act_fns": "silu",
+        "encoder_out_shortcut": True,
+        "decoder_in_shortcut": True,
+        "decoder_conv_act_fn": "relu",
+    },
+}
 _BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 
 
@@ -77,8 +90,11 @@ def described(config: Mapping[str, Any], image_size: int | None = None) -> Descr
         if kind == "sd-vae" and set(config.get(field, [only])) != {only}:
             raise ValueError(f"its {field} are not all {only}")
     network = {field: value for field, value in config.items() if field not in _UNUSED and not field.startswith("_")}
-    if kind == "sd-vae":  # older configs leave out what newer ones say: both describe the same network
-        network = {field: value for field, value in network.items() if _DEFAULTS.get(field) != value}
+    # Older configs leave out what newer ones say: both describe the same network, and do so in the same words here.
+    if network.get("downsample_block_type") == "Conv":
+        network["downsample_block_type"] = "conv"
+    network = {field: value for field, value in network.items() if _DEFAULTS[kind].get(field) != value}
+    if kind == "sd-vae":
         network.setdefault("norm_num_groups", 32)
     return _checked(kind, {"image_size": config.get("sample_size", config.get(_SIZE)), **network}, image_size)
 

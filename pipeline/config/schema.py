@@ -220,8 +220,11 @@ class TokenizerConfig(TrainerConfig):
     @model_validator(mode="before")
     @classmethod
     def _name_weights(cls, given: Any) -> Any:
-        """The weights that the perceptual term needs by their names in the catalogue, where no others are given."""
-        if not isinstance(given, dict):
+        """The weights that the perceptual term needs by their names in the catalogue, where no others are given.
+
+        A tokenizer that is imported is not trained and needs none.
+        """
+        if not isinstance(given, dict) or given.get("imported") is not None:
             return given
         term = given.get("perceptual", cls.model_fields["perceptual"].default)
         if term not in get_args(Perceptual):  # which the field itself refuses

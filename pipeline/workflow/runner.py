@@ -33,7 +33,7 @@ from pipeline.artifacts import (
     remove_artifact,
     work_path,
 )
-from pipeline.config import SENT, Config
+from pipeline.config import SENT, Config, preset_label
 from pipeline.console import Display, duration
 from pipeline.errors import ContractError, StorageError
 from pipeline.storage import Storage, open_storage
@@ -68,7 +68,7 @@ class Runner:
 
         It names the root, as others may do the same work elsewhere, and track it in the same MLflow.
         """
-        name = re.sub('["`]', "-", Path(self.name).stem)
+        name = re.sub('["`]', "-", preset_label(self.name))
         root = tracking.root_id(self.storage, begun=not set(self.storage.folders()).isdisjoint(NAMES))
         return "-".join(part for part in (name, self.fingerprint("register")[:SHORT], root) if part)
 

@@ -122,7 +122,7 @@ COMMANDS = {
     "artifact": (("artifact", "show", "encode/0123"), ("encode/0123", "artifact ls")),
     "repair": (("artifact", "repair", "encode/0123"), ("encode/0123", "artifact ls")),
     "debug where there is none": (("plan", "quickstart", "--debug"), ("No such option", "--debug")),
-    "a folder as preset": (("plan", "some/folder"), ("'some/folder' is not a YAML file",)),
+    "a folder as preset": (("plan", "some/folder"), ("unknown preset 'some/folder'", "ends in .yaml")),
     "root with a host": (("plan", "quickstart", "--root", "file://runs/x"), ("file://runs/x", "three slashes")),
     "empty root": (("plan", "quickstart", "--root", ""), ("URI is empty",)),
     "unexpected": (("stage", "prepare", "quickstart", "--expect", "0000"), ("prepare is", "not 0000")),

@@ -267,8 +267,13 @@ def test_a_folder_of_diffusers(publisher, tmp_path, monkeypatch):
     monkeypatch.setitem(CATALOGUE, "folder", Entry("a test's", "a test", "none", "diffusers", files))
     recorded = fetch("folder", open_storage(str(tmp_path / "place")), shown)
     assert recorded.uri == "folder/weights.safetensors"
+    assert (tmp_path / "place" / "folder" / "weights.safetensors").read_bytes() == data, "as its publisher has it"
+    assert recorded.sha256 == recorded.source_sha256 == hashlib.sha256(data).hexdigest()
     assert (tmp_path / "place" / "folder" / "config.json").read_bytes() == config
-    publisher.files["/f/config.json"] = b"<html>"
+    publisher.files["/f/weights.safetensors"] = data[:-4]
+    with pytest.raises(ContractError, match=r"weights\.safetensors is not a safetensors file"):
+        fetch("folder", open_storage(str(tmp_path / "cut")), shown)
+    publisher.files |= {"/f/weights.safetensors": data, "/f/config.json": b"<html>"}
     with pytest.raises(PipelineError, match="not the config of a network of diffusers"):
         fetch("folder", open_storage(str(tmp_path / "another")), shown)
 

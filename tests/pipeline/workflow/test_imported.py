@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from models.conv_sizes import DC_AE
 from models.tokenizers import load
 from models.tokenizers.detok import from_detok
 from models.tokenizers.folder import described
@@ -18,6 +19,7 @@ from pipeline.errors import ConfigError, ContractError
 from pipeline.inference import load_tokenizer
 from pipeline.reports import model_card
 from pipeline.storage import open_storage
+from pipeline.weights import CATALOGUE
 from pipeline.workflow import config_of, make_plan, stage_fingerprints, survey, unneeded
 from pipeline.workflow.graph import NAMES
 from pipeline.workflow.imported import (
@@ -337,6 +339,27 @@ def test_an_exported_tokenizer_is_imported_again(tmp_path: Path) -> None:
     assert read_manifest(storage, "train-tokenizer", again.fingerprint) == again
 
 
+def test_the_row_of_dc_ae_has_the_fingerprint_of_its_public_file() -> None:
+    """The catalogue's, at 256 pixels, whichever version of diffusers has written its config."""
+    public = {
+        "_class_name": "AutoencoderDC", "_diffusers_version": "0.32.2", "attention_head_dim": 32,
+        "decoder_act_fns": "silu", "decoder_block_out_channels": [128, 256, 512, 512, 1024, 1024],
+        "decoder_block_types": ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3, "decoder_layers_per_block": [3] * 6,
+        "decoder_norm_types": "rms_norm", "decoder_qkv_multiscales": [[], [], [], [5], [5], [5]],
+        "downsample_block_type": "Conv", "encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024],
+        "encoder_block_types": ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3,
+        "encoder_layers_per_block": [2, 2, 2, 3, 3, 3], "encoder_qkv_multiscales": [[], [], [], [5], [5], [5]],
+        "in_channels": 3, "latent_channels": 32, "scaling_factor": 0.41407, "upsample_block_type": "interpolate",
+    }  # fmt: skip
+    newer = {"encoder_out_shortcut": True, "decoder_in_shortcut": True, "decoder_conv_act_fn": "relu"}
+    for config in (public, {**public, **newer, "downsample_block_type": "conv"}):
+        kind, network = described(config, 256)
+        assert (kind, network) == ("dc-ae", {"image_size": 256, **DC_AE})
+        source = {"sha256": CATALOGUE["dc-ae-f32c32"].files[0].sha256}
+        details = {"kind": kind, "network": network, "filter": {"mask": "gain", "keep": 0.5}, "source": source}
+        assert load_config("table2/dc-ae").tokenizer.imported == _fingerprint(details)
+
+
 def test_the_preset_of_sd_vae_has_the_fingerprint_of_its_public_file() -> None:
     """sd-vae-ft-ema of stabilityai at 256 pixels, with or without its config beside it."""
     public = {
@@ -345,7 +368,7 @@ def test_the_preset_of_sd_vae_has_the_fingerprint_of_its_public_file() -> None:
         "latent_channels": 4, "layers_per_block": 2, "norm_num_groups": 32, "out_channels": 3, "sample_size": 256,
         "up_block_types": ["UpDecoderBlock2D"] * 4,
     }  # fmt: skip
-    sha256 = "32db726da04f06c1b6b14c0043ce115cc87a501482945c5add89a40d838fcb46"
+    sha256 = CATALOGUE["sd-vae-ft-ema"].files[0].sha256
     for config in (public, _assumed("sd-vae")):
         kind, network = described(config, 256)
         details = {
