@@ -8,9 +8,10 @@ import math
 import warnings
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from models.choices import (
+    LEVELS,
     MINIMUM_STEPS,
     PERCEPTUAL_WEIGHTS,
     TOP_LEVEL,
@@ -31,6 +32,7 @@ from models.choices import (
 )
 from models.sizes import SIT_SIZES, smallest_discriminator_image
 from pipeline.config.checks import (
+    check_factor,
     check_gpu_shares,
     check_lpips,
     check_masks,
@@ -207,6 +209,13 @@ class TokenizerConfig(TrainerConfig):
         0.5,
         description="Share of the steps after which the adversarial term is used; DeTok uses it from D's start.",
     )
+
+    @field_validator("level_probabilities", mode="before")
+    @classmethod
+    def _of_each_level(cls, given: Any) -> Any:
+        if not isinstance(given, (list, tuple)) or len(given) != LEVELS:
+            raise ValueError(f"it needs {LEVELS} probabilities, those of levels 0 to {TOP_LEVEL}")
+        return given
 
     @model_validator(mode="after")
     def _fits(self) -> "TokenizerConfig":
@@ -495,8 +504,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _fits(self) -> "Config":
         size, patch = self.data.image_size, self.tokenizer.patch_size
-        if size % patch:
-            raise ValueError(f"tokenizer.patch_size {patch} does not divide data.image_size {size}")
+        check_factor(size, patch)
         check_masks(self.grid, self.tokenizer.mask, self.tokenizer.keep)
         check_patch(self.grid, self.sit.patch_size)
         if self.tokenizer.imported is None:

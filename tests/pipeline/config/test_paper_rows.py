@@ -1,5 +1,6 @@
 """Rows of the paper's tables: what each preset resolves to, with parameters and GFLOPs against the printed ones."""
 
+import re
 from typing import NamedTuple
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from models.sizes import tokenizer_sizes
 from pipeline.config import PRESETS, Config, load_config, preset_names
 from pipeline.workflow.planning import sit_sizes
+from tests.support import PROJECT
 
 
 class Row(NamedTuple):
@@ -92,6 +94,42 @@ def test_what_is_held_constant_across_settings(preset: str) -> None:
         network = {name: getattr(own.tokenizer, name) for name in ("kind", "patch_size", "latent_dim", "regularizer")}
         assert own.tokenizer == ours.tokenizer.model_copy(update=network)
         assert (own.tokenizer.steps, own.tokenizer.batch_size, own.tokenizer.learning_rate) == (500_000, 512, 1e-4)
+
+
+# README's recipes: the row, one of its presets, what is set, and level, alignment, guidance and steps of the generator.
+RECIPES = [
+    ('Table 1, "MLSR"', "table1/f16d64-mlsr", "", (*RAW, 400_000)),
+    ('Table 1, "+ Denoising"', "table1/f16d64-mlsr", "sit.level=2", (2, "none", 1.0, 400_000)),
+    ('Table 1, "+ FDA"', "table1/f16d64-mlsr", "sit.level=2 sit.alignment=fda", (2, "fda", 1.0, 400_000)),
+    ('Table 3, "SiT-XL + Ours"', "imagenet-f16d32", "sit.steps=4000000", (*FULL, 4_000_000)),
+    ("Table 4, gFID by level", "table4/f16d32", "sit.level=3", (3, "none", 1.0, 400_000)),
+    ("Table 5, alignment methods", "table1/f16d32-mlsr", "sit.level=2 sit.alignment=sra", (2, "sra", 1.0, 400_000)),
+    ('Table 6, "Denoising-VAE"', "table1/f16d16-mlsr", "sit.level=2 sit.steps=100000", (2, "none", 1.0, 100_000)),
+    ('Table 6, "EQ-VAE"', "table6/eq-vae", "sit.steps=200000", (*RAW, 200_000)),
+]
+
+
+@pytest.mark.parametrize(("row", "preset", "sets", "expected"), RECIPES)
+def test_the_recipes_of_the_readme(row: str, preset: str, sets: str, expected: tuple[object, ...]) -> None:
+    own = load_config(preset, sets.split())
+    assert (own.sit.level, own.sit.alignment, own.sample.guidance, own.sit.steps) == expected
+    named, presets = {}, ""
+    for line in (PROJECT / "README.md").read_text().splitlines():
+        if line.startswith("| Table"):
+            _, name, cell, settings, _ = (word.strip() for word in line.split("|"))
+            presets = presets if cell == "the same" else cell
+            named[name] = (presets, settings)
+    presets, settings = named[row]
+    assert f"`{preset}`" in presets
+    for override in sets.split():
+        field, _, value = override.partition("=")
+        assert field in settings
+        assert re.search(rf"\b{value}\b", settings), settings
+
+
+def test_every_preset_of_the_readme_is_there() -> None:
+    named = set(re.findall(r"`(table\d/[\w-]+)`", (PROJECT / "README.md").read_text()))
+    assert named == {name for name in preset_names() if "/" in name}
 
 
 @pytest.mark.parametrize("preset", ["table1/sd-vae", "table1/eq-vae"])
