@@ -115,8 +115,9 @@ def import_tokenizer(
     check_packages("vit" if kind == "detok" else kind)
     with tempfile.TemporaryDirectory(prefix="dvae-import-") as folder:
         source = _fetched(uri, Path(folder))
-        with _refused(uri):
-            network = _opened(source, kind, use)
+        with _refused(uri, "Give the folder or file of a tokenizer of this kind."):
+            network = _opened(source, kind, use, uri)
+        with _refused(uri, "Choose another --mask, a larger --keep, or larger images (--image-size)."):
             check_mask(network.grid, use.mask, use.keep)
         details = {
             "kind": network.kind,
@@ -199,16 +200,16 @@ def _config_in(storage: Storage, uri: str) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _refused(uri: str) -> Iterator[None]:
+def _refused(uri: str, hint: str) -> Iterator[None]:
     """Turn what `models` says of a source into one line about it."""
     try:
         yield
     except ValueError as error:
-        raise ConfigError(f"{uri}: {error}", "Give the folder or file of a tokenizer of this kind.") from error
+        raise ConfigError(f"{uri}: {error}", hint) from error
 
 
-def _opened(source: _Source, kind: SourceKind, use: ImportUse) -> "TokenizerNetwork":
-    """The network of the source's weights, in fp32. ValueError if they are of no such tokenizer."""
+def _opened(source: _Source, kind: SourceKind, use: ImportUse, uri: str) -> "TokenizerNetwork":
+    """The network of the source's weights, in fp32. ValueError if they are of no such tokenizer, or a ConfigError."""
     import torch
 
     from models.tokenizers.detok import detok_network, from_detok
@@ -219,11 +220,23 @@ def _opened(source: _Source, kind: SourceKind, use: ImportUse) -> "TokenizerNetw
         weights = from_detok(weights)
         found = Described("vit", detok_network(weights))
     else:
-        found = described(source.config if source.config is not None else _assumed(kind), use.image_size)
+        size = None if kind == "vit" else use.image_size  # a ViT has its own
+        found = described(source.config if source.config is not None else _assumed(kind), size)
     if kind not in (found.kind, "detok"):
-        raise ValueError(f"it is a {found.kind}, no {kind}")
+        raise ConfigError(
+            f"{uri}: it is a {found.kind}, no {kind}", f"Run `python -m pipeline import tokenizer {found.kind} {uri}`."
+        )
+    factor, _ = tokenizer_shape(found.kind, found.network)
+    if use.image_size % factor:
+        raise ConfigError(
+            f"{uri}: the factor {factor} does not divide image_size {use.image_size}",
+            f"Give an --image-size that is a multiple of {factor}.",
+        )
     if found.network["image_size"] != use.image_size:
-        raise ValueError(f"it is for images of {found.network['image_size']} pixels, not {use.image_size}")
+        raise ConfigError(
+            f"{uri}: it is for images of {found.network['image_size']} pixels, not {use.image_size}",
+            f"Give --image-size {found.network['image_size']}.",
+        )
     network = restored(found, weights, source.weights.name)
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

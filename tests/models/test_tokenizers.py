@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.choices import TokenizerKind
 from models.conv_sizes import DC_AE, SD_VAE
@@ -102,8 +103,8 @@ IMAGENET_DC_AE: dict[str, Any] = {
 def test_public_networks_at_full_size(
     kind: TokenizerKind, network: dict[str, Any], parameters: int, gmacs: float
 ) -> None:
-    """Without memory: on the meta device."""
-    with torch.device("meta"):
+    """Tensors without values: as on the meta device, which autocast does not know."""
+    with FakeTensorMode():
         tokenizer = build(kind, {"image_size": 256, **network}).requires_grad_(False)
         found = counted(tokenizer, torch.empty(1, 3, 256, 256))
     sizes = tokenizer.sizes
