@@ -174,7 +174,7 @@ def test_what_is_no_autoencoder_is_refused(tmp_path: Path) -> None:
     assert f"{pipeline}/vae" in refusal(tmp_path, "sd-vae", pipeline)
 
 
-CONFIGS = {
+CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "a class that is no text": ({"_class_name": ["AutoencoderKL"]}, "no AutoencoderKL"),
     "no blocks": ({"down_block_types": None}, "its down_block_types are not all"),
     "channels that are no list": ({"block_out_channels": 8}, "its config has block_out_channels 8"),
