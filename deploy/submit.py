@@ -10,7 +10,6 @@ import shlex
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from deploy.errors import BusyError, LostError, ProtocolError, detach_on_interrupt, keeps_running
 from deploy.jobs import Dashboard, Job
@@ -18,7 +17,7 @@ from deploy.limits import check_size
 from deploy.printing import PrintOnce
 from deploy.retrying import POLL_SECONDS, Retrying, Say
 from pipeline.artifacts import SHORT
-from pipeline.config import SENT, SENT_VARIABLE, Config, load_config, sent_text
+from pipeline.config import SENT, SENT_VARIABLE, Config, load_config, preset_label, sent_text
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.storage import open_storage
 from pipeline.tracking import tracking_uri
@@ -71,7 +70,7 @@ def _work(
 ) -> Work:
     fingerprint = stage_fingerprints(config)[stage]
     assert fingerprint is not None
-    name = Path(preset).stem
+    name = preset_label(preset)
     words = ["python", "-m", "pipeline", *command, SENT + name, *(["--until", until] if until else [])]
     words += [
         word for override in sets or [] for word in ("--set", override)

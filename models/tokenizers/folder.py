@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..choices import TokenizerKind
-from ..sizes import tokenizer_shape
 from . import sd_vae
 from .base import TokenizerNetwork
 from .dc_ae import DCAutoencoder
@@ -32,8 +32,29 @@ _UNUSED = {
     "sample_size", "scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast", "in_channels",
     "out_channels", "down_block_types", "up_block_types",
 }  # fmt: skip
+# What every config has of each kind: a number from 1, or several.
+_NUMBERS: dict[TokenizerKind, tuple[str, ...]] = {
+    "vit": ("patch_size", "latent_dim", "width", "depth", "heads", "hidden"),
+    "sd-vae": ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups"),
+    "dc-ae": ("encoder_block_out_channels", "decoder_block_out_channels", "latent_channels"),
+}
+_LARGEST = 1 << 16  # which no width or depth exceeds
+_LFS = b"version https://git-lfs"  # begins a file that Git LFS has not fetched
 _SIZE = "_image_size"  # of a DC-AE; diffusers passes over names that begin so
-_DEFAULTS = {"act_fn": "silu", "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True}
+# What a config may leave out, with diffusers' defaults.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "sd-vae": {"act_fn": "silu", "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True},
+    "dc-ae": {
+        "attention_head_dim": 32,
+        "downsample_block_type": "pixel_unshuffle",
+        "upsample_block_type": "pixel_shuffle",
+        "decoder_norm_types": "rms_norm",
+        "decoder_act_fns": "silu",
+        "encoder_out_shortcut": True,
+        "decoder_in_shortcut": True,
+        "decoder_conv_act_fn": "relu",
+    },
+}
 _BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 
 
@@ -66,19 +87,24 @@ def described(config: Mapping[str, Any], image_size: int | None = None) -> Descr
         ValueError: the config is of no tokenizer, or of one that cannot be used here.
     """
     name = config.get("_class_name")
-    if name is None and config.get("kind") in TOKENIZERS and isinstance(config.get("network"), dict):
-        return _checked(config["kind"], dict(config["network"]), image_size)
-    if name not in _CLASSES:
+    own_kind, own_network = config.get("kind"), config.get("network")
+    if name is None and own_kind in list(TOKENIZERS) and isinstance(own_network, dict):
+        return _checked(own_kind, dict(own_network), image_size)
+    if name not in list(_CLASSES):  # which may be anything that JSON can hold
         raise ValueError(f"it is {f'a {name}' if name else 'not described'}, no {' or '.join(_CLASSES)}")
     kind = _CLASSES[name]
-    if {config.get("in_channels", 3), config.get("out_channels", 3)} != {3}:
+    if any(config.get(field, 3) != 3 for field in ("in_channels", "out_channels")):
         raise ValueError("its images do not have three channels")
     for field, only in _BLOCKS.items():
-        if kind == "sd-vae" and set(config.get(field, [only])) != {only}:
+        blocks = config.get(field, [only])
+        if kind == "sd-vae" and not (isinstance(blocks, list) and all(block == only for block in blocks)):
             raise ValueError(f"its {field} are not all {only}")
     network = {field: value for field, value in config.items() if field not in _UNUSED and not field.startswith("_")}
-    if kind == "sd-vae":  # older configs leave out what newer ones say: both describe the same network
-        network = {field: value for field, value in network.items() if _DEFAULTS.get(field) != value}
+    # Older configs leave out what newer ones say: both describe the same network, and do so in the same words here.
+    if network.get("downsample_block_type") == "Conv":
+        network["downsample_block_type"] = "conv"
+    network = {field: value for field, value in network.items() if _DEFAULTS[kind].get(field) != value}
+    if kind == "sd-vae":
         network.setdefault("norm_num_groups", 32)
     return _checked(kind, {"image_size": config.get("sample_size", config.get(_SIZE)), **network}, image_size)
 
@@ -89,11 +115,17 @@ def _checked(kind: TokenizerKind, network: dict[str, Any], image_size: int | Non
     network["image_size"] = image_size or network.get("image_size")
     if not isinstance(network["image_size"], int):
         raise ValueError("its config names no image size; give one")
-    try:
-        tokenizer_shape(kind, network)
-    except KeyError as error:
-        raise ValueError(f"its config lacks {error.args[0]}") from None
+    for field in _NUMBERS[kind]:
+        if field not in network:
+            raise ValueError(f"its config lacks {field}")
+        values = network[field] if field.endswith("_out_channels") else [network[field]]
+        if not isinstance(values, list) or not values or not all(map(_is_size, values)):
+            raise ValueError(f"its config has {field} {network[field]!r}")
     return Described(kind, network)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -130,7 +162,7 @@ def load(folder: str | Path, image_size: int | None = None) -> TokenizerNetwork:
     files = [place / name for name in (OWN_WEIGHTS, PUBLIC_WEIGHTS) if (place / name).is_file()]
     if len(files) != 1:
         raise ValueError(f"{place} has {len(files)} files of weights; it needs {OWN_WEIGHTS} or {PUBLIC_WEIGHTS}")
-    return filled(build(*found), read_weights(files[0]), str(files[0])).eval().requires_grad_(False)
+    return restored(found, read_weights(files[0]), str(files[0])).eval().requires_grad_(False)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -141,14 +173,29 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         weights: dict[str, Tensor] = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path.name} is not a file of safetensors ({error})") from error
+        with open(path, "rb") as handle:
+            is_pointer = handle.read(len(_LFS)) == _LFS
+        why = "a pointer, whose file Git LFS has not fetched" if is_pointer else error
+        raise ValueError(f"{path.name} is not a file of safetensors ({why})") from error
     return weights
 
 
-def filled(network: TokenizerNetwork, weights: Mapping[str, Tensor], source: str) -> TokenizerNetwork:
-    """The network with these weights, of any floating dtype. ValueError, naming `source`, if they are not its own."""
-    if network.kind == "sd-vae":
+def restored(found: Described, weights: Mapping[str, Tensor], source: str) -> TokenizerNetwork:
+    """The network with these weights, of any floating dtype.
+
+    Raises:
+        ValueError: it cannot be built, or the weights are not its own; `source` is named.
+    """
+    if found.kind == "sd-vae":
         weights = sd_vae.from_public(weights)
+    with torch.device("meta"):  # no memory for what a wrong config describes
+        _check_weights(build(*found), weights, source)
+    network = build(*found)
+    network.load_state_dict(dict(weights))
+    return network
+
+
+def _check_weights(network: TokenizerNetwork, weights: Mapping[str, Tensor], source: str) -> None:
     own = network.state_dict()
     if missing := sorted(own.keys() - weights.keys()):
         raise ValueError(f"{source} lacks {len(missing)} tensors of a {network.kind}, the first is {missing[0]}")
@@ -157,8 +204,8 @@ def filled(network: TokenizerNetwork, weights: Mapping[str, Tensor], source: str
     for name, tensor in weights.items():
         if tensor.shape != own[name].shape:
             raise ValueError(f"{source}: {name} has shape {list(tensor.shape)}, not {list(own[name].shape)}")
-    network.load_state_dict(dict(weights))
-    return network
+        if tensor.is_floating_point() != own[name].is_floating_point():
+            raise ValueError(f"{source}: {name} is of {tensor.dtype}, not {own[name].dtype}")
 
 
 def save(

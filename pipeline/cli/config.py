@@ -17,10 +17,11 @@ def config_list(set_: Sets = None, root: Root = None) -> None:
     """List the presets with their purpose."""
     from pipeline.config import PRESETS
 
+    width = max(map(len, preset_names()))
     for name in preset_names():
         load_config(name, set_, root)
         first = (PRESETS / f"{name}.yaml").read_text().splitlines()[0].lstrip("# ")
-        console.print(f"{name:<18} {first}", highlight=False, soft_wrap=True)
+        console.print(f"{name:<{width}} {first}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("show")

@@ -7,6 +7,7 @@ from pipeline.config.loading import (
     PRESETS,
     fields_changed_here,
     load_config,
+    preset_label,
     preset_names,
     site_root,
 )

@@ -10,6 +10,7 @@ from pipeline import metrics
 SHARING_STAGES = ("evaluate-tokenizer", "analyze", "encode", "sample", "evaluate-samples")  # with tasks, not workers
 _LPIPS_SIDE = 16  # pixels
 _SMALLEST_SHARE = 0.01
+_LARGEST_DIVIDED = 1 << 16  # of what all divisors are looked for
 
 
 def check_workers(most: int, fewest: int, parts: int, batch_sizes: dict[str, int]) -> None:
@@ -19,10 +20,15 @@ def check_workers(most: int, fewest: int, parts: int, batch_sizes: dict[str, int
     for name, batch in batch_sizes.items():
         for workers in range(fewest, most + 1):
             if batch % workers:
-                raise ValueError(f"cluster.workers: {name} {batch} is not divisible by {workers} workers")
-            if batch % (workers * parts):
                 raise ValueError(
-                    f"cluster.accumulate: {name} {batch} is not divisible by {workers} workers x {parts} parts"
+                    f"cluster.workers: {name} {batch} is not divisible by {workers} workers, but by "
+                    f"{_divisors(batch, workers)}"
+                )
+            if batch % (workers * parts):
+                share = batch // workers
+                raise ValueError(
+                    f"cluster.accumulate: {name} {batch} is not divisible by {_counted(workers, 'worker')} x {parts} "
+                    f"parts; a worker's {share} can be cut into {_divisors(share, parts)}"
                 )
 
 
@@ -41,7 +47,33 @@ def check_gpu_shares(shares: dict[str, float]) -> dict[str, float]:
 def check_patch(grid: int, patch: int) -> None:
     """ValueError if SiT's patch does not divide the latent."""
     if grid % patch:
-        raise ValueError(f"sit.patch_size {patch} does not divide the {grid} x {grid} latent of the tokenizer")
+        raise ValueError(
+            f"sit.patch_size {patch} does not divide the {grid} x {grid} latent of the tokenizer; "
+            f"{_divisors(grid, patch)} does"
+        )
+
+
+def check_factor(size: int, factor: int) -> None:
+    """ValueError if the tokenizer's factor does not divide the image."""
+    if size % factor:
+        raise ValueError(
+            f"tokenizer.patch_size {factor} does not divide data.image_size {size}; {_divisors(size, factor)} does, "
+            f"or images of {factor * max(1, round(size / factor))} pixels"
+        )
+
+
+def _divisors(whole: int, near: int) -> str:
+    """The divisors next to a number that is none, in words."""
+    if whole > _LARGEST_DIVIDED:
+        return f"a divisor of {whole}"
+    all_of_them = [number for number in range(1, whole + 1) if whole % number == 0]
+    below = [number for number in all_of_them if number < near][-1:]
+    above = [number for number in all_of_them if number > near][:1]
+    return " or ".join(map(str, below + above))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def check_masks(grid: int, mask: Mask, keep: float) -> None:

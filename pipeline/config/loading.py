@@ -3,6 +3,7 @@
 The fields are defined in `schema.py`. Every error is a ConfigError that names key and file.
 """
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -17,10 +18,20 @@ from pipeline.config.sent import SENT, SENT_VARIABLE, sent_tree
 from pipeline.errors import ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
+_ENDINGS = (".yaml", ".yml")  # of files
 
 
 def preset_names() -> list[str]:
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    """The names of the presets; one in a folder has it in its name, as `table1/f16d32-mlsr`."""
+    return sorted(path.relative_to(PRESETS).with_suffix("").as_posix() for path in PRESETS.rglob("*.yaml"))
+
+
+def preset_label(preset: str) -> str:
+    """A preset's name for files, jobs and legends: `table1-f16d32-mlsr`; of a YAML file its name without the ending."""
+    name = preset.removeprefix(SENT)
+    if name.endswith(_ENDINGS):
+        return Path(name).stem
+    return name.replace("/", "-")
 
 
 def load_config(preset: str, overrides: list[str] | None = None, root: str | None = None) -> Config:
@@ -61,14 +72,7 @@ def fields_changed_here(config: Config) -> list[str]:
 def _load_tree(preset: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if preset.startswith(SENT):
         return sent_tree()
-    names_file = preset.endswith((".yaml", ".yml"))
-    if not names_file and "/" in preset:
-        raise ConfigError(
-            f"preset '{preset}' is not a YAML file", "Give a file that ends in .yaml, or the name of a preset."
-        )
-    path = Path(preset) if names_file else PRESETS / f"{preset}.yaml"
-    if not path.is_file():
-        raise ConfigError(f"unknown preset '{preset}'", f"Use one of {', '.join(preset_names())}, or a YAML file.")
+    path = _preset_path(preset)
     if preset in seen:
         raise ConfigError(f"preset '{preset}' extends itself: {' -> '.join(seen)}", "Remove the cycle of extends.")
     tree = _read_yaml(path)
@@ -79,9 +83,25 @@ def _load_tree(preset: str, seen: tuple[str, ...]) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: extends: {parent!r} is not a preset", "Give the name of one preset, or one YAML file."
         )
-    if parent.endswith((".yaml", ".yml")):
+    if parent.endswith(_ENDINGS):
         parent = str(path.parent / parent)  # relative to the file that names it
     return _merge(_load_tree(parent, (*seen, preset)), tree)
+
+
+def _preset_path(preset: str) -> Path:
+    if preset.endswith(_ENDINGS):
+        if not Path(preset).is_file():
+            raise ConfigError(f"the preset file {preset} is missing", "Correct its path.")
+        return Path(preset)
+    names = preset_names()
+    if preset not in names:
+        close = difflib.get_close_matches(preset, names, n=1)
+        raise ConfigError(
+            f"unknown preset '{preset}'",
+            (f"Did you mean '{close[0]}'? " if close else "")
+            + "`python -m pipeline config list` prints the names; a file of your own ends in .yaml.",
+        )
+    return PRESETS / f"{preset}.yaml"
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -152,8 +172,6 @@ def _explain(error: ValidationError, preset: str) -> tuple[str, str]:
 
 
 def _nearest(location: tuple[int | str, ...]) -> str:
-    import difflib
-
     section: Any = Config
     for part in location[:-1]:
         kinds = get_args(section.model_fields[part].annotation) or (section.model_fields[part].annotation,)

@@ -8,9 +8,10 @@ import math
 import warnings
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from models.choices import (
+    LEVELS,
     MINIMUM_STEPS,
     PERCEPTUAL_WEIGHTS,
     TOP_LEVEL,
@@ -31,6 +32,7 @@ from models.choices import (
 )
 from models.sizes import SIT_SIZES, smallest_discriminator_image
 from pipeline.config.checks import (
+    check_factor,
     check_gpu_shares,
     check_lpips,
     check_masks,
@@ -208,6 +210,13 @@ class TokenizerConfig(TrainerConfig):
         description="Share of the steps after which the adversarial term is used; DeTok uses it from D's start.",
     )
 
+    @field_validator("level_probabilities", mode="before")
+    @classmethod
+    def _of_each_level(cls, given: Any) -> Any:
+        if not isinstance(given, (list, tuple)) or len(given) != LEVELS:
+            raise ValueError(f"it needs {LEVELS} probabilities, those of levels 0 to {TOP_LEVEL}")
+        return given
+
     @model_validator(mode="after")
     def _fits(self) -> "TokenizerConfig":
         check_kind(self.kind, self.imported, self._fields_of_kinds, self.patch_size)
@@ -220,8 +229,11 @@ class TokenizerConfig(TrainerConfig):
     @model_validator(mode="before")
     @classmethod
     def _name_weights(cls, given: Any) -> Any:
-        """The weights that the perceptual term needs by their names in the catalogue, where no others are given."""
-        if not isinstance(given, dict):
+        """The weights that the perceptual term needs by their names in the catalogue, where no others are given.
+
+        A tokenizer that is imported is not trained and needs none.
+        """
+        if not isinstance(given, dict) or given.get("imported") is not None:
             return given
         term = given.get("perceptual", cls.model_fields["perceptual"].default)
         if term not in get_args(Perceptual):  # which the field itself refuses
@@ -492,8 +504,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _fits(self) -> "Config":
         size, patch = self.data.image_size, self.tokenizer.patch_size
-        if size % patch:
-            raise ValueError(f"tokenizer.patch_size {patch} does not divide data.image_size {size}")
+        check_factor(size, patch)
         check_masks(self.grid, self.tokenizer.mask, self.tokenizer.keep)
         check_patch(self.grid, self.sit.patch_size)
         if self.tokenizer.imported is None:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.artifacts import SHORT, Manifest
-from pipeline.config import SENT
+from pipeline.config import preset_label
 from pipeline.errors import ContractError, StorageError
 from pipeline.metrics import value_text
 from pipeline.reports.analysis import Analysis, read_analysis
@@ -50,9 +50,9 @@ def read_analyses(found: Sequence[Found]) -> list[Analysis]:
                 "Name each tokenizer once.",
             )
         first[manifest.fingerprint] = preset
-    stems = [Path(one.preset.removeprefix(SENT)).stem for one in found]
-    twice = {stem for stem, count in Counter(stems).items() if count > 1}
-    names = [one.preset if stem in twice else stem for stem, one in zip(stems, found, strict=True)]
+    labels = [preset_label(one.preset) for one in found]
+    twice = {label for label, count in Counter(labels).items() if count > 1}
+    names = [one.preset if label in twice else label for label, one in zip(labels, found, strict=True)]
     analyses = [read_analysis(one.storage, one.manifest, name) for name, one in zip(names, found, strict=True)]
     for analysis, one in zip(analyses, found, strict=True):
         if analysis.numbers["images_sha256"] != analyses[0].numbers["images_sha256"]:

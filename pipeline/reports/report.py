@@ -4,7 +4,6 @@ It imports no torch, ray, mlflow or matplotlib; the figures come from the artifa
 """
 
 import base64
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.artifacts import SHORT, Manifest
-from pipeline.config import SENT, Config
+from pipeline.config import Config, preset_label
 from pipeline.console import duration
 from pipeline.errors import ContractError
 from pipeline.metrics import find_metric, headlines, level_of, value_text
@@ -100,7 +99,7 @@ def render_table(console: Console, report: dict[str, Any]) -> None:
 
 def write_page(config: Config, nodes: list[Node], storage: Storage, preset: str) -> str:
     """Write the page at the root; returns its URI. Errors as `render_html`, StorageError if it cannot be written."""
-    name = Path(preset.removeprefix(SENT)).stem
+    name = preset_label(preset)
     path = f"reports/{name}.html"
     storage.write(path, render_html(config, nodes, storage, name).encode())
     return storage.uri(path)

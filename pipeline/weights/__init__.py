@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from pipeline.lazy import lazy
 from pipeline.weights.catalogue import CATALOGUE, find_entry
+from pipeline.weights.fitting import check_file
 from pipeline.weights.local import fetch_weights
-from pipeline.weights.names import check_known, missing_weights, resolve_weights, wanted, weights_used
+from pipeline.weights.names import check_known, missing_weights, resolve_weights, wanted
 from pipeline.weights.recorded import place_of, read_recorded
+from pipeline.weights.used import weights_used
 
 if TYPE_CHECKING:
     from pipeline.weights.fetching import check, fetch

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import requests
 
-from pipeline.errors import StorageError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.storage import storage_errors
 from pipeline.weights.catalogue import PublicFile
 from pipeline.weights.local import sha256_of
@@ -34,8 +34,11 @@ def download(file: PublicFile, folder: Path, name: str, progress: Progress, sour
     `name`: in the catalogue, for messages. `source`: a folder, or the address of a mirror that has the files by their
     publisher's names.
 
-    Raises StorageError if it cannot be got, is not the file of the catalogue, or cannot be written.
+    Raises ConfigError for a wrong `source`, StorageError if it cannot be got, is not the file of the catalogue, or
+    cannot be written.
     """
+    if source is not None:
+        _check_source(source)
     with storage_errors(str(folder)):
         target, partial = folder / file.name, folder / f"{file.name}.part"
         if target.exists():
@@ -51,6 +54,19 @@ def download(file: PublicFile, folder: Path, name: str, progress: Progress, sour
             raise StorageError(f"{url} is not the file of the catalogue: {wrong}", "Try again, or another source.")
         partial.replace(target)
         return target
+
+
+def _check_source(source: str) -> None:
+    """ConfigError if `source` is neither a folder nor the address of a mirror."""
+    if source.startswith(("http://", "https://")):
+        return
+    if "://" in source and not source.startswith("file:///"):
+        raise ConfigError(
+            f"--from {source} is neither a folder nor the address of a mirror",
+            "Give a path, file:///PATH or https://...; what lies on S3 is named by the config's `weights`.",
+        )
+    if not Path(source.removeprefix("file://")).is_dir():
+        raise ConfigError(f"--from {source} is not a folder", "Give the folder that has the publishers' files.")
 
 
 def _wrong(file: PublicFile, path: Path) -> str | None:
@@ -117,7 +133,7 @@ def _copy(source: Path, partial: Path, progress: Progress) -> None:
                 writer.write(block)
                 progress(writer.tell(), total)
     except FileNotFoundError:
-        raise StorageError(f"{source} is missing", "Check the folder of --from.") from None
+        raise StorageError(f"{source} is missing", "Bring it there under this name, as its publisher has it.") from None
 
 
 @contextmanager

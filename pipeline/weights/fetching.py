@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.errors import ConfigError, PipelineError, StorageError
+from pipeline.errors import ConfigError, ContractError, PipelineError
 from pipeline.storage import Storage, cache_folder, split_uri, storage_errors
 from pipeline.weights.catalogue import Entry, find_entry
 from pipeline.weights.download import alone, download
@@ -43,8 +43,13 @@ def fetch(name: str, place: Storage, show: Shown, source: str | None = None) -> 
         if known is not None and _verdict(name, place, known).whole:
             return known
         files = [download(file, folder, name, _in_megabytes(show), source) for file in entry.files]
-        with storage_errors(str(folder)):
-            made = _put(name, entry, files, place)
+        try:
+            with storage_errors(str(folder)):
+                made = _put(name, entry, files, place)
+        except ContractError:  # what the publisher has sent is no such file: another attempt gets it anew
+            for path in files:
+                path.unlink()
+            raise
         record(place, name, made)
         for path in files:  # only what is not yet put has to be kept for another attempt
             path.unlink()
@@ -88,7 +93,7 @@ def _check_config(path: Path) -> None:
             return
     except ValueError:
         pass
-    raise StorageError(f"{path.name} is not the config of a network of diffusers", "Fetch it again.")
+    raise ContractError(f"{path.name} is not the config of a network of diffusers", "Fetch it again.")
 
 
 def check(place: Storage) -> Iterator[Verdict]:

@@ -1,44 +1,26 @@
 """From the names of weights in a config to files: which are used, which are here, which are missing."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from pipeline.config import Config, WeightFile
 from pipeline.errors import ConfigError
 from pipeline.storage import Storage
 from pipeline.weights.catalogue import CATALOGUE, find_entry
+from pipeline.weights.fitting import check_name
 from pipeline.weights.recorded import Recorded, absolute_uri, place_of, read_recorded
-
-
-class Use(NamedTuple):
-    """A field that holds weights."""
-
-    section: str
-    field: str
-    file: WeightFile
-
-    def __str__(self) -> str:
-        return f"{self.file.name or self.file.uri} ({self.section}.{self.field})"
-
-
-def weights_used(config: Config) -> Iterator[Use]:
-    """The fields of the config that hold weights."""
-    for section in type(config).model_fields:
-        own = getattr(config, section)
-        for field in getattr(type(own), "model_fields", {}):
-            value = getattr(own, field)
-            if isinstance(value, WeightFile):
-                yield Use(section, field, value)
+from pipeline.weights.used import Use, weights_used
 
 
 def resolve_weights(config: Config) -> Config:
     """The config with the files of all named weights, as far as they are known here.
 
-    ConfigError if neither weights.yaml nor the catalogue has a name.
+    ConfigError if neither weights.yaml nor the catalogue has a name, or its weights are of another network.
     """
     named = [use for use in weights_used(config) if use.file.name is not None]
     if not named:
         return config
+    for use in named:
+        check_name(use, config)
     place = place_of(config)
     recorded = read_recorded(place)
     changed: dict[str, dict[str, WeightFile]] = {}

@@ -6,14 +6,16 @@ result of train-tokenizer. torch is imported when something is imported.
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from models.choices import Mask, TokenizerKind
+from models.choices import Mask
 from models.sizes import check_mask, tokenizer_shape
 from pipeline.artifacts import (
     SHORT,
@@ -44,6 +46,7 @@ _STAGE = "train-tokenizer"
 _CONFIG, _INDEX = "config.json", "model_index.json"
 _WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
+_LISTED = 1000  # files that are looked at for what a folder has instead
 _SAFE = "Convert it to safetensors where you trust it: nothing is unpickled here."
 
 
@@ -112,8 +115,9 @@ def import_tokenizer(
     check_packages("vit" if kind == "detok" else kind)
     with tempfile.TemporaryDirectory(prefix="dvae-import-") as folder:
         source = _fetched(uri, Path(folder))
-        with _refused(uri):
-            network = _opened(source, kind, use)
+        with _refused(uri, "Give the folder or file of a tokenizer of this kind."):
+            network = _opened(source, kind, use, uri)
+        with _refused(uri, "Choose another --mask, a larger --keep, or larger images (--image-size)."):
             check_mask(network.grid, use.mask, use.keep)
         details = {
             "kind": network.kind,
@@ -168,15 +172,19 @@ def _weights_in(storage: Storage, uri: str) -> str:
     for name in _WEIGHTS:
         if storage.exists(name):
             return name
-    for name in _WEIGHTS:
-        pickle = name.replace(".safetensors", ".bin")
-        if storage.exists(pickle):
-            raise ConfigError(f"{uri} has {pickle} alone, a pickle, which can run code when it is read", _SAFE)
     if storage.exists(_INDEX):
         raise ConfigError(
             f"{uri} is a whole pipeline of diffusers", f"Give the folder of its VAE: {uri.rstrip('/')}/vae."
         )
-    raise ConfigError(f"{uri} has no file {' or '.join(_WEIGHTS)}", "Give the folder of a tokenizer, or one file.")
+    names = [entry.path for entry in islice(storage.list(), _LISTED) if "/" not in entry.path]
+    if parts := [name for name in names if re.search(r"-\d+-of-\d+\.safetensors$", name)]:
+        raise ConfigError(f"{uri} has its weights in parts, the first is {parts[0]}", "Give one file of safetensors.")
+    lacks = f"{uri} has no file {' or '.join(_WEIGHTS)}"
+    if others := [name for name in names if name.endswith(".safetensors")]:
+        raise ConfigError(f"{lacks}, but {', '.join(others)}", f"Give the file: {uri.rstrip('/')}/{others[0]}.")
+    if pickles := [name for name in names if name.lower().endswith(_PICKLES)]:
+        raise ConfigError(f"{uri} has {pickles[0]} alone, a pickle, which can run code when it is read", _SAFE)
+    raise ConfigError(lacks, "Give the folder of a tokenizer, or one file.")
 
 
 def _config_in(storage: Storage, uri: str) -> dict[str, Any] | None:
@@ -192,32 +200,44 @@ def _config_in(storage: Storage, uri: str) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _refused(uri: str) -> Iterator[None]:
+def _refused(uri: str, hint: str) -> Iterator[None]:
     """Turn what `models` says of a source into one line about it."""
     try:
         yield
     except ValueError as error:
-        raise ConfigError(f"{uri}: {error}", "Give the folder or file of a tokenizer of this kind.") from error
+        raise ConfigError(f"{uri}: {error}", hint) from error
 
 
-def _opened(source: _Source, kind: SourceKind, use: ImportUse) -> "TokenizerNetwork":
-    """The network of the source's weights, in fp32. ValueError if they are of no such tokenizer."""
+def _opened(source: _Source, kind: SourceKind, use: ImportUse, uri: str) -> "TokenizerNetwork":
+    """The network of the source's weights, in fp32. ValueError if they are of no such tokenizer, or a ConfigError."""
     import torch
 
     from models.tokenizers.detok import detok_network, from_detok
-    from models.tokenizers.folder import build, described, filled, read_weights
+    from models.tokenizers.folder import Described, described, read_weights, restored
 
     weights = read_weights(source.weights)
     if kind == "detok":
         weights = from_detok(weights)
-        found: tuple[TokenizerKind, dict[str, Any]] = ("vit", detok_network(weights))
+        found = Described("vit", detok_network(weights))
     else:
-        found = described(source.config if source.config is not None else _assumed(kind), use.image_size)
-    if kind not in (found[0], "detok"):
-        raise ValueError(f"it is a {found[0]}, no {kind}")
-    if found[1]["image_size"] != use.image_size:
-        raise ValueError(f"it is for images of {found[1]['image_size']} pixels, not {use.image_size}")
-    network = filled(build(*found), weights, source.weights.name)
+        size = None if kind == "vit" else use.image_size  # a ViT has its own
+        found = described(source.config if source.config is not None else _assumed(kind), size)
+    if kind not in (found.kind, "detok"):
+        raise ConfigError(
+            f"{uri}: it is a {found.kind}, no {kind}", f"Run `python -m pipeline import tokenizer {found.kind} {uri}`."
+        )
+    factor, _ = tokenizer_shape(found.kind, found.network)
+    if use.image_size % factor:
+        raise ConfigError(
+            f"{uri}: the factor {factor} does not divide image_size {use.image_size}",
+            f"Give an --image-size that is a multiple of {factor}.",
+        )
+    if found.network["image_size"] != use.image_size:
+        raise ConfigError(
+            f"{uri}: it is for images of {found.network['image_size']} pixels, not {use.image_size}",
+            f"Give --image-size {found.network['image_size']}.",
+        )
+    network = restored(found, weights, source.weights.name)
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} is not finite")

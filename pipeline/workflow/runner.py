@@ -33,11 +33,11 @@ from pipeline.artifacts import (
     remove_artifact,
     work_path,
 )
-from pipeline.config import SENT, Config
+from pipeline.config import SENT, Config, preset_label
 from pipeline.console import Display, duration
 from pipeline.errors import ContractError, StorageError
 from pipeline.storage import Storage, open_storage
-from pipeline.weights import fetch_weights, weights_used
+from pipeline.weights import check_file, fetch_weights, weights_used
 from pipeline.workflow.context import StageContext
 from pipeline.workflow.fingerprints import counted_config, is_counted, stage_fingerprints, uncounted_config
 from pipeline.workflow.graph import NAMES, Stage, find_stage, stages_until
@@ -68,7 +68,7 @@ class Runner:
 
         It names the root, as others may do the same work elsewhere, and track it in the same MLflow.
         """
-        name = re.sub('["`]', "-", Path(self.name).stem)
+        name = re.sub('["`]', "-", preset_label(self.name))
         root = tracking.root_id(self.storage, begun=not set(self.storage.folders()).isdisjoint(NAMES))
         return "-".join(part for part in (name, self.fingerprint("register")[:SHORT], root) if part)
 
@@ -333,10 +333,10 @@ def _check_root(storage: Storage) -> None:
 
 
 def _check_weights(config: Config, stages: list[str]) -> None:
-    """Download the pretrained weights that these stages use, and verify their hashes."""
+    """Download the pretrained weights that these stages use; verify their hashes, and that they are of the network."""
     for use in weights_used(config):
         if any(is_counted(find_stage(stage), f"{use.section}.{use.field}") for stage in stages):
-            fetch_weights(use.file)
+            check_file(use, config, fetch_weights(use.file))
 
 
 def _warm_up(stages: list[str]) -> None:

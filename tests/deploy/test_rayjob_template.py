@@ -9,6 +9,7 @@ from deploy.submit import stage_work
 from pipeline.errors import ConfigError
 from tests.support.chart import values_of
 from tests.support.rayjobs import job_options, template
+from tests.support.weights import record_all
 
 
 def test_the_job_is_put_into_the_charts_pods(tmp_path):
@@ -27,6 +28,15 @@ def test_the_job_is_put_into_the_charts_pods(tmp_path):
     assert "runtimeEnvYAML" not in spec, "KubeRay's submitter would put it through a shell"
     before = given["spec"]["rayClusterSpec"]
     assert spec["rayClusterSpec"]["workerGroupSpecs"] == before["workerGroupSpecs"], "the autoscaler sees to it"
+
+
+def test_a_preset_in_a_folder_is_sent_by_a_name_without_a_slash(tmp_path):
+    sets = [f"data.revision={'ab' * 32}", "data.uri=s3://b/images", f"weights={record_all(tmp_path / 'weights')}"]
+    work = stage_work("train-sit", "table1/f16d32-mlsr", sets, str(tmp_path))
+    assert " sent:table1-f16d32-mlsr --set " in work.entrypoint
+    assert work.metadata["dvae.preset"] == "table1-f16d32-mlsr"
+    made = rayjob.render(template("gpu-production"), work, job_options("train-sit"), 1)
+    assert made["metadata"]["annotations"]["denoising-vae/preset"] == "table1-f16d32-mlsr"
 
 
 def test_with_a_queue_the_cluster_has_just_the_pods_of_the_work(tmp_path):

@@ -1,5 +1,6 @@
 """What is wrong with a command is said in one line, with an exit code, before anything starts."""
 
+import hashlib
 import os
 import signal
 import sys
@@ -53,7 +54,10 @@ OVERRIDES = {
     "unknown section": ("sitt.depth=3", ("sitt", "Did you mean 'sit'?")),
     "wrong type": ("tokenizer.steps=many", ("tokenizer.steps", "'many'", "config schema")),
     "negative steps": ("tokenizer.steps=-1", ("tokenizer.steps", "-1", "config schema")),
-    "patch that does not divide": ("tokenizer.patch_size=7", ("patch_size 7 does not divide data.image_size 32",)),
+    "patch that does not divide": (
+        "tokenizer.patch_size=7",
+        ("patch_size 7 does not divide data.image_size 32; 4 or 8 does, or images of 35 pixels",),
+    ),
     "no latent channels": ("tokenizer.latent_dim=0", ("tokenizer.latent_dim", "config schema")),
     "level without a mask": ("sit.level=4", ("sit.level", "3", "config schema")),
     "keep nothing": ("tokenizer.keep=0", ("tokenizer.keep", "greater than 0")),
@@ -73,7 +77,28 @@ OVERRIDES = {
         "tokenizer.level_probabilities=[0.5, 0.5, 0.5, 0.5]",
         ("level_probabilities must sum to 1, not 2",),
     ),
-    "levels by another number": ("tokenizer.level_probabilities=[0.5, 0.5]", ("tokenizer.level_probabilities",)),
+    "levels by another number": (
+        "tokenizer.level_probabilities=[0.5, 0.5]",
+        ("tokenizer.level_probabilities: it needs 4 probabilities, those of levels 0 to 3",),
+    ),
+    "one probability for all levels": ("tokenizer.level_probabilities=0.25", ("it needs 4 probabilities",)),
+    "a level less often than never": (
+        "tokenizer.level_probabilities=[1.5, -0.5, 0, 0]",
+        ("tokenizer.level_probabilities.0", "less than or equal to 1"),
+    ),
+    "a level nobody knows how often": (
+        "tokenizer.level_probabilities=[.nan, 0, 0, 1]",
+        ("tokenizer.level_probabilities.0", "finite"),
+    ),
+    "a perceptual term that there is not": ("tokenizer.perceptual=vgg", ("tokenizer.perceptual", "'lpips+convnext'")),
+    "SiT's patch on the latent": (
+        "sit.patch_size=3",
+        ("sit.patch_size 3 does not divide the 8 x 8 latent of the tokenizer; 2 or 4 does",),
+    ),
+    "weights of another network": (
+        "evaluate.lpips=inception",
+        ("evaluate.lpips: inception is Inception-v3", "takes VGG-16", "Set evaluate.lpips=vgg16"),
+    ),
     "nothing smaller to transform": (
         "tokenizer={regularizer: equivariance, patch_size: 16, discriminator_layers: 3}",
         ("regularizer equivariance", "2 x 2 latent", "tokenizer.patch_size"),
@@ -96,8 +121,15 @@ OVERRIDES = {
     "LPIPS without weights": ("register.gate.metric=reconstruction/lpips", ("gate.metric", "without evaluate.lpips")),
     "no metric": ("register.gate.metric=nonsense", ("register.gate.metric", "'nonsense'")),
     "no tracking server": ("tracking.uri=foo", ("tracking: uri foo has no scheme", "http://foo")),
-    "batch that cannot be cut": ("cluster.accumulate=7", ("cluster.accumulate: tokenizer.batch_size 48", "7 parts")),
-    "batch that cannot be shared": ("cluster.workers=5", ("cluster.workers", "divisible")),
+    "batch that cannot be cut": (
+        "cluster.accumulate=7",
+        ("cluster.accumulate: tokenizer.batch_size 48", "1 worker x 7 parts", "can be cut into 6 or 8"),
+    ),
+    "batch of a worker that cannot be cut": (
+        "cluster={workers: 2, accumulate: 16}",
+        ("tokenizer.batch_size 48 is not divisible by 2 workers x 16 parts; a worker's 24 can be cut into 12 or 24",),
+    ),
+    "batch that cannot be shared": ("cluster.workers=5", ("cluster.workers", "by 5 workers, but by 4 or 6")),
 }
 
 
@@ -122,7 +154,7 @@ COMMANDS = {
     "artifact": (("artifact", "show", "encode/0123"), ("encode/0123", "artifact ls")),
     "repair": (("artifact", "repair", "encode/0123"), ("encode/0123", "artifact ls")),
     "debug where there is none": (("plan", "quickstart", "--debug"), ("No such option", "--debug")),
-    "a folder as preset": (("plan", "some/folder"), ("'some/folder' is not a YAML file",)),
+    "a folder as preset": (("plan", "some/folder"), ("unknown preset 'some/folder'", "ends in .yaml")),
     "root with a host": (("plan", "quickstart", "--root", "file://runs/x"), ("file://runs/x", "three slashes")),
     "empty root": (("plan", "quickstart", "--root", ""), ("URI is empty",)),
     "unexpected": (("stage", "prepare", "quickstart", "--expect", "0000"), ("prepare is", "not 0000")),
@@ -244,6 +276,24 @@ def test_a_network_without_weights(refused: Call) -> None:
     refused("run", "quickstart", *words, said=("inception (evaluate.network_weights)", "weights fetch inception --to"))
     refused("run", "imagenet-f16d32", said=("vgg16 (tokenizer.lpips)", "weights fetch vgg16 convnext-small inception"))
     refused("weights", "fetch", "vgg-16", said=("no weights are called 'vgg-16'", "Did you mean 'vgg16'?"))
+
+
+def test_a_file_of_other_weights(refused: Call, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+    from torch import zeros
+
+    path = tmp_path / "other.safetensors"
+    save_file({"features.0.weight": zeros(5, 3)}, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    words = ("run", "quickstart", "--set")
+    refused(
+        *words, f"evaluate.lpips={{uri: 'file://{path}', sha256: '{digest}'}}",
+        said=(f"evaluate.lpips: file://{path} is not of VGG-16", "features.0.weight has shape [5, 3]", "weights fetch"),
+    )  # fmt: skip
+    refused(*words, f"evaluate.lpips={{uri: 'file://{path}', sha256: {'a' * 64}}}", said=(str(path), digest, "a" * 64))
+    refused(
+        *words, f"evaluate.lpips={{uri: 'file://{path}.none', sha256: {'b' * 64}}}", said=(f"{path}.none", "missing")
+    )
 
 
 @pytest.mark.parametrize("override", ["sit.depht=3", "tokenizer.patch_size=7"])

@@ -11,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.choices import TokenizerKind
+from models.conv_sizes import DC_AE, SD_VAE
 from models.spectral import LatentFilter
-from models.tokenizers import Autoencoder, build, load, save
+from models.tokenizers import Autoencoder, TokenizerNetwork, build, load, save
 from models.tokenizers.sd_vae import KLAutoencoder
 from tests.support.tokenizers import NETWORKS, random_tokenizer, saved_tokenizer, some_images
 
@@ -52,7 +54,16 @@ def test_s_l_works_on_the_grid_of_each(kind: TokenizerKind) -> None:
 def test_sizes_are_those_of_a_forward(kind: TokenizerKind) -> None:
     tokenizer = random_tokenizer(kind)
     sizes = tokenizer.sizes
-    assert sizes.parameters == sum(parameter.numel() for parameter in tokenizer.parameters())
+    assert counted(tokenizer, some_images(1)) == (
+        sizes.parameters,
+        pytest.approx(sizes.encode_gflops, rel=1e-12),
+        pytest.approx(sizes.decode_gflops, rel=1e-12),
+    )
+    assert sizes.gmacs == pytest.approx((sizes.encode_gflops + sizes.decode_gflops) / 2)
+
+
+def counted(tokenizer: TokenizerNetwork, x: Tensor) -> tuple[int, float, float]:
+    """Parameters, and 2 x MAC in 1e9 of every Linear and Conv2d, to encode an image and to decode its latent."""
     macs = list[int]()
 
     def count(layer: Any, _: Any, output: Tensor) -> None:
@@ -61,12 +72,45 @@ def test_sizes_are_those_of_a_forward(kind: TokenizerKind) -> None:
     for layer in tokenizer.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             layer.register_forward_hook(count)
-    latent = tokenizer.encode(some_images(1)).mean_BDhw
-    assert 2 * sum(macs) / 1e9 == pytest.approx(sizes.encode_gflops, rel=1e-12)
-    macs.clear()
+    latent = tokenizer.encode(x).mean_BDhw
+    encoded = sum(macs)
     tokenizer.decode(latent)
-    assert 2 * sum(macs) / 1e9 == pytest.approx(sizes.decode_gflops, rel=1e-12)
-    assert sizes.gmacs == pytest.approx((sizes.encode_gflops + sizes.decode_gflops) / 2)
+    parameters = sum(parameter.numel() for parameter in tokenizer.parameters())
+    return parameters, 2 * encoded / 1e9, 2 * (sum(macs) - encoded) / 1e9
+
+
+# ImageNet's DC-AE, dc-ae-f32c32-in-1.0, where it differs from Sana's.
+IMAGENET_DC_AE: dict[str, Any] = {
+    "encoder_layers_per_block": [0, 4, 8, 2, 2, 2],
+    "decoder_layers_per_block": [0, 5, 10, 2, 2, 2],
+    "encoder_qkv_multiscales": [[]] * 6,
+    "decoder_qkv_multiscales": [[]] * 6,
+    "decoder_norm_types": ["batch_norm"] * 3 + ["rms_norm"] * 3,
+    "decoder_act_fns": ["relu"] * 3 + ["silu"] * 3,
+    "downsample_block_type": "pixel_unshuffle",
+    "upsample_block_type": "pixel_shuffle",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "network", "parameters", "gmacs"),
+    [
+        ("sd-vae", SD_VAE, 83_653_863, 445.307),  # the paper's Table 1: 445 GFLOPs, an operation a multiply-add
+        ("dc-ae", DC_AE, 312_250_275, 422.707),
+        ("dc-ae", {**DC_AE, **IMAGENET_DC_AE}, 323_356_460, 606.641),  # its Table 3: 323M
+    ],
+)
+def test_public_networks_at_full_size(
+    kind: TokenizerKind, network: dict[str, Any], parameters: int, gmacs: float
+) -> None:
+    """Tensors without values: as on the meta device, which autocast does not know."""
+    with FakeTensorMode():
+        tokenizer = build(kind, {"image_size": 256, **network}).requires_grad_(False)
+        found = counted(tokenizer, torch.empty(1, 3, 256, 256))
+    sizes = tokenizer.sizes
+    assert found == (parameters, pytest.approx(sizes.encode_gflops), pytest.approx(sizes.decode_gflops))
+    assert sizes.parameters == parameters
+    assert round(sizes.gmacs, 3) == gmacs
 
 
 @pytest.mark.parametrize("kind", KINDS)

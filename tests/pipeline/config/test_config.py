@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from typing import get_args
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from models.sizes import sit_parameters
-from pipeline.config.loading import load_config, preset_names
+from pipeline.config.loading import PRESETS, load_config, preset_label, preset_names
 from pipeline.config.schema import Config
 from pipeline.errors import ConfigError
 from tests.support import PROJECT
@@ -110,10 +111,46 @@ def test_presets_load(preset):
 
 
 def test_the_presets_are_those_of_the_interface():
-    assert preset_names() == [
+    """Those outside of folders; rows of the paper's tables are in test_paper_rows.py."""
+    assert [name for name in preset_names() if "/" not in name] == [
         "cifar10", "imagenet-f16d16", "imagenet-f16d16-vanilla", "imagenet-f16d32", "imagenet-f16d64",
         "imagenet-sd-vae", "quickstart",
     ]  # fmt: skip
+
+
+def test_a_preset_in_a_folder_has_its_folders_name(tmp_path):
+    """Everywhere: as an argument, as a parent, and with a dash in names of files and jobs."""
+    assert "table1/f16d32-mlsr" in preset_names()
+    (tmp_path / "mine.v2.yaml").write_text("extends: table1/f16d32-mlsr\nsit: {steps: 7}\n")
+    own = load_config(str(tmp_path / "mine.v2.yaml"))
+    assert (own.tokenizer.latent_dim, own.sit.level, own.sit.steps) == (32, 0, 7)
+    labels = [
+        preset_label(name)
+        for name in ("table1/f16d32-mlsr", "sent:table1-f16d32-mlsr", "a/mine.v2.yaml", "sent:mine.v2")
+    ]
+    assert labels == ["table1-f16d32-mlsr", "table1-f16d32-mlsr", "mine.v2", "mine.v2"]
+    for name in ("f16d32-mlsr", "table1/f16d32-mslr", "table1/../table1/f16d32-mlsr"):
+        with pytest.raises(ConfigError, match=f"unknown preset '{name}'.* Did you mean 'table1/f16d32-mlsr'"):
+            load_config(name)
+    with pytest.raises(ConfigError, match=r"the preset file .*/nothing\.yaml is missing"):
+        load_config(str(tmp_path / "nothing.yaml"))
+
+
+def test_every_preset_begins_with_what_it_is():
+    """`config list` prints the first line."""
+    for name in preset_names():
+        first = (PRESETS / f"{name}.yaml").read_text().splitlines()[0]
+        assert re.fullmatch(r"# .{30,118}\.", first), name
+
+
+def test_an_installation_has_the_presets_of_all_folders():
+    """package-data of pyproject.toml."""
+    (pattern,) = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
+        "pipeline.config"
+    ]
+    package = PROJECT / "pipeline" / "config"
+    packed = {path.relative_to(package / "presets").with_suffix("").as_posix() for path in package.glob(pattern)}
+    assert packed == set(preset_names())
 
 
 def test_a_preset_is_also_a_file_and_extends_another(tmp_path):
@@ -291,29 +328,6 @@ def test_a_prefix_that_other_programs_read_as_another_is_refused(field: str, uri
     for fine in ("s3://bucket/a b+c%20", "/tmp/exp#1", "file:///tmp/exp%231"):
         assert load_config("quickstart", [f"root={fine}"]).root == fine
     assert load_config("quickstart", ["data.uri=s3://bucket/photos?1"]).data.uri == "s3://bucket/photos?1"
-
-
-# --- rows of the paper's tables: what a preset of a few lines resolves to ---
-
-
-def test_the_vanilla_row_differs_by_the_regularizer_alone():
-    ours, vanilla = load_config("imagenet-f16d16"), load_config("imagenet-f16d16-vanilla")
-    assert vanilla.tokenizer == ours.tokenizer.model_copy(update={"regularizer": "none"})
-    assert (vanilla.sit.level, vanilla.sit.alignment) == (0, "none")
-    assert (vanilla.data, vanilla.evaluate, vanilla.encode, vanilla.sample) == (
-        ours.data, ours.evaluate, ours.encode, ours.sample,
-    )  # fmt: skip
-
-
-def test_the_row_of_sd_vae():
-    """f8 d4 on 256 pixels, imported; SiT with patch 2 has the 256 tokens of the other rows."""
-    own = load_config("imagenet-sd-vae")
-    assert (own.tokenizer.kind, own.tokenizer.patch_size, own.tokenizer.latent_dim, own.grid) == ("sd-vae", 8, 4, 32)
-    assert (own.sit.size, own.sit.patch_size, own.sit.level, own.sit.alignment) == ("XL", 2, 0, "none")
-    assert own.tokenizer_network == {
-        "image_size": 256, "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 4,
-        "norm_num_groups": 32,
-    }  # fmt: skip
 
 
 # --- kinds of tokenizers ---

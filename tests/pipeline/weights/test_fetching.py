@@ -157,8 +157,22 @@ def test_from_a_folder_of_files_that_were_brought(publisher, tmp_path, monkeypat
     fetch("tiny", open_storage(str(tmp_path / "place")), shown, str(brought))
     assert publisher.asked == []
     (brought / "tiny.pth").unlink()
-    with pytest.raises(StorageError, match=r"brought/tiny\.pth is missing.*--from"):
+    with pytest.raises(StorageError, match=r"brought/tiny\.pth is missing.*under this name"):
         fetch("tiny", open_storage(str(tmp_path / "another")), shown, str(brought))
+
+
+def test_what_is_neither_a_folder_nor_a_mirror(publisher, tmp_path):
+    (tmp_path / "file").write_text("")
+    for source, said in (
+        (str(tmp_path / "none"), "is not a folder"),
+        (str(tmp_path / "file"), "is not a folder"),
+        ("s3://bucket/brought", "neither a folder nor the address of a mirror.*`weights`"),
+        (f"file:/{tmp_path}", "neither a folder nor"),
+    ):
+        with pytest.raises(ConfigError, match=f"^--from {re.escape(source)} .*{said}") as told:
+            fetch("tiny", open_storage(str(tmp_path / "place")), shown, source)
+        assert "\n" not in str(told.value)
+    assert publisher.asked == []
 
 
 @pytest.mark.parametrize(("bytes_", "sha256", "said"), [(None, "0badc0de", "its sha256 is"), (7, None, "bytes, not 7")])
@@ -267,8 +281,15 @@ def test_a_folder_of_diffusers(publisher, tmp_path, monkeypatch):
     monkeypatch.setitem(CATALOGUE, "folder", Entry("a test's", "a test", "none", "diffusers", files))
     recorded = fetch("folder", open_storage(str(tmp_path / "place")), shown)
     assert recorded.uri == "folder/weights.safetensors"
+    assert (tmp_path / "place" / "folder" / "weights.safetensors").read_bytes() == data, "as its publisher has it"
+    assert recorded.sha256 == recorded.source_sha256 == hashlib.sha256(data).hexdigest()
     assert (tmp_path / "place" / "folder" / "config.json").read_bytes() == config
-    publisher.files["/f/config.json"] = b"<html>"
+    publisher.files["/f/weights.safetensors"] = data[:-4]
+    with pytest.raises(ContractError, match=r"weights\.safetensors is not a safetensors file"):
+        fetch("folder", open_storage(str(tmp_path / "cut")), shown)
+    publisher.files["/f/weights.safetensors"] = data
+    assert fetch("folder", open_storage(str(tmp_path / "cut")), shown) == recorded, "the cut file was not kept"
+    publisher.files |= {"/f/weights.safetensors": data, "/f/config.json": b"<html>"}
     with pytest.raises(PipelineError, match="not the config of a network of diffusers"):
         fetch("folder", open_storage(str(tmp_path / "another")), shown)
 

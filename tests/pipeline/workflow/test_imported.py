@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from models.conv_sizes import DC_AE, SD_VAE
+from models.sizes import tokenizer_shape
 from models.tokenizers import load
 from models.tokenizers.detok import from_detok
 from models.tokenizers.folder import described
@@ -18,6 +22,7 @@ from pipeline.errors import ConfigError, ContractError
 from pipeline.inference import load_tokenizer
 from pipeline.reports import model_card
 from pipeline.storage import open_storage
+from pipeline.weights import CATALOGUE
 from pipeline.workflow import config_of, make_plan, stage_fingerprints, survey, unneeded
 from pipeline.workflow.graph import NAMES
 from pipeline.workflow.imported import (
@@ -160,12 +165,81 @@ def refusal(folder: Path, kind: SourceKind, source: Path | str, use: ImportUse =
 def test_what_is_no_autoencoder_is_refused(tmp_path: Path) -> None:
     unet = spoiled(tmp_path / "unet", _class_name="UNet2DConditionModel")
     assert "it is a UNet2DConditionModel, no AutoencoderKL" in refusal(tmp_path, "sd-vae", unet)
-    assert "it is a sd-vae, no dc-ae" in refusal(tmp_path, "dc-ae", spoiled(tmp_path / "kl"))
+    line = refusal(tmp_path, "dc-ae", spoiled(tmp_path / "kl"))
+    assert f"it is a sd-vae, no dc-ae. Run `python -m pipeline import tokenizer sd-vae {tmp_path}/kl`" in line
     assert "no DeTok state dict" in refusal(tmp_path, "detok", tmp_path / "kl")
     pipeline = tmp_path / "pipeline"
     pipeline.mkdir()
     (pipeline / "model_index.json").write_text("{}")
     assert f"{pipeline}/vae" in refusal(tmp_path, "sd-vae", pipeline)
+
+
+CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "a class that is no text": ({"_class_name": ["AutoencoderKL"]}, "no AutoencoderKL"),
+    "no blocks": ({"down_block_types": None}, "its down_block_types are not all"),
+    "channels that are no list": ({"block_out_channels": 8}, "its config has block_out_channels 8"),
+    "no channels": ({"block_out_channels": []}, "its config has block_out_channels []"),
+    "channels that are text": ({"block_out_channels": [8, "a"]}, "its config has block_out_channels [8, 'a']"),
+    "more channels than memory": ({"block_out_channels": [8, 16, 10**9]}, "its config has block_out_channels"),
+    "channels for gigabytes": ({"block_out_channels": [8, 16, 65536]}, "lacks 4 tensors of a sd-vae"),
+    "a negative latent": ({"latent_channels": -3}, "its config has latent_channels -3"),
+    "no whole layer": ({"layers_per_block": 1.5}, "its config has layers_per_block 1.5"),
+    "no groups": ({"norm_num_groups": 0}, "its config has norm_num_groups 0"),
+    "an unknown activation": ({"act_fn": "foo"}, "diffusers' AutoencoderKL cannot be built with these arguments"),
+    "images with an unknown number of channels": ({"in_channels": [3]}, "its images do not have three channels"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_configs_of_any_content_are_refused_in_one_line(tmp_path: Path, case: str) -> None:
+    changes, said = CONFIGS[case]
+    assert said in refusal(tmp_path, "sd-vae", spoiled(tmp_path / "kl", **changes))
+
+
+json_values = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(-3, 70), st.floats(), st.text(max_size=3), st.just("AutoencoderDC")
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=2)),
+    max_leaves=4,
+)
+fields = st.sampled_from(
+    ["_class_name", "kind", "network", "in_channels", "down_block_types", "block_out_channels", "latent_channels",
+     "layers_per_block", "norm_num_groups", "sample_size", "encoder_block_out_channels", "downsample_block_type"]
+)  # fmt: skip
+
+
+@given(st.dictionaries(fields, json_values), st.sampled_from([None, 32]))
+def test_any_config_is_described_or_refused(changes: dict[str, Any], size: int | None) -> None:
+    config = {"_class_name": "AutoencoderKL", "sample_size": 32, **SD_VAE, **changes}
+    try:
+        kind, network = described(config, size)
+    except ValueError:
+        return
+    assert tokenizer_shape(kind, network)[1] >= 1
+
+
+def test_a_folder_says_what_it_has_instead(tmp_path: Path) -> None:
+    folder = spoiled(tmp_path / "kl")
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    for name, said in (
+        ("model.ckpt", "has model.ckpt alone, a pickle"),
+        ("vae.fp16.safetensors", f"but vae.fp16.safetensors. Give the file: {folder}/vae.fp16.safetensors."),
+        ("diffusion_pytorch_model-00001-of-00002.safetensors", "has its weights in parts"),
+    ):
+        weights.rename(folder / name)
+        assert said in refusal(tmp_path, "sd-vae", folder)
+        (folder / name).rename(weights)
+    weights.rename(folder / "vae.fp16.safetensors")
+    assert import_tokenizer(str(tmp_path / "runs"), "sd-vae", str(folder / "vae.fp16.safetensors"), USE)
+    weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    line = refusal(tmp_path / "other", "sd-vae", folder)
+    assert "is not a file of safetensors (a pointer, whose file Git LFS has not fetched)" in line
+    weights.write_bytes(whole)
+    counted = {name: tensor.int() if tensor.dim() == 1 else tensor for name, tensor in load_file(weights).items()}
+    save_file(counted, weights)
+    assert "is of torch.int32, not torch.float32" in refusal(tmp_path / "other", "sd-vae", folder)
 
 
 def test_pickles_are_refused_unread(tmp_path: Path) -> None:
@@ -188,10 +262,13 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_what_does_not_fit_the_images_is_refused(tmp_path: Path) -> None:
     saved_tokenizer(tmp_path / "vit", "vit")
     saved_tokenizer(tmp_path / "dc-ae", "dc-ae")
-    assert "for images of 32 pixels, not 64" in refusal(tmp_path, "vit", tmp_path / "vit", ImportUse(64))
-    assert "factor 4 does not divide image_size 30" in refusal(tmp_path, "dc-ae", tmp_path / "dc-ae", ImportUse(30))
+    line = refusal(tmp_path, "vit", tmp_path / "vit", ImportUse(64))
+    assert "for images of 32 pixels, not 64. Give --image-size 32." in line
+    line = refusal(tmp_path, "dc-ae", tmp_path / "dc-ae", ImportUse(30))
+    assert "factor 4 does not divide image_size 30. Give an --image-size that is a multiple of 4." in line
     line = refusal(tmp_path, "dc-ae", tmp_path / "dc-ae", ImportUse(4))
     assert "a 1 x 1 latent has no frequencies" in line
+    assert "--image-size" in line
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
@@ -337,6 +414,27 @@ def test_an_exported_tokenizer_is_imported_again(tmp_path: Path) -> None:
     assert read_manifest(storage, "train-tokenizer", again.fingerprint) == again
 
 
+def test_the_row_of_dc_ae_has_the_fingerprint_of_its_public_file() -> None:
+    """The catalogue's, at 256 pixels, whichever version of diffusers has written its config."""
+    public = {
+        "_class_name": "AutoencoderDC", "_diffusers_version": "0.32.2", "attention_head_dim": 32,
+        "decoder_act_fns": "silu", "decoder_block_out_channels": [128, 256, 512, 512, 1024, 1024],
+        "decoder_block_types": ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3, "decoder_layers_per_block": [3] * 6,
+        "decoder_norm_types": "rms_norm", "decoder_qkv_multiscales": [[], [], [], [5], [5], [5]],
+        "downsample_block_type": "Conv", "encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024],
+        "encoder_block_types": ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3,
+        "encoder_layers_per_block": [2, 2, 2, 3, 3, 3], "encoder_qkv_multiscales": [[], [], [], [5], [5], [5]],
+        "in_channels": 3, "latent_channels": 32, "scaling_factor": 0.41407, "upsample_block_type": "interpolate",
+    }  # fmt: skip
+    newer = {"encoder_out_shortcut": True, "decoder_in_shortcut": True, "decoder_conv_act_fn": "relu"}
+    for config in (public, {**public, **newer, "downsample_block_type": "conv"}):
+        kind, network = described(config, 256)
+        assert (kind, network) == ("dc-ae", {"image_size": 256, **DC_AE})
+        source = {"sha256": CATALOGUE["dc-ae-f32c32"].files[0].sha256}
+        details = {"kind": kind, "network": network, "filter": {"mask": "gain", "keep": 0.5}, "source": source}
+        assert load_config("table2/dc-ae").tokenizer.imported == _fingerprint(details)
+
+
 def test_the_preset_of_sd_vae_has_the_fingerprint_of_its_public_file() -> None:
     """sd-vae-ft-ema of stabilityai at 256 pixels, with or without its config beside it."""
     public = {
@@ -345,7 +443,7 @@ def test_the_preset_of_sd_vae_has_the_fingerprint_of_its_public_file() -> None:
         "latent_channels": 4, "layers_per_block": 2, "norm_num_groups": 32, "out_channels": 3, "sample_size": 256,
         "up_block_types": ["UpDecoderBlock2D"] * 4,
     }  # fmt: skip
-    sha256 = "32db726da04f06c1b6b14c0043ce115cc87a501482945c5add89a40d838fcb46"
+    sha256 = CATALOGUE["sd-vae-ft-ema"].files[0].sha256
     for config in (public, _assumed("sd-vae")):
         kind, network = described(config, 256)
         details = {
