@@ -10,7 +10,7 @@ from tests.support import PROJECT
 _SERVER = "api_server"
 
 
-class SharedByServer(LoadFileScheduling):
+class SharedByServer(LoadFileScheduling):  # type: ignore[misc]  # xdist is untyped here
     """By file; the files that name the fixture `api_server` go to the same process, or each would start its own."""
 
     def _split_scope(self, nodeid: str) -> str:
