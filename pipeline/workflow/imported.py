@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from models.choices import Mask, TokenizerKind
-from models.sizes import check_mask, tokenizer_shape
+from models.sizes import check_filter_size, check_mask, tokenizer_shape
 from pipeline.artifacts import (
     SHORT,
     ArtifactWriter,
@@ -115,6 +115,7 @@ def import_tokenizer(
         with _refused(uri):
             network = _opened(source, kind, use)
             check_mask(network.grid, use.mask, use.keep)
+            check_filter_size(network.grid)
         details = {
             "kind": network.kind,
             "network": network.network,
