@@ -94,7 +94,7 @@ def warnings(config: Config, stages: Collection[str]) -> Iterator[str]:
     if matrices >= _LARGE_FILTER and _WITH_FILTER & set(stages):
         yield (
             f"the matrices of S_l on a {config.grid} x {config.grid} latent take {matrices / 1e6:.0f} MB in each "
-            f"process that filters, and encode's sums for the statistics {sums / 1e9:.1f} GB more. If that is too much, "
+            f"process that filters, and encode's sums for the statistics {sums / 1e9:.1f} GB more; if too much, "
             "raise tokenizer.patch_size or lower data.image_size"
         )
     classes = config.data.classes
