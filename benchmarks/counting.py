@@ -5,6 +5,7 @@ move at the paper's size is known on any machine. Operations are those of PyTorc
 that keeps no N x N matrix, as on a GPU. What a kernel needs inside itself is not seen.
 """
 
+import warnings
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from pipeline.training import tokenizer
 from pipeline.training.tokenizer import TokenizerTrainee
 from pipeline.training.world import World
 
+_STILL = (torch.ops.aten._unsafe_view.default,)  # a view of what nobody else has
 _READ = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default)
 
 
@@ -72,7 +74,7 @@ class MovedBytes(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         made = func(*args, **(kwargs or {}))
-        if not func.is_view:
+        if not (func.is_view or func in _STILL):
             self.total += sum(tensor.nbytes for tensor in _tensors((args, kwargs, made)))
         return made
 
@@ -97,6 +99,7 @@ def fake_trainee(config: Config) -> Iterator[TokenizerTrainee]:
     What runs inside, such as a step, has no values; a number that is read is 1.
     """
     with (
+        warnings.catch_warnings(action="ignore", category=UserWarning),  # of copies of fake tensors, for the average
         FakeTensorMode(allow_non_fake_inputs=True),
         patch.object(nn.init, "trunc_normal_", nn.init.normal_),  # which asks for values
         patch.object(nn.Module, "_apply", lambda module, *_: module),  # all is fp32 on the CPU already

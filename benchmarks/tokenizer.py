@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.common import RESULTS, alternate, median_ratio, medians, save, seconds
 from benchmarks.counting import MovedBytes, fake_batch, fake_trainee
-from benchmarks.train_step import Pair, make_pair
+from benchmarks.train_step import Pair, inputs_of, make_pair
 from models.choices import LEVELS
 from models.metrics import from_uint8
 from models.regularizers import REGULARIZERS, Draw, Regularizer
@@ -42,9 +42,10 @@ _LATENTS = (32, 16)  # images and channels, of those that are filtered
 def measure_regularizers(root: Path, sets: list[str], rounds: int, batches: int) -> dict[str, dict[str, float]]:
     """A step's time by regularizer, and its ratios, each over as many draws as there are batches."""
     pairs = dict[str, Pair]()
+    inputs = inputs_of(config_at(root, "quickstart", *sets), "train-tokenizer", root)
     for kind in REGULARIZERS:
         config = config_at(root, "quickstart", f"tokenizer.regularizer={kind}", *sets)
-        pairs[kind] = make_pair(config, root, "tokenizer", "cpu", batches)
+        pairs[kind] = make_pair(config, root, "tokenizer", "cpu", batches, inputs)
         pairs[kind].steps = range(batches)
         pairs[kind].losses()
     sides = {(kind, name): side for kind, pair in pairs.items() for name, side in pair.sides().items()}

@@ -218,10 +218,12 @@ def inputs_of(config: Config, stage: str, root: Path) -> dict[str, Any]:
     return trainer_inputs(config, stage, root / "scratch", rows=max(256, config.sit.batch_size))
 
 
-def make_pair(config: Config, root: Path, which: str, device: str, batches: int) -> Pair:
-    """`which` is tokenizer, adversarial (the tokenizer once D is at work) or sit."""
+def make_pair(
+    config: Config, root: Path, which: str, device: str, batches: int, inputs: dict[str, Any] | None = None
+) -> Pair:
+    """`which` is tokenizer, adversarial (the tokenizer once D is at work) or sit. `inputs` are made if not given."""
     stage = "train-sit" if which == "sit" else "train-tokenizer"
-    inputs, world = inputs_of(config, stage, root), World(0, 1, torch.device(device))
+    inputs, world = inputs or inputs_of(config, stage, root), World(0, 1, torch.device(device))
     kind: Any = SitTrainee if which == "sit" else TokenizerTrainee
     trainee, twin = (kind(config, open_storage(config.root), inputs, world) for _ in range(2))
     loader = trainee.batches(0, batches)
