@@ -3,7 +3,7 @@
 Run: python -m benchmarks.activations
 A step of the tokenizer with D at work, at two batch sizes: what is added by an image, and so weights, gradients and the
 optimizer's state drop out. Measured twice over:
-* at a size that two cores can do (CIFAR-10's preset): the most resident memory of a process for each setting and batch,
+* at a size that two cores can do (CIFAR-10's preset, narrower and at 64 pixels): the most resident memory of a process for each setting and batch,
   as the kernel tells it, and the most bytes of tensors alive (`counting.LiveBytes`), in the same process;
 * at the paper's size on fake tensors: bytes of tensors alive, with LPIPS, uncompiled, in bf16.
 """
@@ -30,13 +30,15 @@ from tests.support.artifacts import config_at, trainer_inputs
 
 SETTINGS = {
     "as it is": [],
-    "2 parts": ["cluster.accumulate=2"],
     "4 parts": ["cluster.accumulate=4"],
     "recomputed": ["cluster.checkpoint_activations=true"],
     "4 parts, recomputed": ["cluster.accumulate=4", "cluster.checkpoint_activations=true"],
 }
 _PAPERS, _SMALL = "imagenet-f16d32", "cifar10"
-_DIGITS = ["data.format=digits", "data.classes=10", "data.validation_share=0.2"]
+_SMALLER = [  # few weights and many tokens, so that activations are most of what a step needs
+    "data.format=digits", "data.classes=10", "data.validation_share=0.2", "data.image_size=64",
+    "tokenizer.width=128", "tokenizer.hidden=344",
+]  # fmt: skip
 _MIB = 2**20
 _SMALLEST_MAPPED = "65536"  # bytes: what is freed goes back to the kernel, and is not kept for later
 
@@ -44,7 +46,7 @@ _SMALLEST_MAPPED = "65536"  # bytes: what is freed goes back to the kernel, and 
 def in_this_process(sets: list[str], batch: int) -> dict[str, float]:
     """A real step's memory in MiB: the most resident in this process's life, and the most of tensors alive."""
     with tempfile.TemporaryDirectory() as folder:
-        config = config_at(Path(folder), _SMALL, *_DIGITS, f"tokenizer.batch_size={batch}", *sets)
+        config = config_at(Path(folder), _SMALL, *_SMALLER, f"tokenizer.batch_size={batch}", *sets)
         inputs = trainer_inputs(config, "train-tokenizer", Path(folder) / "scratch")
         trainee = TokenizerTrainee(config, open_storage(config.root), inputs, World.alone())
         loader = trainee.batches(0, 1)
@@ -68,8 +70,10 @@ def faked(sets: list[str], batch: int) -> float:
     """The most MiB of tensors alive in a step at the paper's size, beside the weights, averages and moments."""
     config = load_config(_PAPERS, [f"tokenizer.batch_size={batch}", *sets])
     with fake_trainee(config) as trainee:
-        images, last = fake_batch(config, batch), config.tokenizer.steps - 1
-        trainee.step(images, last)  # which makes the optimizers' state
+        images, last, parts = fake_batch(config, batch), config.tokenizer.steps - 1, trainee.parts
+        trainee.parts = 1
+        trainee.step(images, last)  # which makes the optimizers' state, sooner in one part
+        trainee.parts = parts
         with LiveBytes() as live:
             trainee.step(images, last)
     return live.peak / _MIB
@@ -104,7 +108,8 @@ def _as_shares(rows: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]
 
 def main(arguments: list[str] | None = None, folder: Path = RESULTS) -> Path | None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=32, help="a multiple of 8")
+    parser.add_argument("--batch", type=int, default=64, help="of the small one; a multiple of 8, as of the next")
+    parser.add_argument("--papers-batch", type=int, default=32, help="images a device")
     parser.add_argument("--set", action="append", default=[], dest="sets", help="of both presets")
     parser.add_argument("--alone", nargs="+", metavar="BATCH [SET ...]", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -117,11 +122,12 @@ def main(arguments: list[str] | None = None, folder: Path = RESULTS) -> Path | N
     for name, row in small.items():
         resident = f"{row['resident']:7.1f} MiB an image resident ({row['resident_ratio']:.2f})"
         print(f"{_SMALL}, {name:20}{resident}, {row['alive']:7.1f} of tensors ({row['alive_ratio']:.2f})", flush=True)
-    papers = measure_papers(given.batch, given.sets)
+    papers = measure_papers(given.papers_batch, given.sets)
     for name, row in papers.items():
         alive = f"{row['alive']:7.1f} MiB an image ({row['alive_ratio']:.2f})"
-        print(f"{_PAPERS}, {name:20}{alive}, {row['batch'] / 1024:.1f} GiB for {given.batch}", flush=True)
-    result = {"batch": given.batch, "sets": given.sets, "mib_an_image": {_SMALL: small, _PAPERS: papers}}
+        print(f"{_PAPERS}, {name:20}{alive}, {row['batch'] / 1024:.1f} GiB for {given.papers_batch}", flush=True)
+    batches = {_SMALL: given.batch, _PAPERS: given.papers_batch}
+    result = {"batches": batches, "sets": given.sets, "mib_an_image": {_SMALL: small, _PAPERS: papers}}
     path = save("activations", result, folder=folder)
     print(path.name)
     return path
