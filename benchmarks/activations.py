@@ -3,8 +3,8 @@
 Run: python -m benchmarks.activations
 A step of the tokenizer with D at work, at two batch sizes: what is added by an image, and so weights, gradients and the
 optimizer's state drop out. Measured twice over:
-* at a size that two cores can do (CIFAR-10's preset, narrower and at 64 pixels): the most resident memory of a process for each setting and batch,
-  as the kernel tells it, and the most bytes of tensors alive (`counting.LiveBytes`), in the same process;
+* at a size that two cores can do (CIFAR-10's preset, narrower and at 64 pixels): the most resident memory of a process
+  for each setting and batch, as the kernel tells it, and the most bytes of tensors alive (`counting.LiveBytes`) in it;
 * at the paper's size on fake tensors: bytes of tensors alive, with LPIPS, uncompiled, in bf16.
 """
 
