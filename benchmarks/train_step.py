@@ -11,7 +11,7 @@ import copy
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,17 +69,26 @@ class PlainTokenizer:
         source = self.source if step is None else generator(own.seed, step, "noise", device)
         return {"noise": torch.randn(shape, generator=source, device=device)}
 
+    def distance(self, made: Tensor, target: Tensor) -> Tensor:
+        config, perceptual = self.parts.config, self.parts.objective.perceptual
+        distance = config.mse_weight * (made.float() - target).square().mean() / 4  # of images in [0, 1]
+        return distance if perceptual is None else distance + config.perceptual_weight * perceptual(made, target)
+
     def __call__(self, batch: Any, draws: Draws, step: int) -> float:
-        own, config = self.parts, self.parts.config
+        own, config, regularizer = self.parts, self.parts.config, self.parts.objective.regularizer
         x = batch[0].float() / 127.5 - 1
-        draw = own.objective.regularizer.draw(generator(own.seed, step, "regularizer", torch.device("cpu")), len(x))
-        target = own.objective.regularizer.image(x, draw)
+        draw = regularizer.draw(generator(own.seed, step, "regularizer", torch.device("cpu")), len(x))
+        source, target = regularizer.source(x, draw), regularizer.image(x, draw)
+        side = own.tokenizer.grid * source.shape[-1] // x.shape[-1]
+        noise = draws["noise"][..., :side, :side]
+        latents = [partial(regularizer.latent, draw=each) for each in (draw, draw.added) if each is not None]
         with autocast(config.precision, own.world.device):
-            made, posterior = own.tokenizer(x, draws["noise"], partial(own.objective.regularizer.latent, draw=draw))
-            loss = config.mse_weight * (made.float() - target).square().mean() / 4  # of images in [0, 1]
-            loss = loss + config.kl_weight * posterior.kl().mean()
-            if own.objective.perceptual is not None:
-                loss = loss + config.perceptual_weight * own.objective.perceptual(made.float(), target)
+            made, posterior, *second = own.tokenizer(source, noise, *latents)
+            loss = self.distance(made, target) + config.kl_weight * posterior.kl().mean()
+            if second:
+                loss = loss + config.scale_weight * self.distance(second[0], regularizer.image(x, draw.added))
+            for name, term in regularizer.penalties(posterior.sample(noise), source).items():
+                loss = loss + getattr(config, f"{name}_weight") * term
             if self.adversarial:
                 own.discriminator.requires_grad_(False)
                 loss = loss - config.adversarial_weight * own.discriminator(made / 2 + 0.5).float().mean()
@@ -140,39 +149,49 @@ class Pair:
     trainee: Any
     plain: Any
     batches: list[Any]
-    step: int  # the step that is made again and again: the schedule's, and whether D takes part
+    steps: Sequence[int]  # that of each batch, again and again: its draws, the schedule, and whether D takes part
 
     def __post_init__(self) -> None:
         self.history = History(self.trainee.world.device)
 
-    def ours(self, batch: Any) -> Tensor:
+    def ours(self, batch: Any, step: int) -> Tensor:
         """A step with what `loop._run_steps` does around each."""
-        losses = global_means(self.trainee.step(batch, self.step), self.trainee.world)
+        losses = global_means(self.trainee.step(batch, step), self.trainee.world)
         self.history.add(losses)
         return losses["loss"]
 
-    def first_losses(self) -> tuple[float, float]:
-        batch = self.batches[0]
-        return float(self.ours(batch)), self.plain(batch, self.plain.draws(self.step), self.step)
+    def losses(self) -> tuple[float, float]:
+        """Of both sides in the first step. All different ones are made, from the same state, and compute the same."""
+        found, twin = [], self.plain.parts.states()
+        for step, batch in dict(zip(self.steps, self.batches, strict=True)).items():
+            for name, part in self.trainee.states().items():
+                twin[name].load_state_dict(copy.deepcopy(part.state_dict()))
+            ours, plain = float(self.ours(batch, step)), self.plain(batch, self.plain.draws(step), step)
+            assert abs(ours - plain) <= 1e-4 * abs(ours), f"the plain step computes another loss: {plain}, not {ours}"
+            found.append((ours, plain))
+        return found[0]
 
-    def measure(self, rounds: int, peak_seconds: float) -> dict[str, Any]:
-        ours, plain = self.first_losses()
-        assert abs(ours - plain) <= 1e-4 * abs(ours), f"the plain step computes another loss: {plain}, not {ours}"
+    def sides(self) -> dict[str, Callable[[], float]]:
+        """Both, over all batches: seconds a step."""
         device = self.trainee.world.device
 
-        def mean_of(step: Callable[[Any], Any]) -> float:
+        def mean_of(make: Callable[[Any, int], Any]) -> float:
             _wait(device)
             begin = time.perf_counter()
-            for batch in self.batches:
-                step(batch)
+            for batch, step in zip(self.batches, self.steps, strict=True):
+                make(batch, step)
             _wait(device)
             return (time.perf_counter() - begin) / len(self.batches)
 
-        sides: dict[str, Callable[[], float]] = {
+        return {
             "ours": lambda: mean_of(self.ours),
-            "plain": lambda: mean_of(lambda batch: self.plain(batch, self.plain.draws(None), self.step)),
-            "peak": lambda: measured_peak(device, peak_seconds),
+            "plain": lambda: mean_of(lambda batch, step: self.plain(batch, self.plain.draws(None), step)),
         }
+
+    def measure(self, rounds: int, peak_seconds: float) -> dict[str, Any]:
+        ours, plain = self.losses()
+        device = self.trainee.world.device
+        sides = {**self.sides(), "peak": lambda: measured_peak(device, peak_seconds)}
         for name in sides:
             sides[name]()
         measured = alternate(sides, rounds)
@@ -199,20 +218,22 @@ def inputs_of(config: Config, stage: str, root: Path) -> dict[str, Any]:
     return trainer_inputs(config, stage, root / "scratch", rows=max(256, config.sit.batch_size))
 
 
-def make_pair(config: Config, root: Path, which: str, device: str, batches: int) -> Pair:
-    """`which` is tokenizer, adversarial (the tokenizer once D is at work) or sit."""
+def make_pair(
+    config: Config, root: Path, which: str, device: str, batches: int, inputs: dict[str, Any] | None = None
+) -> Pair:
+    """`which` is tokenizer, adversarial (the tokenizer once D is at work) or sit. `inputs` are made if not given."""
     stage = "train-sit" if which == "sit" else "train-tokenizer"
-    inputs, world = inputs_of(config, stage, root), World(0, 1, torch.device(device))
+    inputs, world = inputs or inputs_of(config, stage, root), World(0, 1, torch.device(device))
     kind: Any = SitTrainee if which == "sit" else TokenizerTrainee
     trainee, twin = (kind(config, open_storage(config.root), inputs, world) for _ in range(2))
     loader = trainee.batches(0, batches)
     made = [copy.deepcopy(batch) for batch in loader]
     loader.close()
     if which == "sit":
-        return Pair(trainee, PlainSit(twin), made, step=0)
+        return Pair(trainee, PlainSit(twin), made, batches * [0])
     adversarial = which == "adversarial"
     step = config.tokenizer.steps - 1 if adversarial else 0
-    return Pair(trainee, PlainTokenizer(twin, adversarial), made, step)
+    return Pair(trainee, PlainTokenizer(twin, adversarial), made, batches * [step])
 
 
 def trained_step_seconds(config: Config, root: Path, ray: bool, threads: int) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from itertools import accumulate
 from typing import Any
 
-from .choices import Mask, TokenizerKind
+from .choices import LEVELS, Mask, TokenizerKind
 from .conv_sizes import TokenizerSizes, dc_autoencoder_sizes, kl_autoencoder_sizes
 
 # Name: (width, depth, heads). SiT, Table 1 of Ma et al. 2024.
@@ -49,6 +49,28 @@ def check_mask(grid: int, mask: Mask, keep: float) -> None:
     kept = {sum(total <= share * grid**2 + 1e-9 for total in sums) for share in shares}
     if len(kept) < len(shares):
         raise ValueError(f"mask remove: on a {grid} x {grid} latent two levels have the same mask")
+
+
+LARGEST_FILTER = 10**9  # bytes: the matrices of an 88 x 88 latent fit
+
+
+def filter_bytes(grid: int) -> int:
+    """Bytes of the matrices of `spectral.LatentFilter`: fp32, N x N for each level, N = grid^2."""
+    return LEVELS * 4 * grid**4
+
+
+def level_sums_bytes(grid: int, latent_dim: int) -> int:
+    """Bytes of the largest sums of `spectral.level_sums`: fp64, N x N for each of the latent's channels."""
+    return latent_dim * 8 * grid**4
+
+
+def check_filter_size(grid: int) -> None:
+    """ValueError if the matrices of S_l (`spectral.LatentFilter`) would be larger than LARGEST_FILTER."""
+    if filter_bytes(grid) > LARGEST_FILTER:
+        raise ValueError(
+            f"the matrices of S_l on a {grid} x {grid} latent are {filter_bytes(grid) / 1e9:.1f} GB, more than "
+            f"{LARGEST_FILTER / 1e9:g} GB"
+        )
 
 
 MATCHED_BLOCK = 8  # cells or pixels: the side of the blocks whose DCT spectrum matching masks

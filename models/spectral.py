@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .choices import Mask
-from .sizes import check_mask
+from .sizes import check_filter_size, check_mask
 
 ATTENUATION = (0.0, 0.25, 0.5, 0.75)
 BLUR_SIGMA = (0.0, 0.05, 0.25, 0.5)  # pixels
@@ -41,7 +41,8 @@ class LatentFilter(nn.Module):
 
     Raises:
         ValueError: `keep` is outside (0, 1), or the grid is too small for a level's mask: not even the mean would pass,
-            or two levels of `remove` would be equal.
+            or two levels of `remove` would be equal. Or it is so large that the matrices exceed
+            `sizes.LARGEST_FILTER`.
     """
 
     matrices: Tensor
@@ -52,6 +53,7 @@ class LatentFilter(nn.Module):
         if not 0.0 < keep < 1.0:
             raise ValueError(f"keep must lie in (0, 1), not {keep}")
         check_mask(grid, mask, keep)
+        check_filter_size(grid)
         self.grid = grid
         self.register_buffer("matrices", _filter_matrices(grid, mask, keep), persistent=False)
 

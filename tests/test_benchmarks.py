@@ -4,13 +4,30 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import checkpoint, decode, device, device_steps, encode, loader, memory, train_step
+from benchmarks import (
+    activations,
+    checkpoint,
+    decode,
+    device,
+    device_steps,
+    encode,
+    loader,
+    memory,
+    precision,
+    tokenizer,
+    train_step,
+)  # fmt: skip
+from benchmarks.counting import LiveBytes, MovedBytes
+from models.choices import RegularizerKind
+from models.regularizers import Draw, SpectralRegularizer
+from models.spectral import LatentFilter
 from tests.support import PROJECT, sources
 from tests.support.artifacts import config_at
 from tests.support.trainers import SETS
@@ -23,6 +40,103 @@ def test_plain_step_has_our_loss(which: str, tmp_path: Path) -> None:
     assert row["first_loss"] == pytest.approx(row["first_loss_plain"], rel=1e-4)
     seconds, peak = 1e-3 * row["ms_ours"], row["peak_gflops_per_s"]
     assert row["mfu"] == pytest.approx(row["gflops_step"] / seconds / peak)
+
+
+SMALL = [one for one in SETS if not one.startswith("tokenizer.steps")]
+
+
+def test_a_step_with_each_regularizer_is_compared_with_a_plain_one(tmp_path: Path) -> None:
+    """Of the same losses in every kind of step that the draws bring."""
+    rows = tokenizer.measure_regularizers(tmp_path, SMALL, rounds=1, batches=6)
+    assert set(rows) == set(get_args(RegularizerKind))
+    assert rows["none"]["ratio_to_none"] == 1.0
+    assert all(row["ratio_to_plain"] > 0 for row in rows.values())
+
+
+def test_the_operators_share_of_a_step(tmp_path: Path) -> None:
+    row = tokenizer.measure_share(tmp_path, SMALL, rounds=1, batches=1)
+    assert row["share"] == pytest.approx(row["ms_operators"] / row["ms_step"])
+
+
+def test_the_closed_forms_of_the_operators_are_what_they_do() -> None:
+    regularizer, x, z = SpectralRegularizer(8), torch.zeros(4, 3, 64, 64), torch.zeros(4, 16, 8, 8)
+    with MovedBytes() as moved:
+        tokenizer.apply_operators(regularizer, z, x, level=2)
+    expected = tokenizer.operator_bytes(grid=8, latent_dim=16, image_size=64, batch=4)
+    assert moved.total / 4 == pytest.approx(sum(expected.values()), rel=1e-3)
+    with FlopCounterMode(display=False) as forward:
+        regularizer.latent(z, Draw(level=2))
+    flops = tokenizer.operator_flops(grid=8, latent_dim=16, image_size=64)
+    assert 2 * forward.get_total_flops() == 4 * flops["S_l"]
+
+
+def test_the_papers_step_is_counted_without_its_memory() -> None:
+    """A block deep, so that it is quick; the whole one moves more."""
+    found = tokenizer.papers_share(2, "tokenizer.depth=1")
+    assert found["flops_of_an_image"]["S_l"] == 4 * 256**2 * 32
+    assert 0 < found["share_by_flops"] < 0.01
+    assert 0 < found["share_by_bytes"] < 0.05
+
+
+def test_s_l_by_fft_is_s_l() -> None:
+    rows = tokenizer.measure_filters([4, 8], rounds=1)
+    assert [row["bytes_matrices"] for row in rows.values()] == [4096, 65536]
+    assert all(row["largest_difference"] < 1e-5 for row in rows.values())
+    latent_filter, z = LatentFilter(7), torch.randn(2, 3, 7, 7)  # an odd side
+    for level in range(4):
+        half_hw = tokenizer.half_mask(latent_filter.matrices[level])
+        torch.testing.assert_close(tokenizer.by_fft(z, half_hw), latent_filter(z, level), atol=1e-5, rtol=1e-5)
+
+
+def test_bytes_alive_are_those_of_storages() -> None:
+    weight = torch.ones(100, requires_grad=True)  # from outside: not counted
+    with LiveBytes() as live:
+        kept = (weight * 2).view(10, 10)  # a view adds nothing
+        assert live.now == 400
+        kept = kept.exp().sum()  # keeps its result for the backward pass
+        assert (live.now, live.peak) == (404, 804)
+        torch.autograd.backward(kept)
+        del kept
+        assert live.now == 400, "the gradient"
+        weight.grad = None
+    assert live.now == 0
+
+
+@pytest.mark.slow
+def test_memory_of_an_image_is_measured_by_setting() -> None:
+    """Real, in processes, and on fake tensors; parts and recomputed blocks need less."""
+    tiny = ["tokenizer.width=32", "tokenizer.depth=2", "tokenizer.heads=2", "tokenizer.hidden=48"]
+    real = {name: activations.in_a_process([*activations.SETTINGS[name], *tiny], 8) for name in ("as it is", "4 parts")}
+    assert all(row["resident"] > row["alive"] > 0 for row in real.values())
+    assert real["4 parts"]["alive"] < real["as it is"]["alive"]
+    found = activations.measure_papers(8, ["tokenizer.depth=2"])
+    assert found["as it is"]["alive_ratio"] == 1.0
+    assert found["4 parts"]["batch"] < found["as it is"]["batch"]
+    assert found["recomputed"]["alive"] < found["as it is"]["alive"]
+
+
+def test_curves_are_compared_with_those_of_other_seeds() -> None:
+    def curve(*values: float) -> precision.Curve:
+        return [{"loss": value, "mse": 1.0} for value in values]
+
+    fp32 = [curve(1.0, 2.0), curve(1.2, 2.4)]
+    near, far = ([curve(*(a * line["loss"] for line in one)) for one in fp32] for a in (1.01, 2.0))
+    alike = precision.compare({"fp32": fp32, "bf16": near})
+    assert alike["loss"]["precision"] == pytest.approx(0.01, rel=0.01)
+    assert alike["loss"]["seeds"] == pytest.approx(2 / 11)
+    assert alike["loss"]["within_noise"]
+    assert alike["mse"]["within_noise"]
+    assert not precision.compare({"fp32": fp32, "bf16": far})["loss"]["within_noise"]
+
+
+@pytest.mark.slow
+def test_both_precisions_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DVAE_TEST_DATA", raising=False)
+    words = [word for one in SMALL for word in ("--set", one)]
+    path = precision.main([*words, "--steps", "10", "--seeds", "2"], tmp_path)
+    result = json.loads(path.read_text())
+    assert {len(curve) for found in result["curves"].values() for curve in found} == {10}
+    assert set(result["terms"]) == set(precision.TERMS)
 
 
 def test_a_plain_step_of_another_loss_is_refused(tmp_path: Path) -> None:

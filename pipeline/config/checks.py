@@ -4,7 +4,7 @@ import difflib
 import re
 
 from models.choices import LEVELS, FeatureNetwork, Mask, RegularizerKind
-from models.sizes import check_mask, check_matching, scaled_sides
+from models.sizes import check_filter_size, check_mask, check_matching, scaled_sides
 from pipeline import metrics
 
 SHARING_STAGES = ("evaluate-tokenizer", "analyze", "encode", "sample", "evaluate-samples")  # with tasks, not workers
@@ -77,7 +77,11 @@ def _counted(number: int, what: str) -> str:
 
 
 def check_masks(grid: int, mask: Mask, keep: float) -> None:
-    """ValueError if a level's mask in `models.spectral` would be empty."""
+    """ValueError if a level's mask in `models.spectral` would be empty, or its matrices too large."""
+    try:
+        check_filter_size(grid)
+    except ValueError as error:
+        raise ValueError(f"tokenizer.patch_size: {error}; raise it, or lower data.image_size") from error
     try:
         check_mask(grid, mask, keep)
     except ValueError as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from models.choices import Mask
-from models.sizes import check_mask, tokenizer_shape
+from models.sizes import check_filter_size, check_mask, tokenizer_shape
 from pipeline.artifacts import (
     SHORT,
     ArtifactWriter,
@@ -119,6 +119,8 @@ def import_tokenizer(
             network = _opened(source, kind, use, uri)
         with _refused(uri, "Choose another --mask, a larger --keep, or larger images (--image-size)."):
             check_mask(network.grid, use.mask, use.keep)
+        with _refused(uri, "Choose smaller images (--image-size)."):
+            check_filter_size(network.grid)
         details = {
             "kind": network.kind,
             "network": network.network,

@@ -9,6 +9,7 @@ import math
 from collections.abc import Collection, Iterator
 
 from models.choices import TOKENIZER_PACKAGES, TokenizerKind
+from models.sizes import filter_bytes, level_sums_bytes
 from pipeline.artifacts import Manifest
 from pipeline.config import Config, TrainerConfig
 from pipeline.errors import ConfigError, DataError, PipelineError
@@ -16,6 +17,8 @@ from pipeline.errors import ConfigError, DataError, PipelineError
 _RECONSTRUCTED = 2  # images: a covariance needs two
 _COMPARED = 4  # images per side: precision and recall use three neighbours
 _WITH_TOKENIZER = {"train-tokenizer", "evaluate-tokenizer", "analyze", "encode", "sample", "register"}
+_WITH_FILTER = _WITH_TOKENIZER | {"train-sit"}
+_LARGE_FILTER = 10**8  # bytes of the matrices of S_l from which they are told
 _FIRST_WEIGHTS = 0.05  # share of the first weights in an average from which it is mostly noise
 
 
@@ -87,6 +90,13 @@ def warnings(config: Config, stages: Collection[str]) -> Iterator[str]:
     shared = sorted(config.cluster.gpu_shares.keys() & set(stages))
     if shared and config.cluster.device == "cpu":
         yield f"cluster.gpu_shares of {', '.join(shared)} share no GPU: cluster.device is cpu"
+    matrices, sums = filter_bytes(config.grid), level_sums_bytes(config.grid, config.tokenizer.latent_dim)
+    if matrices >= _LARGE_FILTER and _WITH_FILTER & set(stages):
+        yield (
+            f"the matrices of S_l on a {config.grid} x {config.grid} latent take {matrices / 1e6:.0f} MB in each "
+            f"process that filters, and encode's sums for the statistics {sums / 1e9:.1f} GB more; if too much, "
+            "raise tokenizer.patch_size or lower data.image_size"
+        )
     classes = config.data.classes
     if "sample" in stages and classes is not None and config.sample.count < classes:
         yield (

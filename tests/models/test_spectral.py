@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.choices import LEVELS
+from models.sizes import filter_bytes
 from models.spectral import (
     ATTENUATION,
     ImageBlur,
@@ -101,6 +102,14 @@ def test_bf16_keeps_its_dtype_and_is_filtered_in_fp32():
 def test_a_level_without_a_mask_is_refused(grid, mask, keep):
     with pytest.raises(ValueError, match=r"latent|keep"):
         LatentFilter(grid, mask, keep)
+
+
+def test_matrices_too_large_for_memory_are_refused():
+    """By their closed form, before one is made."""
+    assert filter_bytes(8) == LatentFilter(8).matrices.nbytes
+    assert filter_bytes(64) == 268_435_456
+    with pytest.raises(ValueError, match=r"a 89 x 89 latent are 1.0 GB, more than 1 GB"):
+        LatentFilter(89)
 
 
 def test_another_grid_is_refused():

@@ -303,11 +303,16 @@ def test_the_shape_of_sit():
     assert own.sit.aligned_blocks == (8, 20)
 
 
-def test_large_grids_are_checked_at_once() -> None:
-    """A config's check must not grow with the square of the grid."""
+def test_large_grids_are_refused_at_once() -> None:
+    """Above 1 GB of matrices of S_l, in one line. A config's check must not grow with the square of the grid."""
     begin = time.process_time()
-    load_config("imagenet-f16d16", ["data.image_size=8192", "tokenizer.patch_size=1", "tokenizer.mask=remove"])
+    for size, patch, told in ((8192, 1, "8192 x 8192 latent are 72057594.0 GB"), (1024, 8, "128 x 128 latent are 4.3")):
+        sets = [f"data.image_size={size}", f"tokenizer.patch_size={patch}", "tokenizer.mask=remove"]
+        with pytest.raises(ConfigError, match=f"tokenizer.patch_size: .*{told}.*more than 1 GB; raise it") as caught:
+            load_config("imagenet-f16d16", sets)
+        assert "\n" not in str(caught.value)
     assert time.process_time() - begin < 2
+    assert load_config("imagenet-f16d16", ["data.image_size=1024"]).grid == 64
 
 
 @pytest.mark.parametrize(

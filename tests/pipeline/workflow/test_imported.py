@@ -269,6 +269,7 @@ def test_what_does_not_fit_the_images_is_refused(tmp_path: Path) -> None:
     line = refusal(tmp_path, "dc-ae", tmp_path / "dc-ae", ImportUse(4))
     assert "a 1 x 1 latent has no frequencies" in line
     assert "--image-size" in line
+    assert "a 96 x 96 latent are 1.4 GB" in refusal(tmp_path, "dc-ae", tmp_path / "dc-ae", ImportUse(384))
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:

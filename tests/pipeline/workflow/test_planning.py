@@ -1,4 +1,4 @@
-"""What `plan` says of GPUs that tasks share."""
+"""What `plan` says of GPUs that tasks share, and of large latents."""
 
 import io
 
@@ -30,3 +30,14 @@ def test_and_where_there_is_none_to_share(tmp_path):
     text = told(planned(str(tmp_path), "cluster.gpu_shares.encode=0.5", "cluster.device=cpu"))
     assert "! cluster.gpu_shares of encode share no GPU: cluster.device is cpu" in text
     assert "at a time" not in text
+
+
+def test_plan_tells_what_the_filter_of_a_large_latent_takes(tmp_path):
+    """4 levels of (64 x 64)^2 weights in fp32, and 16 channels of as many sums in fp64."""
+    large = told(load_config("imagenet-f16d16", ["data.image_size=1024"], str(tmp_path)))
+    (line,) = [line for line in large.splitlines() if "matrices" in line]
+    assert line.startswith("! the matrices of S_l on a 64 x 64 latent take 268 MB in each process")
+    assert "sums for the statistics 2.1 GB more" in line
+    assert "tokenizer.patch_size" in line
+    for preset, size in (("quickstart", 32), ("imagenet-f16d16", 512)):
+        assert "matrices" not in told(load_config(preset, [f"data.image_size={size}"], str(tmp_path)))
