@@ -74,7 +74,8 @@ def faked(sets: list[str], batch: int) -> float:
         trainee.parts = 1
         trainee.step(images, last)  # which makes the optimizers' state, sooner in one part
         trainee.parts = parts
-        with LiveBytes() as live:
+        live = LiveBytes()
+        with live:
             trainee.step(images, last)
     return live.peak / _MIB
 

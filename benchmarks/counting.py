@@ -32,12 +32,13 @@ _STILL = (torch.ops.aten._unsafe_view.default,)  # a view of what nobody else ha
 _READ = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default)
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The bytes of all storages that were made inside and are still referred to, and the most there were at a time."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now: int = 0
+        self.peak: int = 0
         self._known = weakref.WeakSet[torch.UntypedStorage]()
 
     def __torch_dispatch__(
@@ -63,12 +64,12 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-class MovedBytes(TorchDispatchMode):
+class MovedBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The bytes that operations read and write: of all their tensors, once each; a view moves nothing."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total: int = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -83,7 +84,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
     return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
-class _Ones(TorchDispatchMode):
+class _Ones(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Answers 1 where a value is read, as that a gradient is finite."""
 
     def __torch_dispatch__(
@@ -109,7 +110,7 @@ def fake_trainee(config: Config) -> Iterator[TokenizerTrainee]:
         patch.object(TokenizerTrainee, "_perceptual", lambda _: PerceptualLoss([(RandomLPIPS(), 1.0)])),
     ):
         trainee = TokenizerTrainee(config, open_storage(config.root), defaultdict(MagicMock), World.alone())
-        with _Ones():
+        with _Ones():  # type: ignore[no-untyped-call]
             yield trainee
 
 

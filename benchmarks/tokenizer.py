@@ -48,14 +48,14 @@ def measure_regularizers(root: Path, sets: list[str], rounds: int, batches: int)
         pairs[kind] = make_pair(config, root, "tokenizer", "cpu", batches, inputs)
         pairs[kind].steps = range(batches)
         pairs[kind].losses()
-    sides = {(kind, name): side for kind, pair in pairs.items() for name, side in pair.sides().items()}
+    sides = {f"{kind}, {name}": side for kind, pair in pairs.items() for name, side in pair.sides().items()}
     measured = alternate(sides, rounds)
     middle = medians(measured)
     return {
         kind: {
-            "ms": 1e3 * middle[kind, "ours"],
-            "ratio_to_plain": median_ratio(measured[kind, "ours"], measured[kind, "plain"]),
-            "ratio_to_none": median_ratio(measured[kind, "ours"], measured["none", "ours"]),
+            "ms": 1e3 * middle[f"{kind}, ours"],
+            "ratio_to_plain": median_ratio(measured[f"{kind}, ours"], measured[f"{kind}, plain"]),
+            "ratio_to_none": median_ratio(measured[f"{kind}, ours"], measured["none, ours"]),
         }
         for kind in pairs
     }
@@ -125,7 +125,8 @@ def step_bytes(config: Config) -> int:
     with fake_trainee(config) as trainee:
         batch = fake_batch(config, config.tokenizer.batch_size)
         trainee.step(batch, 0)  # which makes the optimizer's state
-        with MovedBytes() as moved:
+        moved = MovedBytes()
+        with moved:
             trainee.step(batch, 0)
     return moved.total
 
@@ -151,13 +152,15 @@ def by_fft(z_BDhw: Tensor, half_hw: Tensor) -> Tensor:
     """S_l by a real FFT, `half_hw` being the mask of the half spectrum; in fp32, as the matrices are applied."""
     with torch.autocast(z_BDhw.device.type, enabled=False):
         spectrum = torch.fft.rfft2(z_BDhw.float())
-        return torch.fft.irfft2(spectrum * half_hw, s=z_BDhw.shape[-2:]).to(z_BDhw.dtype)
+        filtered_BDhw: Tensor = torch.fft.irfft2(spectrum * half_hw, s=z_BDhw.shape[-2:])
+    return filtered_BDhw.to(z_BDhw.dtype)
 
 
 def half_mask(matrix_NN: Tensor) -> Tensor:
     """(h, h/2 + 1): the mask of a level, of which the first column of its matrix is the response to an impulse."""
     grid = round(len(matrix_NN) ** 0.5)
-    return torch.fft.rfft2(matrix_NN[:, 0].double().view(grid, grid)).real.float()
+    spectrum: Tensor = torch.fft.rfft2(matrix_NN[:, 0].double().view(grid, grid))
+    return spectrum.real.float()
 
 
 def measure_filters(grids: list[int], rounds: int) -> dict[str, dict[str, float]]:
@@ -174,7 +177,7 @@ def measure_filters(grids: list[int], rounds: int) -> dict[str, dict[str, float]
         with torch.no_grad():
             difference = float((outputs["matrix"]() - outputs["fft"]()).abs().max())
             assert difference < 1e-4, f"the FFT gives another S_l: {difference} off"
-            sides = {name: partial(seconds, output) for name, output in outputs.items()}
+            sides: dict[str, Callable[[], float]] = {name: partial(seconds, each) for name, each in outputs.items()}
             measured = alternate(sides, rounds)
         middle = medians(measured)
         rows[f"{grid} x {grid}"] = {

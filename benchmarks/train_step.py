@@ -85,7 +85,7 @@ class PlainTokenizer:
         with autocast(config.precision, own.world.device):
             made, posterior, *second = own.tokenizer(source, noise, *latents)
             loss = self.distance(made, target) + config.kl_weight * posterior.kl().mean()
-            if second:
+            if draw.added is not None:
                 loss = loss + config.scale_weight * self.distance(second[0], regularizer.image(x, draw.added))
             for name, term in regularizer.penalties(posterior.sample(noise), source).items():
                 loss = loss + getattr(config, f"{name}_weight") * term
@@ -191,7 +191,7 @@ class Pair:
     def measure(self, rounds: int, peak_seconds: float) -> dict[str, Any]:
         ours, plain = self.losses()
         device = self.trainee.world.device
-        sides = {**self.sides(), "peak": lambda: measured_peak(device, peak_seconds)}
+        sides: dict[str, Callable[[], float]] = {**self.sides(), "peak": lambda: measured_peak(device, peak_seconds)}
         for name in sides:
             sides[name]()
         measured = alternate(sides, rounds)
