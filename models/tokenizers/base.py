@@ -3,6 +3,7 @@
 Shapes: B batch, C channels, H W pixels, D latent channels, h w latent grid.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -73,7 +74,7 @@ class Autoencoder(Protocol):
         """
 
 
-class TokenizerNetwork(nn.Module):
+class TokenizerNetwork(nn.Module, ABC):
     """What all tokenizers are made of; an `Autoencoder`. A subclass encodes and decodes.
 
     Args:
@@ -103,13 +104,13 @@ class TokenizerNetwork(nn.Module):
         """Parameters, and GFLOPs for one training-sized image."""
         return tokenizer_sizes(self.kind, self.network)
 
+    @abstractmethod
     def encode(self, x_BCHW: Tensor) -> DiagonalGaussian:
         """Images in [-1, 1], sides multiples of the factor, to fp32 moments."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, z_BDhw: Tensor) -> Tensor:
         """Latents of any grid to images in fp32, nominally in [-1, 1] but not clamped."""
-        raise NotImplementedError
 
     def forward(
         self,
