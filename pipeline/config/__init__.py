@@ -3,6 +3,7 @@
 from pipeline.config.checks import check_tracking_uri
 from pipeline.config.fields import Shuffle, TrainerConfig, WeightFile
 from pipeline.config.flat import flattened, unflattened, values_as_before
+from pipeline.config.generator import SampleConfig, SitConfig
 from pipeline.config.loading import (
     PRESETS,
     fields_changed_here,
@@ -17,8 +18,6 @@ from pipeline.config.schema import (
     DataConfig,
     EvaluateConfig,
     GateConfig,
-    SampleConfig,
-    SitConfig,
-    TokenizerConfig,
 )
 from pipeline.config.sent import SENT, SENT_VARIABLE, sent_text
+from pipeline.config.tokenizer import TokenizerConfig

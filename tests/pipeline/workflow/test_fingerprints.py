@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from pipeline.config import Config, load_config, preset_names
+from pipeline.config import Config, SitConfig, load_config, preset_names
 from pipeline.config.fields import added_field
-from pipeline.config.schema import GateConfig, RegisterConfig, SitConfig
+from pipeline.config.schema import GateConfig, RegisterConfig
 from pipeline.errors import ConfigError
 from pipeline.weights import resolve_weights
 from pipeline.workflow.fingerprints import counted_config, stage_fingerprints

@@ -1,0 +1,133 @@
+"""The sections of the generator: `sit`, its network, alignment and training, and `sample`, how it is drawn from."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from models.choices import (
+    MINIMUM_STEPS,
+    TOP_LEVEL,
+    AlignmentHead,
+    AlignmentKind,
+    AlignmentSchedule,
+    FeatureLoss,
+    Precision,
+    Prediction,
+    SamplerMethod,
+)
+from models.sizes import SIT_SIZES
+from pipeline.config.fields import (
+    BatchSize,
+    Betas,
+    Clip,
+    EmaDecay,
+    Schedule,
+    Section,
+    Share,
+    Steps,
+    TrainerConfig,
+    Warmup,
+    WeightDecay,
+)
+
+
+class SitConfig(TrainerConfig):
+    """The generator, the alignment of its features, and its training."""
+
+    steps: Steps = 400_000
+    batch_size: BatchSize = 256
+    betas: Betas = (0.9, 0.999)
+    weight_decay: WeightDecay = 0.0
+    warmup: Warmup = 0.0
+    decay: Schedule = "constant"
+    clip: Clip = 1.0
+    ema_decay: EmaDecay = 0.9999
+    size: Literal["S", "B", "L", "XL", "custom"] = Field(
+        "XL", description="SiT size; custom uses width, depth and heads."
+    )
+    width: int | None = Field(None, ge=8, description="Channels of a block, for size custom.")
+    depth: int | None = Field(None, ge=1, description="Blocks, for size custom.")
+    heads: int | None = Field(None, ge=1, description="Attention heads, for size custom.")
+    patch_size: int = Field(1, ge=1, description="Side of a patch of the latent in cells, a token each.")
+    level: int = Field(2, ge=0, le=TOP_LEVEL, description="Denoising level l of the generator's latents.")
+    prediction: Prediction = Field("velocity", description="What the network predicts.")
+    alignment: AlignmentKind = Field("fda", description="Alignment of features (Eq. 7).")
+    alignment_levels: Literal["fixed", "random"] = Field(
+        "fixed", description="FDA's pair of levels: (level, 3), or random with hi > lo."
+    )
+    alignment_weight: float = Field(0.25, ge=0, description="Mean of lambda(t) in Eq. 8.")
+    alignment_schedule: AlignmentSchedule = Field(
+        "linear", description="Shape of lambda(t): linear is 2 t lambda0, largest at noise."
+    )
+    alignment_loss: FeatureLoss = Field("cosine", description="Distance between features.")
+    alignment_head: AlignmentHead = Field(
+        "mlp", description="Projection of the student's features; none: exactly Eq. 7."
+    )
+    student_block: int | None = Field(None, ge=1, description="Aligned student block. None: 8 of 28, in proportion.")
+    teacher_block: int | None = Field(None, ge=1, description="Aligned teacher block. None: 20 of 28, in proportion.")
+    label_dropout: Share = Field(0.1, description="Share of labels replaced by the null label.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "SitConfig":
+        given = (self.width, self.depth, self.heads)
+        if (self.size == "custom") != all(value is not None for value in given):
+            raise ValueError("width, depth and heads must be set for size custom, and only then")
+        if self.width is not None and self.heads is not None and self.width % (4 * self.heads):
+            raise ValueError(f"width {self.width} must be a multiple of 4 x heads ({4 * self.heads})")
+        if self.alignment == "fda" and self.level >= TOP_LEVEL:
+            raise ValueError(f"alignment fda needs a level above sit.level; level {TOP_LEVEL} has none")
+        for name, block in (("student_block", self.student_block), ("teacher_block", self.teacher_block)):
+            if block is not None and block > self.shape[1]:
+                raise ValueError(f"{name} {block} exceeds the number of blocks, {self.shape[1]}")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Width, depth and heads."""
+        if self.size == "custom":
+            assert self.width is not None
+            assert self.depth is not None
+            assert self.heads is not None
+            return self.width, self.depth, self.heads
+        return SIT_SIZES[self.size]
+
+    @property
+    def aligned_blocks(self) -> tuple[int, int]:
+        """Student's and teacher's block, counted from 1."""
+        depth = self.shape[1]
+        student = self.student_block or max(1, round(depth * 8 / 28))
+        teacher = self.teacher_block or max(student, round(depth * 20 / 28))
+        return student, teacher
+
+
+class SampleConfig(Section):
+    count: int = Field(50_000, ge=1, description="Number of images, with class labels in turn.")
+    batch_size: int = Field(125, ge=1, description="Images per forward pass and per task.")
+    method: SamplerMethod = Field("sde", description="euler and heun: ODE; sde: Euler-Maruyama.")
+    steps: int = Field(250, ge=1, description="Steps from noise to data.")
+    guidance: float = Field(1.8, ge=1.0, description="Scale of classifier-free guidance; 1: no guidance.")
+    guidance_interval: tuple[Share, Share] = Field((0.0, 0.7), description="Interval of times t with guidance.")
+    seed: int = Field(0, ge=0, description="Image i starts from the noise of (seed, i).")
+    precision: Precision = Field("bf16", description="Autocast of the generator.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "SampleConfig":
+        if self.steps < MINIMUM_STEPS[self.method]:
+            raise ValueError(
+                f"method {self.method} needs steps of at least {MINIMUM_STEPS[self.method]}: the last is the mean alone"
+            )
+        if self.guidance_interval[0] > self.guidance_interval[1]:
+            raise ValueError("guidance_interval must not begin after its end")
+        return self
+
+    def sampling(self, **changed: Any) -> dict[str, Any]:
+        """The arguments of `models.generator.Sampling`: everything that determines an image except label and index."""
+        own = {
+            "method": self.method,
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "guidance_interval": self.guidance_interval,
+            "seed": self.seed,
+            "precision": self.precision,
+        }
+        return {**own, **changed}
