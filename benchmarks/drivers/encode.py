@@ -21,12 +21,20 @@ SETS = (
 
 
 def config_of(options: argparse.Namespace) -> Any:
-    from pipeline.config.schema import EncodeConfig
+    from pipeline.config.schema import Config, EncodeConfig
     from tests.support.artifacts import config_at
 
-    # Older code refuses latents of a tokenizer that has learned nothing.
+    # Older code refuses latents of a tokenizer that has learned nothing, and has no choice of a perceptual term.
     gate = ("encode.canary_psnr=0",) if "canary_psnr" in EncodeConfig.model_fields else ()
-    sets = (*SETS, *gate, f"data.uri={Path(options.images).absolute().as_uri()}", "data.classes=2", *options.sets)
+    term = ("tokenizer.perceptual=none",) if "perceptual" in Config().tokenizer.model_dump() else ()
+    sets = (
+        *SETS,
+        *gate,
+        *term,
+        f"data.uri={Path(options.images).absolute().as_uri()}",
+        "data.classes=2",
+        *options.sets,
+    )
     return config_at(Path(options.root), "imagenet-f16d16", *sets)
 
 
