@@ -11,7 +11,7 @@ from pipeline.storage import Storage, cache_folder, split_uri, storage_errors
 from pipeline.weights.catalogue import Entry, find_entry
 from pipeline.weights.download import alone, download
 from pipeline.weights.local import sha256_of
-from pipeline.weights.recorded import Recorded, absolute_uri, read_recorded, record
+from pipeline.weights.recorded import Recorded, absolute_uri, check_writable, read_recorded, record
 
 Shown = Callable[[int, int, str], None]
 """Progress: done, all and unit."""
@@ -42,6 +42,7 @@ def fetch(name: str, place: Storage, show: Shown, source: str | None = None) -> 
         known = read_recorded(place).get(name)
         if known is not None and _verdict(name, place, known).whole:
             return known
+        check_writable(place)  # before gigabytes are downloaded for it
         files = [download(file, folder, name, _in_megabytes(show), source) for file in entry.files]
         try:
             with storage_errors(str(folder)):
@@ -89,11 +90,11 @@ def _put(name: str, entry: Entry, files: list[Path], place: Storage) -> Recorded
 
 def _check_config(path: Path) -> None:
     try:
-        if "_class_name" in json.loads(path.read_text()):
-            return
+        named = "_class_name" in json.loads(path.read_text())
     except ValueError:
-        pass
-    raise ContractError(f"{path.name} is not the config of a network of diffusers", "Fetch it again.")
+        named = False
+    if not named:
+        raise ContractError(f"{path.name} is not the config of a network of diffusers", "Fetch it again.")
 
 
 def check(place: Storage) -> Iterator[Verdict]:

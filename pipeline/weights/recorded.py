@@ -56,6 +56,16 @@ def record(place: Storage, name: str, entry: Recorded) -> None:
     _change(place, lambda known: {**known, name: entry})
 
 
+def check_writable(place: Storage) -> None:
+    """StorageError if weights.yaml cannot be written there. It stays as it is, and is empty where there was none."""
+    try:
+        data, tag = place.read_tagged(FILE)
+    except FileNotFoundError:
+        place.write_new(FILE, _text({}))
+    else:
+        place.replace(FILE, data, tag)
+
+
 def _change(place: Storage, change: Callable[[dict[str, Recorded]], dict[str, Recorded]]) -> None:
     for _ in range(_ATTEMPTS):
         try:

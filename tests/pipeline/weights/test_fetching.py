@@ -251,6 +251,16 @@ def test_no_permission(publisher, tmp_path, monkeypatch, variable):
         monkeypatch.setenv("XDG_CACHE_HOME", target)
     with pytest.raises(StorageError, match=r"/sys/weights.*(not permitted|denied)"):
         fetch("tiny", open_storage(str(tmp_path / "place") if variable else target), shown)
+    assert publisher.asked == [], "nothing was downloaded in vain"
+
+
+def test_a_failed_fetch_leaves_what_is_written_by_hand(publisher, tmp_path):
+    place = open_storage(str(tmp_path))
+    place.write("weights.yaml", b"# mine\n{}\n")
+    publisher.files.clear()
+    with pytest.raises(PipelineError):
+        fetch("tiny", place, shown)
+    assert place.read("weights.yaml") == b"# mine\n{}\n"
 
 
 def test_two_at_once(publisher, tmp_path, monkeypatch):
