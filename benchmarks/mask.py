@@ -2,8 +2,9 @@
 
 Run: python -m benchmarks.mask --root FOLDER --data FOLDER [--rows NAME ...]
 `--data` holds cifar10-train.parquet and cifar10-test.parquet. Each row and seed is a run of `mask.yaml` up to
-`analyze`; what is finished is not run again, and what was killed goes on, so the same command resumes the study. After
-each run results/mask.json has what there is, and `--table` prints it as Markdown.
+`analyze`. After each run results/mask.json has its metrics, by the fingerprint of its last artifact: a run that is
+recorded is not run again, on whatever machine and below whatever root, and one that was killed goes on, so the same
+command resumes the study. `--table` prints what there is as Markdown.
 """
 
 import argparse
@@ -11,14 +12,14 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.common import RESULTS, save
 from pipeline.config import Config, load_config
 from pipeline.console import Display, own_console
-from pipeline.workflow import artifacts_of, resolved, survey
+from pipeline.workflow import artifacts_of, resolved, stage_fingerprints, survey
 
 HERE = Path(__file__).parent
 PRESET = str(HERE / "mask.yaml")
@@ -80,30 +81,42 @@ def run(row: Row, seed: int, root: str, data: Path) -> None:
     subprocess.run([*command, *(part for one in sets for part in ("--set", one))], check=True, cwd=HERE.parent)
 
 
-def measured(row: Row, seed: int, root: str, data: Path) -> dict[str, float] | None:
-    """The metrics of a finished run, by `COLUMNS`; None before."""
-    with Display(own_console()) as display:
-        config = resolved(config_of(row, seed, root, data)[0], fresh=False, display=display)
+def measured(config: Config) -> dict[str, float]:
+    """The metrics of a finished run, by `COLUMNS`."""
     artifacts = artifacts_of(survey(config))
-    if not {"evaluate-tokenizer", "analyze"} <= artifacts.keys():
-        return None
     found = {**artifacts["evaluate-tokenizer"].metrics, **artifacts["analyze"].metrics}
     return {key: float(found[key]) for key in COLUMNS}
 
 
-def collect(root: str, data: Path) -> dict[str, list[dict[str, float]]]:
-    """The metrics of every finished run, by row."""
-    runs = {name: [measured(row, seed, root, data) for seed in range(row.seeds)] for name, row in ROWS.items()}
-    return {name: [one for one in found if one is not None] for name, found in runs.items() if any(found)}
+def recorded() -> dict[str, dict[str, Any]]:
+    """What results/mask.json has: by the fingerprint of a run's `analyze`, its row, seed and metrics."""
+    path = RESULTS / "mask.json"
+    runs: dict[str, dict[str, Any]] = json.loads(path.read_text())["runs"] if path.exists() else {}
+    return runs
 
 
-def table(runs: dict[str, list[dict[str, float]]]) -> Iterator[str]:
+def complete(name: str, seed: int, root: str, data: Path) -> None:
+    """Run one row with one seed and record its metrics, unless they are recorded."""
+    with Display(own_console()) as display:
+        config = resolved(config_of(ROWS[name], seed, root, data)[0], fresh=False, display=display)
+    fingerprint = stage_fingerprints(config)["analyze"]
+    assert fingerprint is not None  # the source is resolved
+    if fingerprint in recorded():
+        return
+    run(ROWS[name], seed, root, data)
+    one = {"row": name, "seed": seed, "metrics": measured(config)}
+    save("mask", {"runs": {**recorded(), fingerprint: one}})  # read anew: others may have finished beside it
+
+
+def table(runs: Collection[dict[str, Any]]) -> Iterator[str]:
     """Markdown: the mean over seeds, and half of their range where there are several."""
     yield f"| trained with | seeds | {' | '.join(COLUMNS.values())} |"
     yield "|---" * (len(COLUMNS) + 2) + "|"
-    for name, found in runs.items():
-        cells = [_cell(key, [one[key] for one in found]) for key in COLUMNS]
-        yield f"| {name} | {len(found)} | {' | '.join(cells)} |"
+    for name in ROWS:
+        found = [one["metrics"] for one in runs if one["row"] == name]
+        if found:
+            cells = [_cell(key, [one[key] for one in found]) for key in COLUMNS]
+            yield f"| {name} | {len(found)} | {' | '.join(cells)} |"
 
 
 def _cell(key: str, values: list[float]) -> str:
@@ -120,13 +133,12 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the recorded results as Markdown; run nothing")
     given = parser.parse_args()
     if given.table:
-        print("\n".join(table(json.loads((RESULTS / "mask.json").read_text())["runs"])))
+        print("\n".join(table(recorded().values())))
         return
     for seed in range(max(row.seeds for row in ROWS.values())):
         for name in given.rows:
             if seed < ROWS[name].seeds:
-                run(ROWS[name], seed, given.root, given.data)
-                save("mask", {"runs": collect(given.root, given.data)})
+                complete(name, seed, given.root, given.data)
 
 
 if __name__ == "__main__":
