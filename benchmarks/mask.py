@@ -98,7 +98,7 @@ def recorded() -> dict[str, dict[str, Any]]:
 def complete(name: str, seed: int, root: str, data: Path) -> None:
     """Run one row with one seed and record its metrics, unless they are recorded."""
     with Display(own_console()) as display:
-        config = resolved(config_of(ROWS[name], seed, root, data)[0], fresh=False, display=display)
+        config = resolved(config_of(ROWS[name], seed, root, data)[0], fresh=True, display=display)
     fingerprint = stage_fingerprints(config)["analyze"]
     assert fingerprint is not None  # the source is resolved
     if fingerprint in recorded():
