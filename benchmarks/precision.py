@@ -68,7 +68,8 @@ class Trainings:
         return history(Ranks(job))
 
     def step_seconds(self, precision: Precision) -> float:
-        """By the difference of two short trainings."""
+        """By the difference of two short trainings, after one that pays for what is done once."""
+        self.train(precision, 0, 1)
         times = []
         for steps in (1, 1 + _TRIAL):
             begin = time.perf_counter()
