@@ -31,7 +31,7 @@ from models.sizes import filter_bytes
 from models.spectral import LatentFilter
 from pipeline import cluster
 from pipeline.config import Config, load_config
-from pipeline.workflow import tokenizer_gflops
+from pipeline.workflow import tokenizer_step_gflops
 from tests.support.artifacts import config_at
 
 _PAPERS = "imagenet-f16d32"
@@ -136,7 +136,7 @@ def papers_share(batch: int, *sets: str) -> dict[str, Any]:
     config = load_config(_PAPERS, [f"tokenizer.batch_size={batch}", *sets])
     shape = config.grid, config.tokenizer.latent_dim, config.data.image_size
     flops, moved = operator_flops(*shape), operator_bytes(*shape, batch)
-    step = {"flops": 3e9 * tokenizer_gflops(config, attention=True), "bytes": step_bytes(config) / batch}
+    step = {"flops": 3e9 * tokenizer_step_gflops(config, attention=True), "bytes": step_bytes(config) / batch}
     return {
         "preset": _PAPERS,
         "batch": batch,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from itertools import accumulate
 from typing import Any
 
-from .choices import LEVELS, Mask, TokenizerKind
+from .choices import LEVELS, Mask, RegularizerKind, TokenizerKind
 from .conv_sizes import TokenizerSizes, dc_autoencoder_sizes, kl_autoencoder_sizes
 
 # Name: (width, depth, heads). SiT, Table 1 of Ma et al. 2024.
@@ -89,6 +89,36 @@ def scaled_sides(grid: int, smallest: int = 1) -> tuple[int, ...]:
     All in latent cells. Empty if none is left.
     """
     return tuple(grid // scale for scale in _SCALES if grid % scale == 0 and grid // scale >= smallest)
+
+
+EQUIVARIANT_SHARE, SMALL_SHARE = 1 / 2, 1 / 8  # EQ-VAE's shares of the steps with a scaled latent, or a small image
+
+
+def equivariant_sides(grid: int, smallest: int = 1) -> range:
+    """The sides to which EQ-VAE scales a latent: from a quarter of it, or `smallest`, to all but one cell.
+
+    All in latent cells. Empty if none is left.
+    """
+    return range(max(smallest, -(-grid // 4)), grid)
+
+
+def expected_passes(
+    regularizer: RegularizerKind, grid: int, smallest_side: int = 1, smallest_perceptual_side: int = 1
+) -> tuple[dict[int, float], dict[int, float]]:
+    """How many latents of each side, in cells, a step encodes and decodes for an image, expected over its draws.
+
+    The smallest sides are those of `regularizers.RegularizerOptions`.
+    """
+    encoded, decoded = {grid: 1.0}, {grid: 1.0}
+    if regularizer == "scale":
+        sides = scaled_sides(grid, smallest_perceptual_side)
+        decoded |= {side: 1 / len(sides) for side in sides}
+    elif regularizer == "equivariance":
+        scaled = equivariant_sides(grid, smallest_side)
+        encoded = {grid: 1 - SMALL_SHARE, **{side: SMALL_SHARE / len(scaled) for side in scaled}}
+        share = EQUIVARIANT_SHARE + SMALL_SHARE
+        decoded = {grid: 1 - share, **{side: share / len(scaled) for side in scaled}}
+    return encoded, decoded
 
 
 def _linear(inputs: int, outputs: int) -> int:

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from ..resize import resize
+from ..sizes import EQUIVARIANT_SHARE, SMALL_SHARE, equivariant_sides
 from .base import Draw, Regularizer
-
-_EQUIVARIANT, _SMALL = 1 / 2, 1 / 8  # EQ-VAE's shares of the steps
 
 
 class EquivarianceRegularizer(Regularizer):
@@ -30,19 +29,18 @@ class EquivarianceRegularizer(Regularizer):
 
     def __init__(self, grid: int, smallest_side: int = 1) -> None:
         super().__init__()
-        self.grid = grid
-        self.smallest_side = max(smallest_side, -(-grid // 4))
-        if self.smallest_side >= grid:
-            raise ValueError(f"a {grid} x {grid} latent leaves no smaller side of {self.smallest_side} cells or more")
+        self.grid, self.sides = grid, equivariant_sides(grid, smallest_side)
+        if not self.sides:
+            raise ValueError(f"a {grid} x {grid} latent leaves no smaller side of {self.sides.start} cells or more")
 
     def draw(self, generator: torch.Generator, batch: int) -> Draw:  # noqa: ARG002
         """The kind of step, a side and a number of quarter turns."""
         kind = float(torch.rand((), generator=generator))
-        side = int(torch.randint(self.smallest_side, self.grid, (), generator=generator))
+        side = int(torch.randint(self.sides.start, self.sides.stop, (), generator=generator))
         turns = int(torch.randint(1, 4, (), generator=generator))
-        if kind < _EQUIVARIANT:
+        if kind < EQUIVARIANT_SHARE:
             return Draw(side=side, quarter_turns=turns)
-        return Draw(side=side, encodes_small=True) if kind < _EQUIVARIANT + _SMALL else Draw()
+        return Draw(side=side, encodes_small=True) if kind < EQUIVARIANT_SHARE + SMALL_SHARE else Draw()
 
     def source(self, x_BCHW: Tensor, draw: Draw) -> Tensor:
         """The image, or the scaled one."""

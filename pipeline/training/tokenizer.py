@@ -43,7 +43,7 @@ from pipeline.training.prefetch import Tensors, on_device
 from pipeline.training.trainee import Batches
 from pipeline.training.world import World
 from pipeline.weights import fetch_weights
-from pipeline.workflow import tokenizer_gflops
+from pipeline.workflow import tokenizer_step_gflops
 
 Images = tuple[Tensor, Tensor]
 """G_l(x), the discriminator's real images, and detached reconstructions, its fake ones: (B, C, H, W) each."""
@@ -80,7 +80,7 @@ class TokenizerTrainee:
         self.discriminator_optimizer = adamw(
             self.discriminator, own.discriminator_learning_rate, own.betas, own.weight_decay
         )
-        self.flops_per_step = 3e9 * own.batch_size * tokenizer_gflops(config, attention=True)
+        self.flops_per_step = 3e9 * own.batch_size * tokenizer_step_gflops(config, attention=True)
 
     def _seeded(self, build: Callable[[], Module], purpose: str) -> Module:
         return seeded(build, self.seed, purpose, self.world.device)

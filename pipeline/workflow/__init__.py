@@ -8,7 +8,7 @@ from pipeline.workflow.fingerprints import stage_fingerprints
 from pipeline.workflow.graph import NAMES, STAGES, find_stage, stages_until
 from pipeline.workflow.imported import ImportUse, SourceKind, check_not_imported, import_tokenizer, preset_lines
 from pipeline.workflow.lineage import config_of, find_artifact, unneeded
-from pipeline.workflow.planning import make_plan, print_plan, sit_gflops, tokenizer_gflops
+from pipeline.workflow.planning import make_plan, print_plan, sit_gflops, tokenizer_step_gflops
 from pipeline.workflow.preflight import check_compared, check_reconstructed
 from pipeline.workflow.resolve import check_expected, check_inputs, index_now, resolved
 from pipeline.workflow.runner import Runner, repair

@@ -23,19 +23,31 @@ _IMAGENET_CLASSES = 1000
 _IMAGENET_SPLITS = (1_281_167, 50_000)
 
 
-def tokenizer_gflops(config: Config, attention: bool = False) -> float:
-    """GFLOPs to encode and decode one image, counted as in the paper (2 x MAC of Linear and Conv); `attention` adds
-    the attention products.
+def tokenizer_step_gflops(config: Config, attention: bool = False) -> float:
+    """GFLOPs of a training step's forward pass for one image, expected over the regularizer's draws.
+
+    Counted as in the paper (2 x MAC of Linear and Conv); `attention` adds the attention products. The perceptual term
+    and the discriminator are not counted.
     """
-    return _tokenizer(config, None, attention).gflops
+    encoded, decoded = sizes.expected_passes(
+        config.tokenizer.regularizer, config.grid, config.smallest_side, config.smallest_perceptual_side
+    )
+
+    def at(side: int) -> sizes.TokenizerSizes:
+        network = {**config.tokenizer_network, "image_size": side * config.tokenizer.patch_size}
+        return sizes.tokenizer_sizes(config.tokenizer.kind, network, attention)
+
+    return sum(number * at(side).encode_gflops for side, number in encoded.items()) + sum(
+        number * at(side).decode_gflops for side, number in decoded.items()
+    )
 
 
-def _tokenizer(config: Config, made: Manifest | None, attention: bool = False) -> sizes.TokenizerSizes:
+def _tokenizer(config: Config, made: Manifest | None) -> sizes.TokenizerSizes:
     """The tokenizer's sizes: of the imported one if that is there, else of the config."""
     network = config.tokenizer_network
     if config.tokenizer.imported is not None and made is not None:
         network = made.details["network"]
-    return sizes.tokenizer_sizes(config.tokenizer.kind, network, attention)
+    return sizes.tokenizer_sizes(config.tokenizer.kind, network)
 
 
 def sit_gflops(config: Config, attention: bool = False) -> float:
@@ -82,7 +94,7 @@ def device_hours(
     teacher = config.sit.aligned_blocks[1] / config.sit.shape[1] if config.sit.alignment != "none" else 0.0
     guided = evaluations * (2 if config.sample.guidance > 1.0 else 1)
     gflops = {
-        "train-tokenizer": 3 * tokenizer.gflops * config.tokenizer.steps * config.tokenizer.batch_size,
+        "train-tokenizer": 3 * tokenizer_step_gflops(config) * config.tokenizer.steps * config.tokenizer.batch_size,
         "evaluate-tokenizer": (tokenizer.encode_gflops + LEVELS * tokenizer.decode_gflops)
         * min(config.evaluate.images, validation_images),
         "encode": tokenizer.encode_gflops * images,

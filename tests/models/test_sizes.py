@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from models import sizes
+from models.regularizers import REGULARIZERS, RegularizerOptions
 from models.sit import SIT_SIZES, SiT
 from models.tokenizers.vit import Tokenizer
 
@@ -86,3 +88,19 @@ def test_a_patch_that_does_not_divide_is_refused():
 def test_sizes_need_no_torch():
     code = "import sys, models.sizes; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("kind", list(REGULARIZERS))
+def test_expected_passes_are_those_that_a_regularizer_draws(kind):
+    regularizer = REGULARIZERS[kind](RegularizerOptions(8, smallest_side=3, smallest_perceptual_side=4))
+    steps, generator = 2000, torch.Generator().manual_seed(0)
+    encoded, decoded = defaultdict[int, float](float), defaultdict[int, float](float)
+    for _ in range(steps):
+        draw = regularizer.draw(generator, 4)
+        encoded[(draw.side or 8) if draw.encodes_small else 8] += 1 / steps
+        for one in (draw, draw.added):
+            if one is not None:
+                decoded[one.side or 8] += 1 / steps
+    for expected, drawn in zip(sizes.expected_passes(kind, 8, 3, 4), (encoded, decoded), strict=True):
+        assert expected.keys() == drawn.keys()
+        assert all(drawn[side] == pytest.approx(number, abs=0.04) for side, number in expected.items())

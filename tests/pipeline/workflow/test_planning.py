@@ -2,11 +2,15 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
+from models.sizes import tokenizer_sizes
 from pipeline.config import Config, load_config
 from pipeline.workflow import survey
-from pipeline.workflow.planning import make_plan, print_plan
+from pipeline.workflow.planning import make_plan, print_plan, tokenizer_step_gflops
+
+LARGE = ("data.image_size=256", "tokenizer.patch_size=16")
 
 
 def told(config: Config) -> str:
@@ -41,3 +45,15 @@ def test_plan_tells_what_the_filter_of_a_large_latent_takes(tmp_path):
     assert "tokenizer.patch_size" in line
     for preset, size in (("quickstart", 32), ("imagenet-f16d16", 512)):
         assert "matrices" not in told(load_config(preset, [f"data.image_size={size}"], str(tmp_path)))
+
+
+def test_plan_counts_the_passes_of_the_regularizer(tmp_path):
+    """Scale equivariance decodes a half or a quarter of the side too: 5/32 of the cells."""
+    none, scale, equivariance = (
+        tokenizer_step_gflops(planned(str(tmp_path), *LARGE, f"tokenizer.regularizer={name}"))
+        for name in ("none", "scale", "equivariance")
+    )
+    plain = tokenizer_sizes("vit", planned(str(tmp_path), *LARGE).tokenizer_network)
+    assert none == pytest.approx(plain.gflops)
+    assert scale == pytest.approx(plain.encode_gflops + plain.decode_gflops * (1 + 5 / 32))
+    assert 0.7 * none < equivariance < 0.9 * none
