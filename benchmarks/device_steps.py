@@ -19,7 +19,7 @@ from models.discriminator import PatchDiscriminator
 from models.ema import EMA
 from models.generator import LatentStatistics
 from models.objective import SitBatch, SitDraws, SitObjective
-from models.optimizer import adamw, clipped_step
+from models.optimizer import adamw, clip_gradient, step_if
 from models.perceptual import PerceptualLoss
 from models.reconstruction import LossWeights, TokenizerDraws, TokenizerObjective, discriminator_loss
 from models.regularizers import SpectralRegularizer
@@ -171,7 +171,8 @@ class SitStep(Step):
         with self.autocast():
             loss = self.objective(batch, draws)["loss"]
         torch.autograd.backward(loss)
-        made = clipped_step(self.optimizer, self.parameters, 1.0)
+        made = clip_gradient(self.parameters, 1.0)
+        step_if(made, self.optimizer)
         self.ema.update(self.model.sit, made)
         return loss.detach()
 
@@ -223,12 +224,14 @@ class TokenizerStep(Step):
                 x_BCHW, TokenizerDraws(noise, draw), uses_discriminator=True
             )
         torch.autograd.backward(terms["total"])
-        made = clipped_step(self.optimizer, self.parameters, 3.0)
-        self.ema.update(self.tokenizer, made)
+        made = clip_gradient(self.parameters, 3.0)
         with self.autocast():
             loss = discriminator_loss(self.discriminator, target_BCHW, output_BCHW.detach())
         torch.autograd.backward(loss)
-        clipped_step(self.discriminator_optimizer, self.of_discriminator, 3.0, only_if=made)
+        made = made & clip_gradient(self.of_discriminator, 3.0)
+        step_if(made, self.discriminator_optimizer)
+        step_if(made, self.optimizer)
+        self.ema.update(self.tokenizer, made)
         return terms["total"].detach()
 
 

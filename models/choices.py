@@ -17,6 +17,8 @@ TOKENIZER_PACKAGES: dict[TokenizerKind, tuple[str, ...]] = {
 
 RegularizerKind = Literal["spectral", "equivariance", "scale", "matching", "spectrum_prior", "none"]
 Mask = Literal["gain", "remove", "square", "dct"]
+DEFAULT_MASK: Mask = "gain"
+DEFAULT_KEEP = 0.5  # share of frequencies that it leaves unchanged at every level
 
 Perceptual = Literal["none", "lpips", "lpips+convnext", "efficientnet_lite0"]
 PERCEPTUAL_WEIGHTS: dict[Perceptual, dict[str, str]] = {  # field of the tokenizer -> name in the catalogue

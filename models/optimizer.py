@@ -25,26 +25,20 @@ def _decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and not any(word in name for word in ("embed", "positions"))
 
 
-def clipped_step(
-    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float, only_if: Tensor | None = None
-) -> Tensor:
-    """Clip the gradient's norm and step, unless the norm is not finite or `only_if` is False. The gradient is freed.
+def clip_gradient(parameters: list[nn.Parameter], clip: float) -> Tensor:
+    """Scale the gradient down to a norm of at most `clip`. Returns whether it is finite: a bool scalar on its device.
 
-    A skipped step leaves parameters and optimizer state as they were. Ranks agree without a message: DDP has given all
-    of them the same gradient, and with it the same norm.
-
-    Args:
-        optimizer: fused where the parameters are on a GPU: the host does not learn there whether the step is made.
-        parameters: those of the optimizer.
-        clip: maximum norm of the gradient.
-        only_if: bool scalar on the parameters' device; None: True.
-
-    Returns:
-        Whether the step was made: a bool scalar on the parameters' device.
+    Ranks agree without a message: DDP has given all of them the same gradient, and with it the same norm.
     """
-    made = torch.isfinite(nn.utils.clip_grad_norm_(parameters, clip))
-    if only_if is not None:
-        made = made & only_if
+    return torch.isfinite(nn.utils.clip_grad_norm_(parameters, clip))
+
+
+def step_if(made: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Step where `made`, a bool scalar on the parameters' device; else leave parameters and state as they are.
+
+    The gradient is freed. `optimizer` is fused where the parameters are on a GPU: the host does not learn there whether
+    the step is made.
+    """
     if optimizer.defaults["fused"]:
         # The kernel skips its work where `found_inf` is 1, as for `torch.amp.GradScaler`.
         optimizer.found_inf = (~made).float()  # type: ignore[attr-defined]
@@ -53,4 +47,3 @@ def clipped_step(
     elif made:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return made

@@ -20,7 +20,7 @@ from .tokenizers import DiagonalGaussian
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the terms of d in Eq. 2; DeTok's, on images in [0, 1]. A term of weight 0 is left out."""
+    """Weights of the terms of d in Eq. 2; DeTok's, on images in [0, 1]. L1 of weight 0 is left out."""
 
     mse: float = 1.0
     l1: float = 0.0

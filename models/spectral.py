@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .choices import Mask
+from .choices import DEFAULT_KEEP, DEFAULT_MASK, Mask
 from .sizes import check_filter_size, check_mask
 
 ATTENUATION = (0.0, 0.25, 0.5, 0.75)
@@ -48,7 +48,7 @@ class LatentFilter(nn.Module):
     matrices: Tensor
     """(L, N, N) fp32, not in the state dict. Row i, column j: the weight of input position j in output position i."""
 
-    def __init__(self, grid: int, mask: Mask = "gain", keep: float = 0.5) -> None:
+    def __init__(self, grid: int, mask: Mask = DEFAULT_MASK, keep: float = DEFAULT_KEEP) -> None:
         super().__init__()
         if not 0.0 < keep < 1.0:
             raise ValueError(f"keep must lie in (0, 1), not {keep}")

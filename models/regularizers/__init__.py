@@ -6,7 +6,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..choices import UNIFORM, Mask, RegularizerKind
+from ..choices import DEFAULT_KEEP, DEFAULT_MASK, UNIFORM, Mask, RegularizerKind
 from .base import Draw, Regularizer
 from .equivariance import EquivarianceRegularizer
 from .matching import MatchingRegularizer
@@ -33,8 +33,8 @@ class RegularizerOptions:
 
     grid: int
     """Side of the latent."""
-    mask: Mask = "gain"
-    keep: float = 0.5
+    mask: Mask = DEFAULT_MASK
+    keep: float = DEFAULT_KEEP
     per_sample: bool = False
     probabilities: tuple[float, ...] = UNIFORM
     """For `SpectralRegularizer`."""

@@ -14,9 +14,9 @@ from .base import Draw, Regularizer
 class EquivarianceRegularizer(Regularizer):
     """EQ-VAE (Kouzelis et al. 2025), as its code draws: one of three kinds of step.
 
-    * 1/2: tau z is decoded to tau x, tau being a scaling down and 1 to 3 quarter turns, of latent and image alike;
-    * 1/8: an image scaled down is encoded and decoded, so that small images keep latents of their own;
-    * 3/8: the plain autoencoder.
+    * 1/2: d(tau x, D(tau z)), tau being a scaling down and 1 to 3 quarter turns, of latent and image alike;
+    * 1/8: d(s x, D(E(s x))): an image scaled down by s is encoded, so that small images keep latents of their own;
+    * 3/8: d(x, D(z)), the plain autoencoder.
 
     Scaled is by a bilinear kernel without antialiasing, to sides that are uniform from a quarter of the grid (or
     `smallest_side`, if that is larger) to all of it but one cell. Theirs are s/32 with s in 8 to 31, of a grid of 32;

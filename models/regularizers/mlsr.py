@@ -6,13 +6,15 @@ Shapes: B batch, C channels, H W pixels, D latent channels, h w latent grid.
 import torch
 from torch import Tensor
 
-from ..choices import UNIFORM, Mask
+from ..choices import DEFAULT_KEEP, DEFAULT_MASK, UNIFORM, Mask
 from ..spectral import ImageBlur, LatentFilter
 from .base import Draw, Regularizer
 
 
 class SpectralRegularizer(Regularizer):
-    """MLSR (Eq. 1-4): S_l on the latent, G_l on the image, with l drawn per step or per sample.
+    """MLSR (Eq. 1-4): the latent without part of its high frequencies is decoded to the image without part of its own,
+
+        L = d(G_l x, D(S_l z)) + ...,   l ~ p over the levels 0 to 3, drawn once per step or per sample.
 
     Args:
         grid, mask, keep: those of `LatentFilter`, with its errors.
@@ -23,8 +25,8 @@ class SpectralRegularizer(Regularizer):
     def __init__(
         self,
         grid: int,
-        mask: Mask = "gain",
-        keep: float = 0.5,
+        mask: Mask = DEFAULT_MASK,
+        keep: float = DEFAULT_KEEP,
         per_sample: bool = False,
         probabilities: tuple[float, ...] = UNIFORM,
     ) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from models.choices import Mask
+from models.choices import DEFAULT_KEEP, DEFAULT_MASK, Mask
 from pipeline.cli.options import Preset, Root, Sets, console, root_config
 from pipeline.config import load_config
 from pipeline.errors import ConfigError, ContractError
@@ -29,8 +29,8 @@ def import_tokenizer(
     kind: Annotated[str, typer.Argument(help="vit (as exported), sd-vae, dc-ae (folders of diffusers) or detok.")],
     uri: Annotated[str, typer.Argument(help="Folder with a config, or file of safetensors: a path, file:// or s3://.")],
     image_size: Annotated[int, typer.Option("--image-size", min=8, help="Side of the images to come.")] = 256,
-    mask: Annotated[str, typer.Option("--mask", help="Mask of S_l on its latents, as tokenizer.mask.")] = "gain",
-    keep: Annotated[float, typer.Option("--keep", help="Its share, as tokenizer.keep.")] = 0.5,
+    mask: Annotated[str, typer.Option("--mask", help="Mask of S_l on its latents, as tokenizer.mask.")] = DEFAULT_MASK,
+    keep: Annotated[float, typer.Option("--keep", help="Its share, as tokenizer.keep.")] = DEFAULT_KEEP,
     set_: Sets = None,
     root: Root = None,
 ) -> None:

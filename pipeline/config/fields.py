@@ -103,7 +103,13 @@ Steps = Annotated[int, Field(ge=1, description="Optimizer steps.")]
 BatchSize = Annotated[int, Field(ge=1, description="Examples per step, over all workers.")]
 LearningRate = Annotated[float, Field(gt=0, description="Peak learning rate of AdamW.")]
 Betas = Annotated[tuple[Decay, Decay], Field(description="AdamW's betas, for all trained networks.")]
-WeightDecay = Annotated[float, Field(ge=0, description="AdamW's decoupled weight decay.")]
+WeightDecay = Annotated[
+    float,
+    Field(
+        ge=0,
+        description="AdamW's decoupled weight decay, of matrices and kernels alone: not of norms, biases, embeddings.",
+    ),
+]
 Warmup = Annotated[Share, Field(description="Share of the steps with linear warm-up of the learning rate.")]
 Schedule = Annotated[
     Literal["constant", "cosine"],

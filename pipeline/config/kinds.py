@@ -13,6 +13,11 @@ KIND_FIELDS: dict[TokenizerKind, dict[str, Any]] = {
     "dc-ae": {},
 }
 
+# The fields that say what an imported tokenizer is; all others of the section are of training.
+OF_IMPORTED = {"kind", "imported", "patch_size", "latent_dim", "mask", "keep"} | {
+    name for own in KIND_FIELDS.values() for name in own
+}
+
 Fields = Mapping[str, Any]
 """The values of all fields in KIND_FIELDS, by name; None: not set."""
 

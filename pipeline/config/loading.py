@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config.flat import flattened
+from pipeline.config.kinds import OF_IMPORTED
 from pipeline.config.schema import Config
 from pipeline.config.sent import SENT, SENT_VARIABLE, sent_tree
 from pipeline.errors import ConfigError
@@ -45,14 +46,17 @@ def load_config(preset: str, overrides: list[str] | None = None, root: str | Non
     site = os.environ.get("DVAE_SITE")
     if site:
         tree = _merge(tree, _read_yaml(Path(site)))
-    for override in overrides or []:
-        tree = _merge(tree, _parse_override(override))
+    given = [_parse_override(override) for override in overrides or []]
+    for override in given:
+        tree = _merge(tree, override)
     if root is not None:
         tree["root"] = root
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(*_explain(error, f"{preset}, with the site file {site}" if site else preset)) from None
+    _check_used(config, given)
+    return config
 
 
 def site_root() -> str:
@@ -146,6 +150,23 @@ def _parse_override(text: str) -> dict[str, Any]:
         leaf = {part: leaf}
     assert isinstance(leaf, dict)
     return leaf
+
+
+def _check_used(config: Config, overrides: list[dict[str, Any]]) -> None:
+    """ConfigError for an override of the training of a tokenizer that is imported, and so not trained.
+
+    What a preset has of its parents is no wish; what is set on the command line is.
+    """
+    if config.tokenizer.imported is None:
+        return
+    for override in overrides:
+        section = override.get("tokenizer")
+        idle = sorted(section.keys() - OF_IMPORTED) if isinstance(section, dict) else []
+        if idle:
+            raise ConfigError(
+                f"tokenizer.{idle[0]} has no effect: tokenizer.imported is used as it is, and not trained",
+                "Leave it out.",
+            )
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

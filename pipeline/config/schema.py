@@ -233,7 +233,7 @@ class Config(Section):
         check_masks(self.grid, self.tokenizer.mask, self.tokenizer.keep)
         check_patch(self.grid, self.sit.patch_size)
         if self.tokenizer.imported is None:
-            self._check_discriminator()
+            self._check_training()
         batch_sizes = {"tokenizer.batch_size": self.tokenizer.batch_size, "sit.batch_size": self.sit.batch_size}
         workers = self.cluster.workers
         check_workers(workers, self.cluster.min_workers or workers, self.cluster.accumulate, batch_sizes)
@@ -245,7 +245,7 @@ class Config(Section):
         check_metrics(self.register.gate.metric, own.network, own.network_size, own.class_accuracy, measures_lpips)
         return self
 
-    def _check_discriminator(self) -> None:
+    def _check_training(self) -> None:
         size, own = self.data.image_size, self.tokenizer
         needed = smallest_discriminator_image(own.discriminator_layers)
         if size < needed:

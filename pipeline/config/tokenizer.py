@@ -6,6 +6,8 @@ from typing import Annotated, Any, get_args
 from pydantic import Field, field_validator, model_validator
 
 from models.choices import (
+    DEFAULT_KEEP,
+    DEFAULT_MASK,
     LEVELS,
     PERCEPTUAL_WEIGHTS,
     TOP_LEVEL,
@@ -29,6 +31,14 @@ from pipeline.config.fields import (
     Weights,
 )
 from pipeline.config.kinds import check_kind, network_of
+
+_OF_REGULARIZERS: dict[str, RegularizerKind] = {  # fields that one regularizer alone uses
+    "level_probabilities": "spectral",
+    "level_per_sample": "spectral",
+    "scale_weight": "scale",
+    "spectrum_weight": "spectrum_prior",
+    "spectrum_delta": "spectrum_prior",
+}
 
 
 class TokenizerConfig(TrainerConfig):
@@ -67,21 +77,24 @@ class TokenizerConfig(TrainerConfig):
         description="Regularizer of the latent; spectral: MLSR, equivariance: EQ-VAE, scale: scale equivariance, "
         "matching and spectrum_prior: spectrum matching by shared masks, or by a prior.",
     )
-    mask: Mask = Field("gain", description="Interpretation of M_l in Eq. 3.")
+    mask: Mask = Field(DEFAULT_MASK, description="Interpretation of M_l in Eq. 3.")
     keep: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
-        0.5, description="Share of frequencies that M_l leaves unchanged at every level."
+        DEFAULT_KEEP, description="Share of frequencies that M_l leaves unchanged at every level."
     )
     level_probabilities: tuple[Share, Share, Share, Share] = Field(
-        UNIFORM, description="Probabilities of levels 0 to 3 in training, which sum to 1; uniform in Eq. 1."
+        UNIFORM,
+        description="For regularizer spectral: probabilities of levels 0 to 3, which sum to 1; uniform in Eq. 1.",
     )
-    level_per_sample: bool = Field(False, description="Draw the level per sample instead of per step (Eq. 1).")
+    level_per_sample: bool = Field(
+        False, description="For regularizer spectral: draw the level per sample instead of per step (Eq. 1)."
+    )
     mse_weight: float = Field(1.0, ge=0, description="Weight of the mean squared difference of images in [0, 1].")
     l1_weight: float = Field(0.0, ge=0, description="Weight of their mean absolute difference, as in SD-VAE.")
     kl_weight: float = Field(1e-6, ge=0, description="Weight of KL (summed over a latent, mean over images).")
     perceptual: Perceptual = Field(
         "lpips+convnext", description="The perceptual term; lpips+convnext is (LPIPS + 0.1 ConvNeXt-S) / 1.1."
     )
-    perceptual_weight: float = Field(1.0, ge=0, description="Weight of the perceptual term.")
+    perceptual_weight: float = Field(1.0, gt=0, description="Weight of the perceptual term.")
     lpips: Weights | None = Field(None, description="VGG-16's weights for LPIPS. None: vgg16, where the term has it.")
     convnext: Weights | None = Field(
         None, description="ConvNeXt-S's weights. None: convnext-small, where the term has it."
@@ -89,13 +102,13 @@ class TokenizerConfig(TrainerConfig):
     efficientnet: Weights | None = Field(
         None, description="EfficientNet-Lite0's weights. None: efficientnet-lite0, where the term has it."
     )
-    adversarial_weight: float = Field(0.1, ge=0, description="Weight of the PatchGAN term.")
+    adversarial_weight: float = Field(0.1, ge=0, description="Weight of the PatchGAN term; 0: D is not trained.")
     scale_weight: float = Field(
-        0.25, ge=0, description="Weight of the scaled latent's reconstruction, for regularizer scale."
+        0.25, gt=0, description="Weight of the scaled latent's reconstruction, for regularizer scale."
     )
     spectrum_weight: float = Field(
         0.01,
-        ge=0,
+        gt=0,
         description="Weight of KL between the spectra of image and latent in nats, for regularizer spectrum_prior.",
     )
     spectrum_delta: float = Field(
@@ -126,6 +139,13 @@ class TokenizerConfig(TrainerConfig):
             raise ValueError(f"level_probabilities must sum to 1, not {total:g}")
         if self.adversarial_start < self.discriminator_start:
             raise ValueError("adversarial_start must not be less than discriminator_start")
+        return self
+
+    @model_validator(mode="after")
+    def _uses_its_regularizers_fields(self) -> "TokenizerConfig":
+        for field, owner in _OF_REGULARIZERS.items():
+            if self.regularizer != owner and getattr(self, field) != type(self).model_fields[field].default:
+                raise ValueError(f"{field} is of regularizer {owner}, and regularizer is {self.regularizer}")
         return self
 
     @model_validator(mode="before")

@@ -14,7 +14,7 @@ from models.compiling import compile_blocks
 from models.ema import EMA
 from models.generator import LatentStatistics
 from models.objective import SitBatch, SitDraws, SitObjective
-from models.optimizer import adamw, clipped_step
+from models.optimizer import adamw, clip_gradient, step_if
 from models.sit import SiT
 from models.spectral import LatentFilter
 from models.tokenizers import DiagonalGaussian
@@ -145,7 +145,8 @@ class SitTrainee:
 
         losses = accumulate(self.parallel, len(batch[0]), self.parts, losses_of)
         set_learning_rate(self.optimizer, learning_rate(step, own.steps, own.learning_rate, own.warmup, own.decay))
-        made = clipped_step(self.optimizer, self.trained, own.clip)
+        made = clip_gradient(self.trained, own.clip)
+        step_if(made, self.optimizer)
         self.ema.update(self.model.sit, made)
         return {**losses, "loss": torch.where(made, losses["loss"], torch.nan)}
 

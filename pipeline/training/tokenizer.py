@@ -13,7 +13,7 @@ from models.compiling import compile_blocks
 from models.discriminator import PatchDiscriminator
 from models.ema import EMA
 from models.metrics import from_uint8
-from models.optimizer import adamw, clipped_step
+from models.optimizer import adamw, clip_gradient, step_if
 from models.perceptual import (
     CONVNEXT_WEIGHT,
     LPIPS,
@@ -168,31 +168,35 @@ class TokenizerTrainee:
                 terms, target_BCHW, output_BCHW = self.objective(
                     from_uint8(batch[0][rows]),
                     draws.part(rows),
-                    uses_discriminator=step >= own.adversarial_start * own.steps,
+                    uses_discriminator=self._has_begun(own.adversarial_start, step),
                 )
             shown.append((target_BCHW, output_BCHW.detach()))
             return {"loss" if name == "total" else name: term for name, term in terms.items()}
 
         losses = accumulate(self.parallel_tokenizer, len(batch[0]), self.parts, losses_of)
-        self._set_rate(self.optimizer, own.learning_rate, step)
-        made = clipped_step(self.optimizer, list(self.tokenizer.parameters()), own.clip)
-        self.ema.update(self.tokenizer, made)
-        if step >= own.discriminator_start * own.steps:
+        made = clip_gradient(list(self.tokenizer.parameters()), own.clip)
+        if self._has_begun(own.discriminator_start, step):
+            losses["discriminator"] = self._discriminator_gradient(shown)
+            made = made & clip_gradient(list(self.discriminator.parameters()), own.clip)
             self._set_rate(self.discriminator_optimizer, own.discriminator_learning_rate, step)
-            losses["discriminator"], made = self._discriminator_step(shown, made)
+            step_if(made, self.discriminator_optimizer)
+        self._set_rate(self.optimizer, own.learning_rate, step)
+        step_if(made, self.optimizer)
+        self.ema.update(self.tokenizer, made)
         losses["loss"] = torch.where(made, losses["loss"], torch.nan)
         return losses
+
+    def _has_begun(self, start: float, step: int) -> bool:
+        """Whether D is past this share of the steps; never where it has no weight."""
+        return self.config.adversarial_weight > 0 and step >= start * self.config.steps
 
     def _set_rate(self, optimizer: torch.optim.Optimizer, peak: float, step: int) -> None:
         """Both networks follow one schedule, as DeTok's do."""
         own = self.config
         set_learning_rate(optimizer, learning_rate(step, own.steps, peak, own.warmup, own.decay))
 
-    def _discriminator_step(self, shown: list[Images], made: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of D on targets and reconstructions. Skipped if its gradient or the tokenizer's is not finite.
-
-        Returns its loss and whether the step was made.
-        """
+    def _discriminator_gradient(self, shown: list[Images]) -> Tensor:
+        """D's gradient on targets and reconstructions; returns its loss."""
         parts = iter(shown)
 
         def losses_of(_: slice) -> dict[str, Tensor]:
@@ -200,10 +204,7 @@ class TokenizerTrainee:
                 return {"loss": discriminator_loss(self.parallel_discriminator, *next(parts))}
 
         rows = sum(len(target_BCHW) for target_BCHW, _ in shown)
-        losses = accumulate(self.parallel_discriminator, rows, self.parts, losses_of)
-        parameters = list(self.discriminator.parameters())
-        made = clipped_step(self.discriminator_optimizer, parameters, self.config.clip, only_if=made)
-        return losses["loss"], made
+        return accumulate(self.parallel_discriminator, rows, self.parts, losses_of)["loss"]
 
     def warm_up_ddp(self, batch: Tensors) -> None:
         x_BCHW = from_uint8(batch[0])

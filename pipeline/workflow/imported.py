@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from models.choices import Mask
+from models.choices import DEFAULT_KEEP, DEFAULT_MASK, Mask
 from models.sizes import check_filter_size, check_mask, tokenizer_shape
 from pipeline.artifacts import (
     SHORT,
@@ -55,8 +55,8 @@ class ImportUse:
     """How an imported tokenizer is used, which counts in its fingerprint: the images, and the mask of S_l."""
 
     image_size: int
-    mask: Mask = "gain"
-    keep: float = 0.5
+    mask: Mask = DEFAULT_MASK
+    keep: float = DEFAULT_KEEP
 
 
 # --- at use ---

@@ -12,9 +12,11 @@ from pipeline.artifacts import all_manifests
 from pipeline.storage import open_storage
 from tests.support import PROJECT
 from tests.support.tokenizers import SD_VAE_SETS, saved_tokenizer
-from tests.support.whole_runs import ENVIRONMENT, call, one_line, sets
+from tests.support.whole_runs import ENVIRONMENT, TINY, call, one_line, sets
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+UNTRAINED = sets(*(one for one in TINY if not one.startswith("tokenizer.")))
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
@@ -53,8 +55,6 @@ def test_sd_vae_from_images_to_a_champion_and_to_diffusers(tmp_path: Path, monke
 
 
 def _given(root: Path, *own: str) -> list[str]:
-    from tests.support.whole_runs import TINY
-
     return [*sets(*TINY), *own, "--root", str(root)]
 
 
@@ -68,7 +68,8 @@ def test_dc_ae_is_imported_and_runs_to_a_champion(tmp_path: Path, monkeypatch: p
     own = sets(
         "tokenizer.kind=dc-ae", f"tokenizer.imported={made.fingerprint}", "tokenizer.latent_dim=4", *SD_VAE_SETS[-4:]
     )
-    call("run", root, *own)
+    done = command("run", "quickstart", *UNTRAINED, *own, "--root", str(root))
+    assert done.returncode == 0, done.stdout + done.stderr
     champion_draws(root, monkeypatch)
     verified = command("artifact", "verify", "--root", str(root))
     assert f"{made.name}  ok" in verified.stdout
@@ -85,6 +86,8 @@ def test_dc_ae_is_imported_and_runs_to_a_champion(tmp_path: Path, monkeypatch: p
 
 def _stages(root: Path, own: list[str]) -> dict[str, dict[str, object]]:
     """The report's stages by name; without the seconds of the import, which differ from one to the next."""
-    stages: dict[str, dict[str, object]] = json.loads(call("report", root, *own, "--json").stdout)["stages"]
+    told = command("report", "quickstart", *UNTRAINED, *own, "--root", str(root), "--json")
+    assert told.returncode == 0, told.stdout + told.stderr
+    stages: dict[str, dict[str, object]] = json.loads(told.stdout)["stages"]
     del stages["train-tokenizer"]["seconds"]
     return stages

@@ -107,7 +107,7 @@ OVERRIDES = {
         "tokenizer={regularizer: matching, patch_size: 8}",
         ("regularizer matching: a 4 x 4 latent", "blocks of 8 x 8", "multiple of 8"),
     ),
-    "a negative weight": ("tokenizer.scale_weight=-1", ("tokenizer.scale_weight", "greater than or equal to 0")),
+    "a negative weight": ("tokenizer.scale_weight=-1", ("tokenizer.scale_weight", "greater than 0")),
     "fewer than at least": ("cluster.min_workers=4", ("min_workers 4 is more than cluster.workers 1",)),
     "nothing held out": ("data.validation_share=0", ("validation_share 0", "validation_uri is not set")),
     "guidance that never acts": ("sample.guidance_interval=[0.7, 0.1]", ("guidance_interval",)),

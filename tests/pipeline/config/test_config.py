@@ -171,6 +171,8 @@ def test_order_of_the_layers(tmp_path, monkeypatch):
 
 
 REFUSED = [
+    ("tokenizer.scale_weight=3", "scale_weight is of regularizer scale, and regularizer is spectral"),
+    ("tokenizer={regularizer: none, level_probabilities: [1, 0, 0, 0]}", "level_probabilities is of regularizer spec"),
     ("sit.depht=3", "sit.depht: unknown key (quickstart). Did you mean 'depth'?"),
     ("tokenizer.steps=many", "tokenizer.steps: "),
     ("tokenizer.steps=-1", "tokenizer.steps: "),
@@ -355,6 +357,10 @@ BARE = [f"tokenizer.{name}=null" for name in ("width", "depth", "heads", "hidden
         (["tokenizer.kind=taesd"], "tokenizer.kind: "),
         ([f"tokenizer.imported={'a' * 64}"], "width and depth and heads and hidden: known from what was imported"),
         (["tokenizer.imported=0123", *BARE], "tokenizer.imported: "),
+        (
+            [f"tokenizer.imported={'a' * 64}", *BARE, "tokenizer.regularizer=equivariance"],
+            "tokenizer.regularizer has no effect: tokenizer.imported is used as it is",
+        ),
         (["sit.patch_size=3"], "sit.patch_size 3 does not divide the 8 x 8 latent of the tokenizer"),
         (
             ["tokenizer.kind=dc-ae", f"tokenizer.imported={'a' * 64}", "tokenizer.patch_size=64", *BARE],

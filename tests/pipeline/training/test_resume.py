@@ -11,7 +11,17 @@ import torch
 from pipeline.training.checkpoint import flatten_state
 from pipeline.training.restore import restore_part
 from pipeline.training.world import World
-from tests.support.trainers import Dies, Ranks, final_state, history, make_trainee, ranks_of, run_ranks, same_state
+from tests.support.trainers import (
+    NAN_AT,
+    Dies,
+    Ranks,
+    final_state,
+    history,
+    make_trainee,
+    ranks_of,
+    run_ranks,
+    same_state,
+)
 
 STAGES = ["train-tokenizer", "train-sit"]
 
@@ -40,6 +50,40 @@ def test_resumed_equals_undisturbed(tmp_path: Path, undisturbed: Ranks, die_at: 
     assert result(again) == result(undisturbed)
     assert same_state(final_state(again), final_state(undisturbed))
     assert [row["step"] for row in history(again)] == list(range(1, 25))
+
+
+def test_d_trains_from_its_start_and_the_tokenizer_meets_it_from_its_own(undisturbed: Ranks) -> None:
+    """A quarter and a half of 24 steps; the history counts from 1."""
+    if undisturbed.job.stage != "train-tokenizer":
+        pytest.skip("of the tokenizer alone")
+    lines = history(undisturbed)
+    assert [line["step"] for line in lines if "discriminator" in line] == list(range(7, 25))
+    assert [line["step"] for line in lines if "adversarial" in line] == list(range(13, 25))
+
+
+def test_without_weight_there_is_no_d(tmp_path: Path) -> None:
+    made = ranks_of(tmp_path, "train-tokenizer", 1, None, "tokenizer.adversarial_weight=0")
+    run_ranks(made)
+    assert not [line for line in history(made) if line.keys() & {"adversarial", "discriminator"}]
+
+
+@pytest.mark.parametrize("spoiled", ["tokenizer", "discriminator"])
+def test_a_nan_in_either_network_skips_the_step_of_both(tmp_path: Path, spoiled: str) -> None:
+    trainee = make_trainee(ranks_of(tmp_path, "train-tokenizer"), World.alone())
+    (batch,) = trainee.batches(NAN_AT, NAN_AT + 1)
+    before = {name: copy.deepcopy(part.state_dict()) for name, part in trainee.states().items()}
+    parameter = next(one for one in trainee.states()[spoiled].parameters() if one.requires_grad)
+    hook = parameter.register_hook(lambda grad: grad * torch.nan)
+    assert trainee.step(batch, NAN_AT)["loss"].isnan()
+    hook.remove()
+    for name, part in trainee.states().items():
+        after = part.state_dict()
+        if "optimizer" in name:
+            assert after["state"] == {} == before[name]["state"], name
+        else:
+            assert same_state(after, before[name]), name
+    assert trainee.step(batch, NAN_AT)["loss"].isfinite()
+    assert not any(same_state(part.state_dict(), before[name]) for name, part in trainee.states().items())
 
 
 @pytest.mark.slow
