@@ -71,7 +71,8 @@ class PlainTokenizer:
 
     def distance(self, made: Tensor, target: Tensor) -> Tensor:
         config, perceptual = self.parts.config, self.parts.objective.perceptual
-        distance = config.mse_weight * (made.float() - target).square().mean() / 4  # of images in [0, 1]
+        difference = (made.float() - target) / 2  # of images in [0, 1]
+        distance = config.mse_weight * difference.square().mean() + config.l1_weight * difference.abs().mean()
         return distance if perceptual is None else distance + config.perceptual_weight * perceptual(made, target)
 
     def __call__(self, batch: Any, draws: Draws, step: int) -> float:

@@ -122,7 +122,8 @@ class TokenizerConfig(TrainerConfig):
     discriminator_start: Share = Field(0.5, description="Share of the steps after which D trains.")
     adversarial_start: Share = Field(
         0.5,
-        description="Share of the steps after which the adversarial term is used; DeTok uses it from D's start.",
+        description="Share of the steps after which the adversarial term is used; DeTok uses it from D's start, half "
+        "way in its 200 epochs and at once in its fine-tuning of the decoder.",
     )
 
     @field_validator("level_probabilities", mode="before")
