@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-_HEAD_WIDTH = 64
+_HEADS = {512: 8, 768: 12, 1024: 16, 1152: 16, 1280: 16}  # by width: small, base, large, xl, huge
 _CONVERTED = (
     "decoder.ffn.1.weight", "decoder.ffn.1.bias", "encoder.patch_embed.0.weight", "decoder.conv_out.weight",
 )  # fmt: skip
@@ -73,10 +73,10 @@ def _our_name(name: str) -> str:
 
 
 def detok_network(ours: Mapping[str, Tensor]) -> dict[str, int]:
-    """The arguments of `vit.Tokenizer` for a state dict from `from_detok`; DeTok's heads are 64 wide at every size.
+    """The arguments of `vit.Tokenizer` for a state dict from `from_detok`. Heads, which no shape tells, by the width.
 
     Raises:
-        ValueError: a tensor that tells a size is missing.
+        ValueError: a tensor that tells a size is missing, or no DeTok has the width.
     """
     try:
         width, values = ours["patch_embed.weight"].shape
@@ -85,6 +85,8 @@ def detok_network(ours: Mapping[str, Tensor]) -> dict[str, int]:
         hidden = ours["encoder_blocks.0.mlp_out.weight"].shape[1]
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(f"no DeTok state dict: {error} is missing or of another shape") from error
+    if width not in _HEADS:
+        raise ValueError(f"no DeTok is {width} wide: they are {', '.join(map(str, _HEADS))}")
     patch_size = math.isqrt(values // 3)
     return {
         "image_size": math.isqrt(tokens) * patch_size,
@@ -92,6 +94,6 @@ def detok_network(ours: Mapping[str, Tensor]) -> dict[str, int]:
         "latent_dim": latent_dim,
         "width": width,
         "depth": sum(bool(re.fullmatch(r"encoder_blocks\.\d+\.qkv\.weight", name)) for name in ours),
-        "heads": max(1, width // _HEAD_WIDTH),
+        "heads": _HEADS[width],
         "hidden": hidden,
     }

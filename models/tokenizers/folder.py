@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..choices import TokenizerKind
+from ..tensor_files import read_tensors, write_tensors
 from . import sd_vae
 from .base import TokenizerNetwork
 from .dc_ae import DCAutoencoder
@@ -39,7 +40,6 @@ _NUMBERS: dict[TokenizerKind, tuple[str, ...]] = {
     "dc-ae": ("encoder_block_out_channels", "decoder_block_out_channels", "latent_channels"),
 }
 _LARGEST = 1 << 16  # which no width or depth exceeds
-_LFS = b"version https://git-lfs"  # begins a file that Git LFS has not fetched
 _SIZE = "_image_size"  # of a DC-AE; diffusers passes over names that begin so
 # What a config may leave out, with diffusers' defaults.
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -113,8 +113,10 @@ def _checked(kind: TokenizerKind, network: dict[str, Any], image_size: int | Non
     if kind == "vit" and image_size not in (None, network.get("image_size")):
         raise ValueError(f"it is a ViT for images of {network.get('image_size')} pixels, not {image_size}")
     network["image_size"] = image_size or network.get("image_size")
-    if not isinstance(network["image_size"], int):
+    if network["image_size"] is None:
         raise ValueError("its config names no image size; give one")
+    if not _is_size(network["image_size"]):
+        raise ValueError(f"its config has image_size {network['image_size']!r}")
     for field in _NUMBERS[kind]:
         if field not in network:
             raise ValueError(f"its config lacks {field}")
@@ -132,7 +134,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """The content of a config.json. ValueError if it is none."""
     try:
         config = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error})") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} is not the config of a tokenizer")
@@ -162,22 +164,7 @@ def load(folder: str | Path, image_size: int | None = None) -> TokenizerNetwork:
     files = [place / name for name in (OWN_WEIGHTS, PUBLIC_WEIGHTS) if (place / name).is_file()]
     if len(files) != 1:
         raise ValueError(f"{place} has {len(files)} files of weights; it needs {OWN_WEIGHTS} or {PUBLIC_WEIGHTS}")
-    return restored(found, read_weights(files[0]), str(files[0])).eval().requires_grad_(False)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of safetensors, by name, as stored. ValueError, with the file's name, if it is none."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        weights: dict[str, Tensor] = load_file(path)
-    except SafetensorError as error:
-        with open(path, "rb") as handle:
-            is_pointer = handle.read(len(_LFS)) == _LFS
-        why = "a pointer, whose file Git LFS has not fetched" if is_pointer else error
-        raise ValueError(f"{path.name} is not a file of safetensors ({why})") from error
-    return weights
+    return restored(found, read_tensors(files[0]), str(files[0])).eval().requires_grad_(False)
 
 
 def restored(found: Described, weights: Mapping[str, Tensor], source: str) -> TokenizerNetwork:
@@ -215,8 +202,6 @@ def save(
 
     diffusers' `scaling_factor` is written as 1: latents are as they are encoded (`Autoencoder.decode`).
     """
-    from safetensors.torch import save_file
-
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     if kind == "vit":
@@ -226,7 +211,6 @@ def save(
     else:
         arguments = {field: value for field, value in network.items() if field != "image_size"}
         config, name = {"_class_name": "AutoencoderDC", **arguments, _SIZE: network["image_size"]}, PUBLIC_WEIGHTS
-    tensors = {field: tensor.contiguous() for field, tensor in weights.items()}
-    save_file(tensors, place / name, metadata={"format": "pt"})
+    write_tensors(place / name, weights, {"format": "pt"})
     (place / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
     return [place / CONFIG, place / name]

@@ -6,7 +6,7 @@ from typing import Annotated, get_args
 import typer
 
 from models.choices import DEFAULT_KEEP, DEFAULT_MASK, Mask
-from pipeline.cli.options import Preset, Root, Sets, console, root_config
+from pipeline.cli.options import Preset, Root, Sets, console, local_folder, root_config
 from pipeline.config import load_config
 from pipeline.errors import ConfigError, ContractError
 
@@ -60,7 +60,10 @@ def _check_choice(name: str, given: str, choices: tuple[str, ...]) -> None:
 @exporting.command("tokenizer")
 def export_tokenizer(
     preset: Preset,
-    to: Annotated[Path, typer.Option("--to", help="New folder for config.json and weights.")] = Path("tokenizer"),
+    to: Annotated[
+        Path,
+        typer.Option("--to", parser=local_folder, metavar="FOLDER", help="New folder for config.json and weights."),
+    ] = Path("tokenizer"),
     set_: Sets = None,
     root: Root = None,
 ) -> None:

@@ -6,8 +6,10 @@ No command is defined here.
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
+from urllib.parse import unquote
 
 import typer
 from rich.console import Console
@@ -23,6 +25,16 @@ Root = Annotated[str | None, typer.Option("--root", help="Location of the artifa
 SomePreset = Annotated[str | None, typer.Argument(help="Preset whose root is used.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's output and tracebacks.")]
+
+
+def local_folder(value: str | Path) -> Path:
+    """The parser of an option that is a folder here: a path, or file:///PATH. ConfigError for another URI."""
+    given = str(value)
+    if given.startswith("file:///"):
+        return Path(unquote(given.removeprefix("file://")))
+    if "://" in given or not given:
+        raise ConfigError(f"'{given}' is no local folder", "Give a path, or file:///PATH.")
+    return Path(given).expanduser()
 
 
 console = Console()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.options import Debug, Json, Preset, Root, Sets, console
+from pipeline.cli.options import Debug, Json, Preset, Root, Sets, console, local_folder
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, ContractError
 
@@ -100,7 +100,15 @@ def report(preset: Preset, set_: Sets = None, root: Root = None, as_json: Json =
 @app.command()
 def analyze(
     presets: Annotated[list[str], typer.Argument(metavar="PRESET...", help="Presets' names or YAML files.")],
-    to: Annotated[Path, typer.Option("--to", help="Folder for the figures and figures.json.")],
+    to: Annotated[
+        Path,
+        typer.Option(
+            "--to",
+            parser=local_folder,
+            metavar="FOLDER",
+            help="Folder for the figures and figures.json; those of an earlier call are replaced.",
+        ),
+    ],
     set_: Sets = None,
     root: Root = None,
 ) -> None:
@@ -122,10 +130,11 @@ def _analysed(preset: str, set_: list[str] | None, root: str | None) -> "Found":
     """A preset's analysis. ContractError with the command that makes it, if there is none."""
     from pipeline.reports import Found
     from pipeline.storage import open_storage
-    from pipeline.workflow import artifacts_of, check_inputs, resolved, survey
+    from pipeline.workflow import artifacts_of, check_inputs, resolved, stage_fingerprints, survey
 
     config = resolved(load_config(preset, set_, root), fresh=False)
-    check_inputs(config, preset)
+    if stage_fingerprints(config)["analyze"] is None:
+        check_inputs(config, preset)  # raises, with what is not known
     storage, manifest = open_storage(config.root), artifacts_of(survey(config)).get("analyze")
     if manifest is None:
         same = [word for text in set_ or [] for word in ("--set", text)] + (["--root", root] if root else [])
@@ -141,7 +150,7 @@ def sample(
         str,
         typer.Option("--class", help="The class: its name, else its number from 0."),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the images.")],
+    out: Annotated[Path, typer.Option("--out", parser=local_folder, metavar="FOLDER", help="Folder for the images.")],
     n: Annotated[int, typer.Option("--n", min=1, help="Number of images.")] = 8,
     guidance: Annotated[float | None, typer.Option("--guidance", min=1.0, help="Guidance scale W.")] = None,
     set_: Sets = None,

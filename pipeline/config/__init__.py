@@ -8,6 +8,7 @@ from pipeline.config.loading import (
     PRESETS,
     fields_changed_here,
     load_config,
+    parse_yaml,
     preset_label,
     preset_names,
     site_root,

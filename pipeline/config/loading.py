@@ -122,18 +122,19 @@ class _UniqueKeys(yaml.SafeLoader):
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        return _parse_yaml(path.read_text(), str(path))
+        return parse_yaml(path.read_text(), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})", "Check the path and its permissions.") from error
 
 
-def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """A mapping in YAML, whose keys may not repeat. ConfigError, with the source's name."""
     try:
         tree = yaml.load(text, _UniqueKeys) or {}  # noqa: S506  # a SafeLoader
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date
         raise ConfigError(f"{source}: not valid YAML ({' '.join(str(error).split())})", "Correct the file.") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{source}: not a mapping of sections", "See `python -m pipeline config show quickstart`.")
+        raise ConfigError(f"{source}: not a mapping of keys to values", "Correct the file.")
     return tree
 
 

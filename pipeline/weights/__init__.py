@@ -7,7 +7,7 @@ counts in a fingerprint. torch is imported where a file is converted.
 from typing import TYPE_CHECKING
 
 from pipeline.lazy import lazy
-from pipeline.weights.catalogue import CATALOGUE, find_entry
+from pipeline.weights.catalogue import CATALOGUE, Entry, find_entry
 from pipeline.weights.fitting import check_file
 from pipeline.weights.local import fetch_weights
 from pipeline.weights.names import check_known, missing_weights, resolve_weights, wanted

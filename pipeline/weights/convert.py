@@ -1,6 +1,7 @@
 """From a publisher's file to safetensors with the names that our networks read. No code in a file is run."""
 
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.tensor_files import write_tensors
 from pipeline.errors import ContractError
 from pipeline.weights.catalogue import Layout
 
@@ -20,14 +22,15 @@ def convert(source: Path, layout: Layout, target: Path) -> None:
 
     ContractError if the file holds more than tensors, or tensors of another network.
     """
-    from safetensors.torch import save_file
-
     if layout == "diffusers":  # safetensors already: as published, an import of it is known by the publisher's sha256
         _check_safetensors(source)
         shutil.copyfile(source, target)
         return
-    tensors = _CONVERTERS[layout](_loaded(source), source.name)
-    save_file({name: tensors[name].contiguous() for name in sorted(tensors)}, target)
+    tensors = _CONVERTERS[layout](load_tensors(source), source.name)
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise ContractError(f"{source.name}: {name} is no plain tensor with values", "Take the publisher's file.")
+    write_tensors(target, {name: tensors[name].clone() for name in sorted(tensors)})  # two names may share one
 
 
 def _check_safetensors(source: Path) -> None:
@@ -41,17 +44,22 @@ def _check_safetensors(source: Path) -> None:
         raise ContractError(f"{source.name} is not a safetensors file ({error})", "Fetch it again.") from error
 
 
-def _loaded(source: Path) -> Any:
+def load_tensors(source: Path) -> Any:
+    """What torch has saved: tensors, in whatever tree. ContractError if it is no such file, or holds code."""
     try:
         return torch.load(source, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        why = str(error).strip().splitlines()[-1][:200]
+    except OSError:
+        raise
+    except Exception as error:  # an unpickler meets arbitrary bytes
+        why = " ".join(str(error).split())
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in why:
+            name = re.search(r"GLOBAL (\S+)", why)
+            raise ContractError(
+                f"{source.name} holds more than tensors, and its code is not run ({name[1] if name else why[:200]})",
+                "Take the publisher's own file.",
+            ) from error
         raise ContractError(
-            f"{source.name} holds more than tensors, and its code is not run ({why})", "Take the publisher's own file."
-        ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise ContractError(
-            f"{source.name} is not a file of torch ({' '.join(str(error).split())[:200]})", "Fetch it again."
+            f"{source.name} is not a file of torch ({type(error).__name__}: {why[:200]})", "Fetch it again."
         ) from error
 
 
@@ -70,7 +78,9 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], w
 
 
 def _state_dict(loaded: Any, what: str) -> Tensors:
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
+    ):
         raise ContractError(f"{what} holds no state dict: tensors by name", "Take the publisher's file.")
     return dict(loaded)
 
@@ -138,8 +148,18 @@ def _inception(loaded: Any, what: str) -> Tensors:
 
 def _detok(loaded: Any, what: str) -> Tensors:
     """The moving average of the training's file, under its public names."""
-    average = loaded.get("model_ema", loaded) if isinstance(loaded, dict) else loaded
-    return _state_dict(average, what)
+    from models.tokenizers.detok import detok_network, from_detok
+    from models.tokenizers.vit import Tokenizer
+
+    tensors = _state_dict(loaded.get("model_ema", loaded) if isinstance(loaded, dict) else loaded, what)
+    try:
+        ours = from_detok(tensors)
+        with torch.device("meta"):
+            network = Tokenizer(**detok_network(ours))
+    except (ValueError, RuntimeError) as error:  # RuntimeError: of a shape that cannot be reordered
+        raise ContractError(f"{what}: {error}", "Take the publisher's file.") from error
+    check_tensors(ours, network.state_dict(), what)
+    return tensors
 
 
 _CONVERTERS: dict[Layout, Callable[[Any, str], Tensors]] = {

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote
 
 import requests
 
@@ -20,8 +21,8 @@ _SECONDS = 30.0  # to connect, and between two blocks
 _ATTEMPTS = 5  # without one new byte
 _ELSEWHERE = (
     "On a machine with internet: `python -m pipeline weights fetch {name} --to FOLDER`; then bring FOLDER here "
+    "and set `weights` to it, or get {url} and run the command with `--from` its folder."
 )
-_ELSEWHERE += "and set `weights` to it, or get {url} and run the command with `--from` its folder."
 
 
 class _CutError(Exception):
@@ -37,13 +38,13 @@ def download(file: PublicFile, folder: Path, name: str, progress: Progress, sour
     Raises ConfigError for a wrong `source`, StorageError if it cannot be got, is not the file of the catalogue, or
     cannot be written.
     """
-    if source is not None:
-        _check_source(source)
+    url = file.url if source is None else _address(source, file.name)
     with storage_errors(str(folder)):
         target, partial = folder / file.name, folder / f"{file.name}.part"
         if target.exists():
-            return target
-        url = file.url if source is None else f"{source.rstrip('/')}/{file.name}"
+            if _wrong(file, target) is None:
+                return target
+            target.unlink()  # damaged since, or somebody else's
         resumed = partial.exists() and partial.stat().st_size > 0
         _get(url, partial, name, file, progress)
         if resumed and _wrong(file, partial) is not None:  # the rest was of another file than the beginning
@@ -56,17 +57,20 @@ def download(file: PublicFile, folder: Path, name: str, progress: Progress, sour
         return target
 
 
-def _check_source(source: str) -> None:
-    """ConfigError if `source` is neither a folder nor the address of a mirror."""
+def _address(source: str, name: str) -> str:
+    """Where a folder, or a mirror, has the file: a path or an address. ConfigError if `source` is neither."""
     if source.startswith(("http://", "https://")):
-        return
+        return f"{source.rstrip('/')}/{name}"
     if "://" in source and not source.startswith("file:///"):
         raise ConfigError(
             f"--from {source} is neither a folder nor the address of a mirror",
             "Give a path, file:///PATH or https://...; what lies on S3 is named by the config's `weights`.",
         )
-    if not Path(source.removeprefix("file://")).is_dir():
+    path = unquote(source.removeprefix("file://")) if source.startswith("file://") else source
+    folder = Path(path).expanduser()
+    if not path or not folder.is_dir():
         raise ConfigError(f"--from {source} is not a folder", "Give the folder that has the publishers' files.")
+    return str(folder / name)
 
 
 def _wrong(file: PublicFile, path: Path) -> str | None:
@@ -80,14 +84,15 @@ def _wrong(file: PublicFile, path: Path) -> str | None:
 
 
 def _get(url: str, partial: Path, name: str, file: PublicFile, progress: Progress) -> None:
-    if "://" not in url or url.startswith("file://"):
-        _copy(Path(url.removeprefix("file://")), partial, progress)
+    if not url.startswith(("http://", "https://")):
+        _copy(Path(url), partial, progress)
         return
+    elsewhere = _ELSEWHERE.format(name=name, url=file.url)
     failed = 0
     while True:
         before = partial.stat().st_size if partial.exists() else 0
         try:
-            _request(url, partial, before, progress)
+            _request(url, partial, before, progress, elsewhere)
             return
         except (
             _CutError,
@@ -97,14 +102,17 @@ def _get(url: str, partial: Path, name: str, file: PublicFile, progress: Progres
         ) as error:
             failed = 0 if partial.exists() and partial.stat().st_size > before else failed + 1
             if failed == _ATTEMPTS:
-                raise StorageError(
-                    f"{url} cannot be got ({' '.join(str(error).split())[:200]})",
-                    _ELSEWHERE.format(name=name, url=file.url),
-                ) from error
+                raise _unreachable(url, error, elsewhere) from error
             time.sleep(min(0.5 * 2**failed, 8.0))
+        except requests.RequestException as error:  # which no further attempt would mend, such as a wrong address
+            raise _unreachable(url, error, elsewhere) from error
 
 
-def _request(url: str, partial: Path, start: int, progress: Progress) -> None:
+def _unreachable(url: str, error: Exception, hint: str) -> StorageError:
+    return StorageError(f"{url} cannot be got ({' '.join(str(error).split())[:200]})", hint)
+
+
+def _request(url: str, partial: Path, start: int, progress: Progress, elsewhere: str) -> None:
     """Append what is missing, or begin anew if the server does not send a part."""
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
     with requests.get(url, headers=headers, stream=True, timeout=_SECONDS) as answer:
@@ -113,7 +121,7 @@ def _request(url: str, partial: Path, start: int, progress: Progress) -> None:
         if answer.status_code in (429, 500, 502, 503, 504):
             raise _CutError(f"HTTP status {answer.status_code}")
         if answer.status_code not in (200, 206):
-            raise StorageError(f"{url} answered with HTTP status {answer.status_code}", "Check the address.")
+            raise StorageError(f"{url} answered with HTTP status {answer.status_code}", elsewhere)
         begin = start if answer.status_code == 206 else 0
         length = answer.headers.get("Content-Length")
         total = begin + int(length) if length is not None else 0

@@ -100,9 +100,9 @@ def tensor_shapes(path: Path) -> Shapes:
         header: Any = json.loads(handle.read(length))  # a JSONDecodeError or UnicodeDecodeError is a ValueError
     try:
         tensors = {name: about for name, about in header.items() if name != "__metadata__"}
-        end = max((about["data_offsets"][1] for about in tensors.values()), default=0)
+        end = max((int(about["data_offsets"][1]) for about in tensors.values()), default=0)
         shapes = {name: [int(side) for side in about["shape"]] for name, about in tensors.items()}
-    except (AttributeError, KeyError, TypeError, IndexError) as error:
+    except (AttributeError, KeyError, TypeError, IndexError, ValueError, ArithmeticError) as error:
         raise ValueError("its header does not describe tensors") from error
     if size != _LENGTH + length + end:
         raise ValueError(f"it has {size:,} bytes, not {_LENGTH + length + end:,}")

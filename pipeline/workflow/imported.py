@@ -125,12 +125,12 @@ def import_tokenizer(
             "kind": network.kind,
             "network": network.network,
             "filter": {"mask": use.mask, "keep": use.keep},
-            "source": {"kind": kind, "uri": uri, "sha256": hash_file(source.weights).sha256},
+            "source": {"kind": kind, "uri": source.uri, "sha256": hash_file(source.weights).sha256},
         }
         fingerprint = _fingerprint(details)
         made = read_manifest(storage, _STAGE, fingerprint)
         if made is not None and not broken_files(storage, made):
-            say(f"{made.name} is there already")
+            say(f"# {made.name} is there already")
             return made
         return _committed(storage, fingerprint, network, details, Path(folder))
 
@@ -147,6 +147,8 @@ class _Source:
 
     weights: Path
     config: dict[str, Any] | None
+    uri: str
+    """Where they are from, from whatever folder it is read."""
 
 
 def _fetched(uri: str, folder: Path) -> _Source:
@@ -166,7 +168,8 @@ def _fetched(uri: str, folder: Path) -> _Source:
             raise FileNotFoundError
     except FileNotFoundError:
         raise ConfigError(f"{uri} is missing", "Give a folder, or a file of safetensors.") from None
-    return _Source(local, _config_in(storage, uri))
+    place = name if uri.endswith(".safetensors") else ""
+    return _Source(local, _config_in(storage, uri), storage.uri(place))
 
 
 def _weights_in(storage: Storage, uri: str) -> str:
@@ -194,7 +197,7 @@ def _config_in(storage: Storage, uri: str) -> dict[str, Any] | None:
         config = json.loads(storage.read(_CONFIG))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{storage.uri(_CONFIG)} is not JSON ({error})", "Correct the file.") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{storage.uri(_CONFIG)} is not the config of a tokenizer", f"Look at what {uri} holds.")
@@ -214,10 +217,11 @@ def _opened(source: _Source, kind: SourceKind, use: ImportUse, uri: str) -> "Tok
     """The network of the source's weights, in fp32. ValueError if they are of no such tokenizer, or a ConfigError."""
     import torch
 
+    from models.tensor_files import read_tensors
     from models.tokenizers.detok import detok_network, from_detok
-    from models.tokenizers.folder import Described, described, read_weights, restored
+    from models.tokenizers.folder import Described, described, restored
 
-    weights = read_weights(source.weights)
+    weights = read_tensors(source.weights)
     if kind == "detok":
         weights = from_detok(weights)
         found = Described("vit", detok_network(weights))
@@ -258,7 +262,7 @@ def _assumed(kind: SourceKind) -> dict[str, Any]:
 def _committed(
     storage: Storage, fingerprint: str, network: "TokenizerNetwork", details: dict[str, Any], folder: Path
 ) -> Manifest:
-    from safetensors.torch import save_file
+    from models.tensor_files import write_tensors
 
     config = _config_of(fingerprint, details)
     lease = Lease(storage, _STAGE, fingerprint)
@@ -267,7 +271,7 @@ def _committed(
         remove_artifact(storage, _STAGE, fingerprint)  # a broken one
         writer = ArtifactWriter(storage, _STAGE, fingerprint)
         path = folder / "converted"
-        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)
+        write_tensors(path, network.state_dict())
         writer.add(path, "weights.safetensors")
         manifest = Manifest(
             stage=_STAGE,

@@ -44,10 +44,9 @@ def tokenizer_step_gflops(config: Config, attention: bool = False) -> float:
 
 def _tokenizer(config: Config, made: Manifest | None) -> sizes.TokenizerSizes:
     """The tokenizer's sizes: of the imported one if that is there, else of the config."""
-    network = config.tokenizer_network
     if config.tokenizer.imported is not None and made is not None:
-        network = made.details["network"]
-    return sizes.tokenizer_sizes(config.tokenizer.kind, network)
+        return sizes.tokenizer_sizes(made.details["kind"], made.details["network"])
+    return sizes.tokenizer_sizes(config.tokenizer.kind, config.tokenizer_network)
 
 
 def sit_gflops(config: Config, attention: bool = False) -> float:

@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, ContractError, PipelineError, StorageEr
 from pipeline.storage import cache_folder, open_storage
 from pipeline.weights import CATALOGUE, check, convert, download, fetch, read_recorded
 from pipeline.weights.catalogue import Entry, PublicFile
+from tests.models.test_detok import detok_weights
 from tests.support.publisher import Publisher, publishing
 
 LAYOUT = {"features.0.weight": torch.zeros(64, 64, 3, 3), "features.0.bias": torch.zeros(64)}
@@ -220,10 +221,77 @@ def test_tensors_of_another_network(publisher, tmp_path, monkeypatch, case):
         fetch("tiny", open_storage(str(tmp_path / "place")), shown)
 
 
-def test_no_file_of_torch(publisher, tmp_path, monkeypatch):
-    offer(publisher, monkeypatch, "tiny", b"<html>not found</html>")
-    with pytest.raises(ContractError, match=r"tiny\.pth (is not a file of torch|holds more than tensors)"):
+SHARED = torch.zeros(64)
+NO_FILES = {
+    "a page": b"<html>not found</html>",
+    "nothing": b"",
+    "half a pickle": b"\x80",
+    "an empty tuple's end": b"\x80\x02(.",
+    "an unknown memo": b"h\x05",
+    "numbers for names": in_bytes({3: torch.zeros(1)}),
+    "sparse": in_bytes({**LAYOUT, "features.0.bias": torch.zeros(64).to_sparse()}),
+    "without values": in_bytes({**LAYOUT, "features.0.bias": torch.zeros(64, device="meta")}),
+}
+
+
+@pytest.mark.parametrize("case", NO_FILES)
+def test_no_file_of_torch(publisher, tmp_path, monkeypatch, case):
+    """One line, and nothing is kept: the publisher's right file is taken the next time."""
+    right = publisher.files["/tiny.pth"]
+    offer(publisher, monkeypatch, "tiny", NO_FILES[case])
+    with pytest.raises(ContractError, match=r"tiny\.pth") as caught:
         fetch("tiny", open_storage(str(tmp_path / "place")), shown)
+    assert "\n" not in str(caught.value)
+    assert "its code" not in str(caught.value)
+    offer(publisher, monkeypatch, "tiny", right)
+    assert fetch("tiny", open_storage(str(tmp_path / "place")), shown)
+
+
+def test_two_names_of_one_tensor(publisher, tmp_path, monkeypatch):
+    monkeypatch.setattr(convert, "_timm_layout", lambda name: {"features.0.bias": SHARED, "features.1.bias": SHARED})
+    offer(publisher, monkeypatch, "tiny", in_bytes({"features.0.bias": SHARED, "features.1.bias": SHARED}))
+    assert fetch("tiny", open_storage(str(tmp_path / "place")), shown)
+
+
+def test_a_download_that_lies_here_damaged_is_not_taken(publisher, tmp_path):
+    lying = cache_folder() / "downloads" / "tiny" / "tiny.pth"
+    lying.parent.mkdir(parents=True)
+    lying.write_bytes(in_bytes(vgg(seed=5)))
+    recorded = fetch("tiny", open_storage(str(tmp_path / "place")), shown)
+    assert recorded.source_sha256 == hashlib.sha256(publisher.files["/tiny.pth"]).hexdigest()
+
+
+def test_a_wrong_address_is_told_as_that(publisher, tmp_path):
+    with pytest.raises(StorageError, match=r"http://\[bad/tiny\.pth cannot be got") as caught:
+        fetch("tiny", open_storage(str(tmp_path / "place")), shown, "http://[bad")
+    assert "--to FOLDER" in str(caught.value)
+
+
+def test_a_folder_of_brought_files_may_be_a_uri(publisher, tmp_path):
+    brought = tmp_path / "p ub"
+    brought.mkdir()
+    (brought / "tiny.pth").write_bytes(publisher.files["/tiny.pth"])
+    assert fetch("tiny", open_storage(str(tmp_path / "place")), shown, brought.as_uri())
+    assert publisher.asked == []
+    with pytest.raises(ConfigError, match="--from  is not a folder"):
+        fetch("tiny", open_storage(str(tmp_path / "other")), shown, "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
+def test_a_disk_that_is_full_for_what_is_converted(publisher, tmp_path, monkeypatch):
+    """Room for the download, but not for the file of safetensors beside it."""
+    small, size = tmp_path / "small", len(publisher.files["/tiny.pth"])
+    small.mkdir()
+    options = f"size={size + 200_000}"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(small)], check=False).returncode:
+        pytest.skip("this machine does not let tests mount")
+    try:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(small / "cache"))
+        (small / "rest").write_bytes(b"0" * 150_000)
+        with pytest.raises(StorageError, match=r"No space left on device.*Free some disk space"):
+            fetch("tiny", open_storage(str(tmp_path / "place")), shown)
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
@@ -348,5 +416,10 @@ def test_dinov2_and_inception_and_detok():
     from models.inception import inception_layout
 
     assert convert._inception(inception_layout(), "file")
-    average = {"a": torch.zeros(1)}
+    average = detok_weights(32, patch=4, dim=5, width=512, depth=1, hidden=48)
     assert convert._detok({"model": {"a": torch.ones(1)}, "model_ema": average, "epoch": 3}, "file") == average
+    for wrong in ({}, {"whatever": torch.zeros(3)}, {**average, "encoder.more": torch.zeros(1)},
+                  {**average, "encoder.ln_pre.weight": torch.zeros(7)},
+                  detok_weights(32, patch=4, dim=5, width=500, depth=1, hidden=48)):  # fmt: skip
+        with pytest.raises(ContractError, match="file"):
+            convert._detok(wrong, "file")

@@ -1,5 +1,6 @@
 """A tokenizer that was not trained here is an artifact as a trained one: what is imported, and its use."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def test_an_import_is_used_as_a_trained_tokenizer_is(tmp_path: Path, kind: Sourc
 def test_where_it_is_from_is_kept(tmp_path: Path) -> None:
     made = imported(tmp_path)
     source = made.details["source"]
-    assert source["uri"] == str(tmp_path / "vit")
+    assert source["uri"] == (tmp_path / "vit").as_uri(), "wherever it is read"
     assert len(source["sha256"]) == 64
     assert (made.inputs, made.metrics) == ({}, {})
 
@@ -116,14 +117,14 @@ def test_half_precision_becomes_single(tmp_path: Path) -> None:
 
 
 def test_detok_is_imported_from_one_file(tmp_path: Path) -> None:
-    theirs = detok_weights(32, patch=4, dim=5, width=64, depth=2, hidden=48)
+    theirs = detok_weights(32, patch=4, dim=5, width=512, depth=1, hidden=48)
     save_file(theirs, tmp_path / "detok.safetensors")
     made = import_tokenizer(str(tmp_path / "runs"), "detok", str(tmp_path / "detok.safetensors"), USE)
     assert made.details["kind"] == "vit"
     tokenizer, _ = load_tokenizer(open_storage(str(tmp_path / "runs")), made, CPU)
     state = from_detok(theirs)
     assert all(torch.equal(tensor, state[name]) for name, tensor in tokenizer.state_dict().items())
-    assert made.details["network"]["heads"] == 1
+    assert made.details["network"]["heads"] == 8
 
 
 def test_sd_vae_needs_no_config(tmp_path: Path) -> None:
@@ -142,9 +143,9 @@ def test_a_whole_import_stays_and_a_broken_one_is_replaced(tmp_path: Path) -> No
     storage = open_storage(str(tmp_path / "runs"))
     again = import_tokenizer(str(tmp_path / "runs"), "vit", str(tmp_path / "vit"), USE, said.append)
     assert again == made
-    assert said == [f"{made.name} is there already"]
+    assert said == [f"# {made.name} is there already"], "what is printed is YAML"
     storage.write(f"{made.name}/weights.safetensors", b"broken")
-    with pytest.raises(ContractError, match=f"import tokenizer vit {tmp_path}/vit --root"):
+    with pytest.raises(ContractError, match=f"import tokenizer vit file://{tmp_path}/vit --root"):
         check_not_imported(made, str(tmp_path / "runs"))
     assert imported(tmp_path).content == made.content
     assert broken_files(storage, made) == []
@@ -214,6 +215,8 @@ def test_a_config_that_says_otherwise_is_refused(world: World, changed: str, sai
     with pytest.raises(ContractError, match=said):
         world.run(*sets_of(made), changed)
     assert world.connected == 0
+    config = world.config(*sets_of(made), changed)
+    assert any(re.search(said, line) for line in make_plan(config, survey(config))["warnings"])
 
 
 def test_plan_counts_what_was_imported(world: World) -> None:
@@ -238,7 +241,7 @@ def test_the_card_says_where_it_is_from(world: World) -> None:
     sit = made.model_copy(update={"details": {"network": config.sit_network, "level": 2}, "stage": "train-sit"})
     prepared = made.model_copy(update={"config": {"data.format": "digits"}, "stage": "prepare"})
     card = model_card(config, {"prepare": prepared, "train-tokenizer": made, "train-sit": sit}, "f" * 64, None)
-    assert f"imported from {world.root.parent}/sd-vae (sha256 {made.details['source']['sha256']})" in card
+    assert f"imported from file://{world.root.parent}/sd-vae (sha256 {made.details['source']['sha256']})" in card
     assert "a tokenizer of kind sd-vae" in card
 
 

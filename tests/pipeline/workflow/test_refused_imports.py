@@ -76,6 +76,18 @@ def test_configs_of_any_content_are_refused_in_one_line(tmp_path: Path, case: st
     assert said in refusal(tmp_path, "sd-vae", spoiled(tmp_path / "kl", **changes))
 
 
+@pytest.mark.parametrize("size", [True, -32, 0, "32", 1.5])
+def test_an_image_size_that_is_none(size: Any) -> None:
+    with pytest.raises(ValueError, match=f"its config has image_size {size!r}"):
+        described({"_class_name": "AutoencoderKL", **SD_VAE, "sample_size": size})
+
+
+def test_a_config_without_end(tmp_path: Path) -> None:
+    folder = spoiled(tmp_path / "kl")
+    (folder / "config.json").write_text("[" * 100_000)
+    assert "config.json is not JSON" in refusal(tmp_path, "sd-vae", folder)
+
+
 json_values = st.recursive(
     st.one_of(
         st.none(), st.booleans(), st.integers(-3, 70), st.floats(), st.text(max_size=3), st.just("AutoencoderDC")
