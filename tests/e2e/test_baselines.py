@@ -77,7 +77,7 @@ def test_dc_ae_is_imported_and_runs_to_a_champion(tmp_path: Path, monkeypatch: p
     assert {stage["status"] for stage in kept.values()} == {"cached"}
     (root / made.name / "weights.safetensors").write_bytes(b"broken")
     repaired = command("artifact", "repair", made.name, "--root", str(root))
-    one_line(repaired.stderr, "was imported", f"import tokenizer dc-ae {public}")
+    one_line(repaired.stderr, "was imported", f"import tokenizer dc-ae file://{public}")
     assert (
         command("import", "tokenizer", "dc-ae", str(public), "--image-size", "32", "--root", str(root)).returncode == 0
     )
