@@ -1,6 +1,7 @@
 """The benchmarks' sides at tiny sizes: what is compared computes the same, or the comparison is refused."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from benchmarks import (
     device_steps,
     encode,
     loader,
+    mask,
     memory,
     precision,
     tokenizer,
@@ -130,6 +132,13 @@ def test_curves_are_compared_with_those_of_other_seeds() -> None:
 
 
 @pytest.mark.slow
+def test_the_document_of_the_masks_has_the_recorded_table() -> None:
+    text, runs = (PROJECT / "docs" / "mask.md").read_text(), mask.recorded().values()
+    assert "\n".join(mask.table(runs)) in text
+    (done,) = re.findall(r"(\d+) of (\d+) runs", text)
+    assert tuple(map(int, done)) == (len(runs), sum(row.seeds for row in mask.ROWS.values()))
+
+
 def test_both_precisions_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVAE_TEST_DATA", raising=False)
     words = [word for one in SMALL for word in ("--set", one)]
