@@ -31,6 +31,7 @@ SETS = [
     "tokenizer.discriminator_width=8", "tokenizer.discriminator_start=0.25", "tokenizer.adversarial_start=0.5",
     "sit.width=16", "sit.depth=2", "sit.heads=2", "sit.student_block=1", "sit.teacher_block=2",
     "sit.batch_size=12", "sit.steps=24", "sit.checkpoint_every=4", "sit.log_every=1", "cluster.loader_threads=1",
+    "cluster.cpus_per_worker=1",  # tests train side by side, and threads that share a core wait for each other
 ]  # fmt: skip
 
 
