@@ -2,7 +2,8 @@
 dict of its kind (`REGULARIZERS`, `ALIGNMENTS`, `SAMPLERS`, ...); a test compares the two.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 LEVELS = 4  # of S_l and G_l, counted from 0
 TOP_LEVEL = LEVELS - 1
@@ -18,7 +19,7 @@ TOKENIZER_PACKAGES: dict[TokenizerKind, tuple[str, ...]] = {
 RegularizerKind = Literal["spectral", "equivariance", "scale", "matching", "spectrum_prior", "none"]
 Mask = Literal["gain", "remove", "square", "dct"]
 DEFAULT_MASK: Mask = "gain"
-DEFAULT_KEEP = 0.5  # share of frequencies that it leaves unchanged at every level
+DEFAULT_KEEP = 0.25  # share of frequencies that it leaves unchanged at every level: docs/mask.md
 
 Perceptual = Literal["none", "lpips", "lpips+convnext", "efficientnet_lite0"]
 PERCEPTUAL_WEIGHTS: dict[Perceptual, dict[str, str]] = {  # field of the tokenizer -> name in the catalogue
@@ -28,6 +29,8 @@ PERCEPTUAL_WEIGHTS: dict[Perceptual, dict[str, str]] = {  # field of the tokeniz
     "efficientnet_lite0": {"efficientnet": "efficientnet-lite0"},
 }
 
+PathKind = Literal["linear", "vp", "cosine"]
+TimeDistribution = Literal["uniform", "logit_normal"]
 Prediction = Literal["velocity", "noise", "data"]
 
 AlignmentKind = Literal["none", "sra", "fda"]
@@ -35,9 +38,31 @@ AlignmentSchedule = Literal["linear", "constant", "step", "low_noise"]
 AlignmentHead = Literal["mlp", "none"]
 FeatureLoss = Literal["cosine", "l2", "smooth_l1"]
 
-SamplerMethod = Literal["euler", "heun", "sde"]
-MINIMUM_STEPS: dict[SamplerMethod, int] = {"euler": 1, "heun": 1, "sde": 2}  # the last step of the SDE adds no noise
-EVALUATIONS_PER_STEP: dict[SamplerMethod, int] = {"euler": 1, "heun": 2, "sde": 1}
+
+class AlignmentDefaults(NamedTuple):
+    """What an alignment takes where nothing is set."""
+
+    weight: float
+    schedule: AlignmentSchedule
+    loss: FeatureLoss
+
+
+ALIGNMENT_DEFAULTS: dict[AlignmentKind, AlignmentDefaults] = {
+    "none": AlignmentDefaults(0.0, "constant", "l2"),
+    "sra": AlignmentDefaults(0.2, "constant", "smooth_l1"),  # SRA's public code
+    "fda": AlignmentDefaults(0.25, "linear", "cosine"),
+}
+SRA_BLOCKS = {"S": (4, 8), "B": (4, 8), "XL": (8, 20)}  # of its public scripts; others in proportion to XL's
+
+SamplerMethod = Literal["euler", "heun", "ddim", "dopri5", "sde"]
+MINIMUM_STEPS = 2  # points in time, both ends included
+EVALUATIONS: dict[SamplerMethod, Callable[[int], int]] = {  # of the network, by steps
+    "euler": lambda steps: steps - 1,
+    "heun": lambda steps: 2 * steps - 3,
+    "ddim": lambda steps: steps - 1,
+    "dopri5": lambda steps: steps,  # it chooses them itself: an assumption
+    "sde": lambda steps: steps,
+}
 
 FeatureNetwork = Literal["inception", "efficientnet_lite0"]
 Precision = Literal["fp32", "bf16"]

@@ -182,7 +182,7 @@ def test_a_run_uses_it_and_trains_none(world: World) -> None:
 
 def test_another_import_makes_everything_after_it_anew(world: World) -> None:
     first = imported(world.root.parent)
-    second = imported(world.root.parent, use=ImportUse(32, "gain", 0.25))
+    second = imported(world.root.parent, use=ImportUse(32, "gain", 0.5))
     world.run(*sets_of(first))
     assert world.run(*sets_of(second)) == [name for name in NAMES if name not in ("prepare", "train-tokenizer")]
 
@@ -276,7 +276,7 @@ def test_the_row_of_dc_ae_has_the_fingerprint_of_its_public_file() -> None:
         kind, network = described(config, 256)
         assert (kind, network) == ("dc-ae", {"image_size": 256, **DC_AE})
         source = {"sha256": CATALOGUE["dc-ae-f32c32"].files[0].sha256}
-        details = {"kind": kind, "network": network, "filter": {"mask": "gain", "keep": 0.5}, "source": source}
+        details = {"kind": kind, "network": network, "filter": {"mask": "gain", "keep": 0.25}, "source": source}
         assert load_config("table2/dc-ae").tokenizer.imported == _fingerprint(details)
 
 
@@ -294,7 +294,7 @@ def test_the_preset_of_sd_vae_has_the_fingerprint_of_its_public_file() -> None:
         details = {
             "kind": kind,
             "network": network,
-            "filter": {"mask": "gain", "keep": 0.5},
+            "filter": {"mask": "gain", "keep": 0.25},
             "source": {"sha256": sha256},
         }
         assert load_config("imagenet-sd-vae").tokenizer.imported == _fingerprint(details)
