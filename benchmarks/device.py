@@ -180,7 +180,7 @@ def measure_sample(device: Device) -> dict[str, Any]:
 
     def draw(_: int) -> Tensor:
         return sample(
-            sit, noise, labels, null_label=own["classes"], method="euler", steps=_EVALUATIONS, guidance_scale=1.8
+            sit, noise, labels, null_label=own["classes"], method="euler", steps=_EVALUATIONS + 1, guidance_scale=1.8
         )
 
     with torch.autocast(device.device.type, torch.bfloat16, enabled=device.is_gpu):

@@ -20,6 +20,7 @@ from models.ema import EMA
 from models.generator import LatentStatistics
 from models.objective import SitBatch, SitDraws, SitObjective
 from models.optimizer import adamw, clip_gradient, step_if
+from models.paths import PATHS
 from models.perceptual import PerceptualLoss
 from models.reconstruction import LossWeights, TokenizerDraws, TokenizerObjective, discriminator_loss
 from models.regularizers import SpectralRegularizer
@@ -34,7 +35,7 @@ class Sizes:
     """Of the networks and batches."""
 
     tokenizer: dict[str, int]
-    sit: dict[str, int]
+    sit: dict[str, Any]
     blocks: tuple[int, int]  # that FDA and SRA align
     tokenizer_batch: int
     sit_batch: int
@@ -43,7 +44,7 @@ class Sizes:
     vgg: int  # width
 
 
-def _sit(size: str, grid: int, latent_dim: int) -> dict[str, int]:
+def _sit(size: str, grid: int, latent_dim: int) -> dict[str, Any]:
     width, depth, heads = SIT_SIZES[size]
     return {
         "grid": grid,
@@ -139,6 +140,8 @@ class SitStep(Step):
             alignment,
             LatentFilter(own["grid"]).to(device),
             LatentStatistics([0.0] * own["latent_dim"], ones).to(device),
+            path=PATHS["linear"],
+            times="uniform",
             prediction="velocity",
             label_dropout=0.1,
             null_label=self.classes,

@@ -136,7 +136,9 @@ class PlainSit:
             loss_B = (predicted.float() - (noise - low_z)).square().mean((1, 2, 3))
             if projected is not None:
                 student = Student(low_z, high_z, noise, t, labels, draws["teacher_t"])
-                loss_B = loss_B + alignment_loss_B(objective.alignment, own.ema.model, projected, student)
+                loss_B = loss_B + alignment_loss_B(
+                    objective.alignment, objective.path, own.ema.model, projected, student
+                )
         loss = loss_B.mean()
         optimize(loss, own.optimizer, config.clip)
         average(own.ema.model, own.model.sit, config.ema_decay)

@@ -1,6 +1,6 @@
 """Alignment of SiT's features with those of its moving average: SRA, and the paper's FDA (Eq. 6-8).
 
-Where the paper does not specify FDA, SRA's settings are used; kind `sra` runs with the settings given for FDA.
+Where the paper does not specify FDA, SRA's settings are used. What each takes by default is in `choices`.
 Shapes: B batch, D latent channels, h w latent grid, N tokens, K width.
 """
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .choices import LEVELS, TOP_LEVEL, AlignmentHead, AlignmentKind, AlignmentSchedule, FeatureLoss
-from .paths import interpolate
+from .paths import Path, interpolate
 from .sit import SiT
 
 _SMOOTH_L1_BETA = 0.05
@@ -46,7 +46,7 @@ class Alignment:
             `low_noise` lambda0 2 (1 - t).
         loss: `cosine` 2 - 2 cos over the feature axis (the squared L2 distance of normalised tokens), `l2` squared
             difference, `smooth_l1` with beta .05; each the mean over tokens, the latter two over features too.
-        head: the student's projection, `mlp`, or `none`, which is exactly Eq. 7.
+        head: the student's projection, `mlp`, or `none`; with `none` and the loss `l2` it is Eq. 7 to the letter.
         levels: (lo, hi): the level of the generator's latents, and FDA's higher one, from 0.
         random_levels: FDA draws its pair of levels in each step.
 
@@ -70,7 +70,7 @@ class Alignment:
         """(lo, hi) of this step from a CPU generator: the diffusion loss uses z^(lo), FDA's teacher z^(hi)."""
         return self.levels[0], self.levels[0]
 
-    def teacher_input(self, student: Student) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def teacher_input(self, student: Student, path: Path) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """(z_BDhw, t_B): the teacher's input."""
         raise ValueError("alignment none has no teacher")
 
@@ -84,10 +84,10 @@ class SelfRepresentation(Alignment):
     def __post_init__(self) -> None:
         _check_blocks(self)
 
-    def teacher_input(self, student: Student) -> tuple[Tensor, Tensor]:
+    def teacher_input(self, student: Student, path: Path) -> tuple[Tensor, Tensor]:
         """The student's latent at its earlier time."""
         t_B = (student.t_B - _SRA_SPAN * student.uniform_B).clamp(min=0)
-        return interpolate(student.z_lo_BDhw, student.noise_BDhw, t_B), t_B
+        return interpolate(path, student.z_lo_BDhw, student.noise_BDhw, t_B), t_B
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class FrequencyAware(Alignment):
         pairs = [(lo, hi) for hi in range(LEVELS) for lo in range(hi)]
         return pairs[int(torch.randint(len(pairs), (), generator=generator))]
 
-    def teacher_input(self, student: Student) -> tuple[Tensor, Tensor]:
+    def teacher_input(self, student: Student, path: Path) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """z^(hi) at t = 0."""
         return student.z_hi_BDhw, torch.zeros_like(student.t_B)
 
@@ -184,11 +184,12 @@ def feature_loss_B(student_BNK: Tensor, teacher_BNK: Tensor, loss: FeatureLoss) 
         return FEATURE_LOSSES[loss](student_BNK.float(), teacher_BNK.detach().float())
 
 
-def alignment_loss_B(alignment: Alignment, teacher: SiT, projected_BNK: Tensor, student: Student) -> Tensor:
+def alignment_loss_B(alignment: Alignment, path: Path, teacher: SiT, projected_BNK: Tensor, student: Student) -> Tensor:
     """lambda(t) L_align of Eq. 7-8 for each sample, to be added to the diffusion loss: (B,) fp32.
 
     Args:
         alignment: a kind with `aligns`.
+        path: the student's.
         teacher: the moving average of the student's SiT, in eval mode; it runs without gradient and stops at its block.
         projected_BNK: the output of `AlignedSiT` at interpolate(z_lo, noise, t).
         student: the inputs of that call.
@@ -196,7 +197,7 @@ def alignment_loss_B(alignment: Alignment, teacher: SiT, projected_BNK: Tensor, 
     Raises:
         ValueError: the kind is `none`.
     """
-    z_BDhw, t_B = alignment.teacher_input(student)
+    z_BDhw, t_B = alignment.teacher_input(student, path)
     with torch.no_grad():
         teacher_BNK = teacher.features(z_BDhw, t_B, student.label_B, alignment.teacher_block)
     return alignment_weight_B(alignment, student.t_B) * feature_loss_B(projected_BNK, teacher_BNK, alignment.loss)

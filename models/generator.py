@@ -5,15 +5,16 @@ loads the networks.
 Shapes: B batch, D latent channels, h w latent grid, C channels, H W pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .choices import Precision, Prediction, SamplerMethod
+from .choices import PathKind, Precision, Prediction, SamplerMethod
 from .metrics import to_uint8
-from .paths import to_velocity
+from .paths import PATHS, to_velocity
 from .sampler import SAMPLERS, image_noise, sample
 from .sit import SiT
 from .tokenizers import Autoencoder
@@ -67,6 +68,9 @@ class Sampling:
     """Scale of classifier-free guidance."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Interval of times t with guidance."""
+    last_step: float = 0.04
+    tolerances: tuple[float, float] = (1e-6, 1e-3)
+    """The last two as in `sampler.sample`."""
     seed: int = 0
     precision: Precision = "fp32"
     """Autocast of networks and decoder, on every device."""
@@ -84,12 +88,21 @@ class ImageGenerator(nn.Module):
         sit: predicts for normalised latents.
         statistics: of the normalisation of those latents.
         prediction: what `sit` was trained to predict.
+        path: on which it was trained.
     """
 
-    def __init__(self, tokenizer: Autoencoder, sit: SiT, statistics: LatentStatistics, prediction: Prediction) -> None:
+    def __init__(
+        self,
+        tokenizer: Autoencoder,
+        sit: SiT,
+        statistics: LatentStatistics,
+        prediction: Prediction,
+        path: PathKind = "linear",
+    ) -> None:
         super().__init__()
         self.tokenizer, self.sit, self.statistics = tokenizer, sit, statistics
         self.prediction: Prediction = prediction
+        self.path = PATHS[path]
 
     @torch.no_grad()
     def draw(self, label_B: Tensor, indices: Sequence[int], sampling: Sampling) -> Tensor:
@@ -110,19 +123,23 @@ class ImageGenerator(nn.Module):
         device, shape = self.statistics.mean_D.device, self.tokenizer.latent_shape
 
         def noise(stream: int) -> Tensor:
-            return image_noise(sampling.seed, indices, shape, device, stream)
+            return image_noise(sampling.seed, indices, shape, "cpu", stream)
 
+        ahead = drawn_ahead(noise, range(1, sampling.steps))
         with torch.autocast(device.type, torch.bfloat16, enabled=sampling.precision == "bf16"):
             z_BDhw = sample(
                 self._velocity,
-                noise(0),
+                noise(0).to(device),
                 label_B.to(device),
                 null_label=self.sit.null_label,
                 method=sampling.method,
                 steps=sampling.steps,
+                path=self.path,
                 guidance_scale=sampling.guidance,
                 guidance_interval=sampling.guidance_interval,
-                step_noise=lambda step: noise(step + 1),
+                step_noise=lambda _: next(ahead),
+                last_step=sampling.last_step,
+                tolerances=sampling.tolerances,
             )
             return to_uint8(self.tokenizer.decode(self.statistics.denormalise(z_BDhw)))
 
@@ -135,4 +152,14 @@ class ImageGenerator(nn.Module):
 
     def _velocity(self, z_BDhw: Tensor, t_B: Tensor, label_B: Tensor) -> Tensor:
         predicted_BDhw: Tensor = self.sit(z_BDhw, t_B, label_B)
-        return to_velocity(predicted_BDhw, z_BDhw, t_B, self.prediction)
+        return to_velocity(self.path, predicted_BDhw, z_BDhw, t_B, self.prediction)
+
+
+def drawn_ahead(draw: Callable[[int], Tensor], streams: range) -> Generator[Tensor, None, None]:
+    """`draw(stream)` of each stream in turn; the next one is drawn in a thread while the device is at work."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(draw, streams[0])
+        for stream in streams[1:]:
+            drawn, coming = coming.result(), thread.submit(draw, stream)
+            yield drawn
+        yield coming.result()

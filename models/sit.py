@@ -16,7 +16,6 @@ from .sizes import MLP_RATIO, SIT_SIZES, TIMESTEP_CHANNELS
 __all__ = ["SIT_SIZES", "SiT"]
 
 _NORM_EPS = 1e-6
-_TIME_SCALE = 1000.0
 _MAX_PERIOD = 10_000.0
 
 
@@ -29,6 +28,8 @@ class SiT(nn.Module):
         classes: labels are 0 to classes - 1; the label `classes` is the null label for guidance.
         width, depth, heads: those of the paper are in SIT_SIZES.
         patch_size: side of a token in latent cells.
+        qk_norm: a LayerNorm of each head's queries and keys.
+        time_scale: t enters the sinusoids times this; 1 in SiT, REPA and SRA.
 
     Raises:
         ValueError: the patch does not divide the grid, or `width` is not a multiple of 4 (positions) or of `heads`.
@@ -38,7 +39,17 @@ class SiT(nn.Module):
     """(1, N, K) fp32, not in the state dict and not a parameter."""
 
     def __init__(
-        self, *, grid: int, latent_dim: int, classes: int, width: int, depth: int, heads: int, patch_size: int = 1
+        self,
+        *,
+        grid: int,
+        latent_dim: int,
+        classes: int,
+        width: int,
+        depth: int,
+        heads: int,
+        patch_size: int = 1,
+        qk_norm: bool = False,
+        time_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if grid % patch_size:
@@ -46,7 +57,7 @@ class SiT(nn.Module):
         if width % heads or width % 4:
             raise ValueError(f"width {width} is not a multiple of 4 and of heads ({heads})")
         self.grid, self.latent_dim, self.patch_size = grid, latent_dim, patch_size
-        self.null_label = classes
+        self.null_label, self.time_scale = classes, time_scale
         self.recomputes = False  # whether a backward pass computes the blocks' activations again: `recomputing.py`
         patch = latent_dim * patch_size**2
         self.embed = nn.Linear(patch, width)
@@ -54,9 +65,10 @@ class SiT(nn.Module):
         self.time_in = nn.Linear(TIMESTEP_CHANNELS, width)
         self.time_out = nn.Linear(width, width)
         self.label_embed = nn.Embedding(classes + 1, width)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        self.last_modulation = nn.Linear(width, 2 * width)
-        self.last = nn.Linear(width, patch)
+        self.blocks = nn.ModuleList(Block(width, heads, qk_norm) for _ in range(depth))
+        self.final_modulation = nn.Linear(width, 2 * width)
+        self.final_layer = nn.Linear(width, patch)
+        self.register_load_state_dict_pre_hook(_with_final_layer)  # type: ignore[no-untyped-call]
         self._initialize()
 
     def _initialize(self) -> None:
@@ -67,7 +79,7 @@ class SiT(nn.Module):
         for weight in (self.label_embed.weight, self.time_in.weight, self.time_out.weight):
             nn.init.normal_(weight, std=0.02)
         modulations = [block.modulation for block in self.blocks if isinstance(block, Block)]
-        for layer in (*modulations, self.last_modulation, self.last):
+        for layer in (*modulations, self.final_modulation, self.final_layer):
             nn.init.zeros_(layer.weight)
 
     def forward(
@@ -113,12 +125,12 @@ class SiT(nn.Module):
         patches_BPhw = F.pixel_unshuffle(z_BDhw, self.patch_size)
         # The positions are fp32, so under autocast the residual stream stays fp32.
         tokens_BNK = self.embed(patches_BPhw.flatten(2).transpose(1, 2)) + self.positions
-        time_BK = self.time_out(F.silu(self.time_in(_sincos_time(t_B))))
+        time_BK = self.time_out(F.silu(self.time_in(_sincos_time(t_B, self.time_scale))))
         return tokens_BNK, F.silu(time_BK + self.label_embed(label_B))
 
     def _unembed(self, tokens_BNK: Tensor, condition_BK: Tensor) -> Tensor:
-        shift, scale = self.last_modulation(condition_BK)[:, None].chunk(2, dim=-1)
-        patches_BNP = self.last(_modulated_norm(tokens_BNK, shift, scale))
+        shift, scale = self.final_modulation(condition_BK)[:, None].chunk(2, dim=-1)
+        patches_BNP = self.final_layer(_modulated_norm(tokens_BNK, shift, scale))
         side = self.grid // self.patch_size
         patches_BPhw = patches_BNP.transpose(1, 2).reshape(len(patches_BNP), -1, side, side)
         velocity_BDhw: Tensor = F.pixel_shuffle(patches_BPhw, self.patch_size)
@@ -128,11 +140,13 @@ class SiT(nn.Module):
 class Block(nn.Module):
     """Attention and MLP on tokens_BNK, each modulated and gated by the condition; the identity at initialisation."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
         super().__init__()
         self.heads = heads
         self.modulation = nn.Linear(width, 6 * width)
         self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm: nn.Module = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
+        self.k_norm: nn.Module = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
         self.attention_out = nn.Linear(width, width)
         self.mlp_in = nn.Linear(width, MLP_RATIO * width)
         self.mlp_out = nn.Linear(MLP_RATIO * width, width)
@@ -148,7 +162,7 @@ class Block(nn.Module):
     def _attend(self, x_BNK: Tensor) -> Tensor:
         qkv_3BANE = self.qkv(x_BNK).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv_3BANE.unbind(0)
-        attended_BANE = F.scaled_dot_product_attention(q, k, v)
+        attended_BANE = F.scaled_dot_product_attention(self.q_norm(q).to(v), self.k_norm(k).to(v), v)
         out_BNK: Tensor = self.attention_out(attended_BANE.transpose(1, 2).flatten(2))
         return out_BNK
 
@@ -157,11 +171,19 @@ def _modulated_norm(x_BNK: Tensor, shift_B1K: Tensor, scale_B1K: Tensor) -> Tens
     return F.layer_norm(x_BNK, x_BNK.shape[-1:], eps=_NORM_EPS) * (1 + scale_B1K) + shift_B1K
 
 
-def _sincos_time(t_B: Tensor) -> Tensor:
-    """(B, 256) fp32: cosines, then sines, of 1000 t at geometric frequencies from 1 to 1/10000."""
+def _with_final_layer(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:  # noqa: ARG001
+    """Renames keys of earlier artifacts and checkpoints, in which the final layer was `last`."""
+    for key in [key for key in state if key.startswith((f"{prefix}last.", f"{prefix}last_modulation."))]:
+        state[key.replace(f"{prefix}last_", f"{prefix}final_").replace(f"{prefix}last.", f"{prefix}final_layer.")] = (
+            state.pop(key)
+        )
+
+
+def _sincos_time(t_B: Tensor, scale: float) -> Tensor:
+    """(B, 256) fp32: cosines, then sines, of `scale` t at geometric frequencies from 1 to 1/10000."""
     half = TIMESTEP_CHANNELS // 2
     exponent = torch.arange(half, dtype=torch.float32, device=t_B.device) / half
-    angle = _TIME_SCALE * t_B.float()[:, None] * torch.exp(-math.log(_MAX_PERIOD) * exponent)
+    angle = scale * t_B.float()[:, None] * torch.exp(-math.log(_MAX_PERIOD) * exponent)
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 

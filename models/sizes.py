@@ -217,8 +217,10 @@ def sit_parameters(
     classes: int,
     width: int,
     depth: int,
-    heads: int = 1,  # noqa: ARG001
+    heads: int = 1,
     patch_size: int = 1,
+    qk_norm: bool = False,
+    time_scale: float = 1.0,  # noqa: ARG001
 ) -> int:
     """Trained parameters of `models.sit.SiT`. Its frozen positions are a buffer and are not counted.
 
@@ -228,6 +230,7 @@ def sit_parameters(
     patch = latent_dim * patch_size**2
     block = _linear(width, 3 * width) + _linear(width, width) + _linear(width, 6 * width)
     block += _linear(width, MLP_RATIO * width) + _linear(MLP_RATIO * width, width)
+    block += 4 * (width // heads) if qk_norm else 0
     condition = _linear(TIMESTEP_CHANNELS, width) + _linear(width, width) + (classes + 1) * width
     last = _linear(width, 2 * width) + _linear(width, patch)
     return depth * block + condition + _linear(patch, width) + last
@@ -242,6 +245,8 @@ def sit_gflops(
     heads: int = 1,  # noqa: ARG001
     classes: int = 1,  # noqa: ARG001
     patch_size: int = 1,
+    qk_norm: bool = False,  # noqa: ARG001
+    time_scale: float = 1.0,  # noqa: ARG001
     attention: bool = False,
 ) -> float:
     """GFLOPs of one forward pass of one latent. The conditioning layers act on one vector, not on every token.

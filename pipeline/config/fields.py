@@ -39,6 +39,7 @@ SourceUri = Annotated[
 ]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+Tolerance = Annotated[float, Field(gt=0.0, lt=1.0)]
 Shuffle = Literal["full", "window"]
 ModelName = Annotated[str, AfterValidator(model_name)]
 

@@ -5,15 +5,20 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from models.choices import (
+    ALIGNMENT_DEFAULTS,
     MINIMUM_STEPS,
+    SRA_BLOCKS,
     TOP_LEVEL,
+    AlignmentDefaults,
     AlignmentHead,
     AlignmentKind,
     AlignmentSchedule,
     FeatureLoss,
+    PathKind,
     Precision,
     Prediction,
     SamplerMethod,
+    TimeDistribution,
 )
 from models.sizes import SIT_SIZES
 from pipeline.config.fields import (
@@ -25,6 +30,7 @@ from pipeline.config.fields import (
     Section,
     Share,
     Steps,
+    Tolerance,
     TrainerConfig,
     Warmup,
     WeightDecay,
@@ -49,22 +55,41 @@ class SitConfig(TrainerConfig):
     depth: int | None = Field(None, ge=1, description="Blocks, for size custom.")
     heads: int | None = Field(None, ge=1, description="Attention heads, for size custom.")
     patch_size: int = Field(1, ge=1, description="Side of a patch of the latent in cells, a token each.")
+    qk_norm: bool = Field(False, description="LayerNorm of each head's queries and keys.")
+    time_scale: float = Field(1.0, gt=0, description="t enters the network times this; 1 in SiT, REPA and SRA.")
     level: int = Field(2, ge=0, le=TOP_LEVEL, description="Denoising level l of the generator's latents.")
+    path: PathKind = Field(
+        "linear", description="Between data and noise: vp is Eq. 5's, with prediction noise; cosine is SiT's GVP."
+    )
+    times: TimeDistribution = Field("uniform", description="Distribution of the times t of training.")
     prediction: Prediction = Field("velocity", description="What the network predicts.")
     alignment: AlignmentKind = Field("fda", description="Alignment of features (Eq. 7).")
     alignment_levels: Literal["fixed", "random"] = Field(
         "fixed", description="FDA's pair of levels: (level, 3), or random with hi > lo."
     )
-    alignment_weight: float = Field(0.25, ge=0, description="Mean of lambda(t) in Eq. 8.")
-    alignment_schedule: AlignmentSchedule = Field(
-        "linear", description="Shape of lambda(t): linear is 2 t lambda0, largest at noise."
+    alignment_weight: float | None = Field(
+        None, ge=0, description="Mean of lambda(t) in Eq. 8. None: .25 for fda, SRA's .2 for sra."
     )
-    alignment_loss: FeatureLoss = Field("cosine", description="Distance between features.")
+    alignment_schedule: AlignmentSchedule | None = Field(
+        None,
+        description="Shape of lambda(t): linear is 2 t lambda0. None: linear for fda, constant for sra.",
+    )
+    alignment_loss: FeatureLoss | None = Field(
+        None, description="Distance between features. None: cosine for fda, SRA's smooth_l1 for sra."
+    )
     alignment_head: AlignmentHead = Field(
-        "mlp", description="Projection of the student's features; none: exactly Eq. 7."
+        "mlp", description="Projection of the student's features; none, with loss l2: Eq. 7 to the letter."
     )
-    student_block: int | None = Field(None, ge=1, description="Aligned student block. None: 8 of 28, in proportion.")
-    teacher_block: int | None = Field(None, ge=1, description="Aligned teacher block. None: 20 of 28, in proportion.")
+    student_block: int | None = Field(
+        None,
+        ge=1,
+        description="Aligned student block. None: SRA's 8 of XL, 4 of S and B; else 8/28 of depth.",
+    )
+    teacher_block: int | None = Field(
+        None,
+        ge=1,
+        description="Aligned teacher block. None: SRA's 20 of XL, 8 of S and B; else 20/28 of depth.",
+    )
     label_dropout: Share = Field(0.1, description="Share of labels replaced by the null label.")
 
     @model_validator(mode="after")
@@ -95,16 +120,32 @@ class SitConfig(TrainerConfig):
     def aligned_blocks(self) -> tuple[int, int]:
         """Student's and teacher's block, counted from 1."""
         depth = self.shape[1]
-        student = self.student_block or max(1, round(depth * 8 / 28))
-        teacher = self.teacher_block or max(student, round(depth * 20 / 28))
-        return student, teacher
+        student, teacher = SRA_BLOCKS.get(self.size, (max(1, round(depth * 8 / 28)), round(depth * 20 / 28)))
+        student = self.student_block or student
+        return student, self.teacher_block or max(student, teacher)
+
+    @property
+    def alignment_settings(self) -> AlignmentDefaults:
+        """Weight, schedule and loss: as set, else the alignment's own."""
+        own = ALIGNMENT_DEFAULTS[self.alignment]
+        return AlignmentDefaults(
+            own.weight if self.alignment_weight is None else self.alignment_weight,
+            self.alignment_schedule or own.schedule,
+            self.alignment_loss or own.loss,
+        )
 
 
 class SampleConfig(Section):
     count: int = Field(50_000, ge=1, description="Number of images, with class labels in turn.")
     batch_size: int = Field(125, ge=1, description="Images per forward pass and per task.")
-    method: SamplerMethod = Field("sde", description="euler and heun: ODE; sde: Euler-Maruyama.")
-    steps: int = Field(250, ge=1, description="Steps from noise to data.")
+    method: SamplerMethod = Field("sde", description="euler, heun, dopri5: ODE; ddim; sde: Euler-Maruyama.")
+    steps: int = Field(
+        250,
+        ge=MINIMUM_STEPS,
+        description="Points in time from noise to data, both included, as SiT counts; dopri5 chooses its own.",
+    )
+    last_step: float = Field(0.04, gt=0, lt=1, description="Length of the last step of sde, which adds no noise.")
+    tolerances: tuple[Tolerance, Tolerance] = Field((1e-6, 1e-3), description="Of dopri5, absolute and relative.")
     guidance: float = Field(1.8, ge=1.0, description="Scale of classifier-free guidance; 1: no guidance.")
     guidance_interval: tuple[Share, Share] = Field((0.0, 0.7), description="Interval of times t with guidance.")
     seed: int = Field(0, ge=0, description="Image i starts from the noise of (seed, i).")
@@ -112,10 +153,6 @@ class SampleConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "SampleConfig":
-        if self.steps < MINIMUM_STEPS[self.method]:
-            raise ValueError(
-                f"method {self.method} needs steps of at least {MINIMUM_STEPS[self.method]}: the last is the mean alone"
-            )
         if self.guidance_interval[0] > self.guidance_interval[1]:
             raise ValueError("guidance_interval must not begin after its end")
         return self
@@ -127,6 +164,8 @@ class SampleConfig(Section):
             "steps": self.steps,
             "guidance": self.guidance,
             "guidance_interval": self.guidance_interval,
+            "last_step": self.last_step,
+            "tolerances": self.tolerances,
             "seed": self.seed,
             "precision": self.precision,
         }

@@ -278,7 +278,7 @@ class Config(Section):
         return self.tokenizer.network(self.data.image_size)
 
     @property
-    def sit_network(self) -> dict[str, int]:
+    def sit_network(self) -> dict[str, Any]:
         """The arguments of `models.sit.SiT`, as stored in the manifest. ConfigError as `DataConfig.class_count`."""
         width, depth, heads = self.sit.shape
         return {
@@ -289,4 +289,6 @@ class Config(Section):
             "depth": depth,
             "heads": heads,
             "patch_size": self.sit.patch_size,
+            "qk_norm": self.sit.qk_norm,
+            "time_scale": self.sit.time_scale,
         }

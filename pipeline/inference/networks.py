@@ -14,6 +14,7 @@ from models.sit import SiT
 from models.spectral import LatentFilter
 from models.tokenizers import TokenizerNetwork, build
 from pipeline.artifacts import Manifest, local_copies
+from pipeline.inference.details import sit_details
 from pipeline.storage import Storage, cache_folder, open_storage
 
 
@@ -44,7 +45,7 @@ def load_sit(storage: Storage, manifest: Manifest, device: torch.device) -> SiT:
 @lru_cache(maxsize=2)
 def _sit(root: str, manifest_json: str, device: str) -> SiT:
     manifest = Manifest.model_validate_json(manifest_json)
-    network = SiT(**manifest.details["network"])
+    network = SiT(**sit_details(manifest)["network"])
     network.load_state_dict(load_file(_weights(root, manifest)))
     return network.eval().requires_grad_(False).to(device)
 
@@ -53,8 +54,9 @@ def load_generator(storage: Storage, inputs: dict[str, Manifest], device: torch.
     """An image generator from labels: SiT, the statistics that normalise its latents, the tokenizer's decoder."""
     tokenizer, _ = load_tokenizer(storage, inputs["train-tokenizer"], device)
     sit = load_sit(storage, inputs["train-sit"], device)
-    details = inputs["train-sit"].details
-    return ImageGenerator(tokenizer, sit, LatentStatistics(**details["statistics"]), details["prediction"]).to(device)
+    details = sit_details(inputs["train-sit"])
+    statistics = LatentStatistics(**details["statistics"])
+    return ImageGenerator(tokenizer, sit, statistics, details["prediction"], details["path"]).to(device)
 
 
 def _weights(root: str, manifest: Manifest) -> Path:

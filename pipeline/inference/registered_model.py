@@ -36,7 +36,7 @@ class ImageModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow is 
         tokenizer.load_state_dict(load_file(context.artifacts["tokenizer"]))
         sit.load_state_dict(load_file(context.artifacts["sit"]))
         statistics = code.LatentStatistics(**facts["statistics"])
-        generator = code.ImageGenerator(tokenizer, sit, statistics, facts["prediction"])
+        generator = code.ImageGenerator(tokenizer, sit, statistics, facts["prediction"], facts["path"])
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.generator = generator.eval().requires_grad_(False).to(self.device)
         self.sampling_of, self.sampling, self.batch_size = code.Sampling, facts["sampling"], facts["batch_size"]

@@ -20,7 +20,7 @@ from models.choices import TOKENIZER_PACKAGES
 from pipeline.artifacts import Manifest, Outcome, git_sha, read_manifest
 from pipeline.config import Config, GateConfig
 from pipeline.errors import ContractError, PipelineError
-from pipeline.inference import MODEL_FILE, copy_model_package, model_package
+from pipeline.inference import MODEL_FILE, copy_model_package, model_package, sit_details
 from pipeline.reports import all_metrics, model_card
 from pipeline.tracking import (
     CANDIDATE,
@@ -41,7 +41,8 @@ _GATE_SECONDS = 60.0  # a gate takes seconds
 _FOLDER = "model"  # of the model, in the run's artifacts
 _WEIGHTS = "weights.safetensors"
 _AGAIN = "Run again when that is mended; all other stages are done."
-_NEEDED = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch")  # packages that loading the model requires
+# Packages that loading the model, and drawing from it, requires.
+_NEEDED = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch", "torchdiffeq")
 
 
 class Champion(NamedTuple):
@@ -103,7 +104,7 @@ def _write_facts(context: StageContext, manifests: dict[str, Manifest]) -> None:
 
 def _facts(config: Config, manifests: dict[str, Manifest]) -> dict[str, Any]:
     """The content of model.json: what `registered_model` builds the generator from, and further information."""
-    tokenizer, sit = manifests["train-tokenizer"].details, manifests["train-sit"].details
+    tokenizer, sit = manifests["train-tokenizer"].details, sit_details(manifests["train-sit"])
     return {
         "kind": tokenizer["kind"],
         "tokenizer": tokenizer["network"],
@@ -111,6 +112,7 @@ def _facts(config: Config, manifests: dict[str, Manifest]) -> dict[str, Any]:
         "sit": sit["network"],
         "level": sit["level"],
         "prediction": sit["prediction"],
+        "path": sit["path"],
         "statistics": sit["statistics"],
         "sampling": config.sample.sampling(),
         "batch_size": config.sample.batch_size,

@@ -12,6 +12,7 @@ def run(context: StageContext) -> Outcome:
         context,
         network=context.config.sit_network,
         level=own.level,
+        path=own.path,
         prediction=own.prediction,
         statistics=context.inputs["encode"].details["statistics"][str(own.level)],
     )

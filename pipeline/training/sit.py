@@ -15,6 +15,7 @@ from models.ema import EMA
 from models.generator import LatentStatistics
 from models.objective import SitBatch, SitDraws, SitObjective
 from models.optimizer import adamw, clip_gradient, step_if
+from models.paths import PATHS
 from models.sit import SiT
 from models.spectral import LatentFilter
 from models.tokenizers import DiagonalGaussian
@@ -42,12 +43,13 @@ from pipeline.workflow import sit_gflops
 def alignment_of(config: Config) -> Alignment:
     own = config.sit
     student, teacher = own.aligned_blocks
+    settings = own.alignment_settings
     return ALIGNMENTS[own.alignment](
         student,
         teacher,
-        weight=own.alignment_weight,
-        schedule=own.alignment_schedule,
-        loss=own.alignment_loss,
+        weight=settings.weight,
+        schedule=settings.schedule,
+        loss=settings.loss,
         head=own.alignment_head,
         levels=(own.level, TOP_LEVEL),
         random_levels=own.alignment_levels == "random",
@@ -98,6 +100,8 @@ class SitTrainee:
             alignment,
             LatentFilter(config.grid, **tokenizer.details["filter"]).to(world.device),
             LatentStatistics(**encode.details["statistics"][str(own.level)]).to(world.device),
+            path=PATHS[own.path],
+            times=own.times,
             prediction=own.prediction,
             label_dropout=own.label_dropout,
             null_label=config.data.class_count,

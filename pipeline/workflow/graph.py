@@ -78,12 +78,12 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "train-sit",
-        1,
+        2,
         ("train-tokenizer", "encode"),
         (*_ORDER, "data.classes", "sit"),
         uncounted=("sit.checkpoint_every", "sit.log_every"),
     ),
-    Stage("sample", 1, ("train-tokenizer", "encode", "train-sit"), ("sample",)),
+    Stage("sample", 2, ("train-tokenizer", "encode", "train-sit"), ("sample",)),
     Stage(
         "evaluate-samples",
         1,

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models import sizes
-from models.choices import EVALUATIONS_PER_STEP, LEVELS
+from models.choices import EVALUATIONS, LEVELS
 from pipeline.artifacts import SHORT, Manifest
 from pipeline.cluster import tasks_per_gpu
 from pipeline.config import Config
@@ -54,7 +54,7 @@ def sit_gflops(config: Config, attention: bool = False) -> float:
     return sizes.sit_gflops(**_sit_network(config), attention=attention)
 
 
-def _sit_network(config: Config) -> dict[str, int]:
+def _sit_network(config: Config) -> dict[str, Any]:
     """The arguments of SiT, with ImageNet's number of classes while the source's is not known."""
     classes = config.data.classes or _IMAGENET_CLASSES
     known = config.data.model_copy(update={"classes": classes})
@@ -89,7 +89,7 @@ def device_hours(
     The teacher of an aligned SiT adds its blocks of one more pass.
     """
     sit = sit_gflops(config)
-    evaluations = config.sample.steps * EVALUATIONS_PER_STEP[config.sample.method]
+    evaluations = EVALUATIONS[config.sample.method](config.sample.steps)
     teacher = config.sit.aligned_blocks[1] / config.sit.shape[1] if config.sit.alignment != "none" else 0.0
     guided = evaluations * (2 if config.sample.guidance > 1.0 else 1)
     gflops = {

@@ -11,9 +11,10 @@ from models.alignment import (
     feature_loss_B,
 )
 from models.ema import EMA
-from models.paths import interpolate
+from models.paths import PATHS, interpolate
 from tests.support.small_sit import inputs, sit
 
+LINEAR = PATHS["linear"]
 LOSSES = ["cosine", "l2", "smooth_l1"]
 
 
@@ -26,7 +27,7 @@ def test_fda_is_zero_when_student_and_teacher_see_the_same(loss):
     _, projected = model(z, zero, label)
     t = torch.full((3,), 0.7)
     value = alignment_loss_B(
-        alignment, model.sit, projected, Student(z, z, torch.randn_like(z), t, label, torch.rand(3))
+        alignment, LINEAR, model.sit, projected, Student(z, z, torch.randn_like(z), t, label, torch.rand(3))
     )
     torch.testing.assert_close(value, torch.zeros(3), atol=1e-5, rtol=0)
 
@@ -37,10 +38,10 @@ def test_sra_is_zero_without_the_teachers_head_start(loss):
     model = AlignedSiT(sit(), alignment)
     z, t, label = inputs()
     noise = torch.randn_like(z)
-    _, projected = model(interpolate(z, noise, t), t, label)
-    same = alignment_loss_B(alignment, model.sit, projected, Student(z, z * 9, noise, t, label, torch.zeros(3)))
+    _, projected = model(interpolate(LINEAR, z, noise, t), t, label)
+    same = alignment_loss_B(alignment, LINEAR, model.sit, projected, Student(z, z * 9, noise, t, label, torch.zeros(3)))
     torch.testing.assert_close(same, torch.zeros(3), atol=1e-5, rtol=0)
-    ahead = alignment_loss_B(alignment, model.sit, projected, Student(z, z * 9, noise, t, label, torch.ones(3)))
+    ahead = alignment_loss_B(alignment, LINEAR, model.sit, projected, Student(z, z * 9, noise, t, label, torch.ones(3)))
     assert (ahead > 0).all()
 
 
@@ -49,9 +50,9 @@ def test_fda_is_equation_7_and_8():
     model, teacher = AlignedSiT(sit(0), alignment), sit(1)
     z_lo, t, label = inputs()
     z_hi, noise = z_lo * 0.5, torch.randn_like(z_lo)
-    zt = interpolate(z_lo, noise, t)
+    zt = interpolate(LINEAR, z_lo, noise, t)
     _, projected = model(zt, t, label)
-    value = alignment_loss_B(alignment, teacher, projected, Student(z_lo, z_hi, noise, t, label, torch.rand(3)))
+    value = alignment_loss_B(alignment, LINEAR, teacher, projected, Student(z_lo, z_hi, noise, t, label, torch.rand(3)))
     student, target = model.sit.features(zt, t, label, 1), teacher.features(z_hi, torch.zeros(3), label, 3)
     torch.testing.assert_close(value, 0.8 * t * (student - target).square().mean((1, 2)))
 
@@ -62,7 +63,7 @@ def test_the_teacher_gets_no_gradient_and_the_student_does():
     ema = EMA(model.sit, 0.9)
     z, t, label = inputs()
     velocity, projected = model(z, t, label)
-    value = alignment_loss_B(alignment, ema.model, projected, Student(z, z, z, t, label, t))
+    value = alignment_loss_B(alignment, LINEAR, ema.model, projected, Student(z, z, z, t, label, t))
     (value.mean() + velocity.square().mean()).backward()
     assert all(p.grad is None for p in ema.model.parameters())
     assert all(p.grad is not None for p in model.parameters())  # DDP finds no unused parameter
@@ -106,7 +107,7 @@ def test_none_is_plain_sit():
     assert torch.equal(velocity, model.sit(z, t, label))
     assert len(list(model.parameters())) == len(list(model.sit.parameters()))
     with pytest.raises(ValueError, match="none"):
-        alignment_loss_B(alignment, model.sit, z, Student(z, z, z, t, label, t))
+        alignment_loss_B(alignment, LINEAR, model.sit, z, Student(z, z, z, t, label, t))
 
 
 def test_impossible_alignments_are_refused():

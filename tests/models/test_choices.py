@@ -7,6 +7,7 @@ import pytest
 
 from models import choices
 from models.alignment import ALIGNMENTS, FEATURE_LOSSES, SCHEDULES
+from models.paths import PATHS, TIMES
 from models.regularizers import REGULARIZERS
 from models.sampler import SAMPLERS
 from models.sizes import _SIZES
@@ -21,11 +22,13 @@ KINDS: dict[str, tuple[Any, Mapping[Any, Any]]] = {
     "fields of a tokenizer": (choices.TokenizerKind, KIND_FIELDS),
     "regularizers": (choices.RegularizerKind, REGULARIZERS),
     "alignments": (choices.AlignmentKind, ALIGNMENTS),
+    "defaults of the alignments": (choices.AlignmentKind, choices.ALIGNMENT_DEFAULTS),
     "schedules of the alignment": (choices.AlignmentSchedule, SCHEDULES),
     "losses of features": (choices.FeatureLoss, FEATURE_LOSSES),
     "samplers": (choices.SamplerMethod, SAMPLERS),
-    "minimum steps of a sampler": (choices.SamplerMethod, choices.MINIMUM_STEPS),
-    "evaluations per step of a sampler": (choices.SamplerMethod, choices.EVALUATIONS_PER_STEP),
+    "evaluations of a sampler": (choices.SamplerMethod, choices.EVALUATIONS),
+    "paths": (choices.PathKind, PATHS),
+    "distributions of times": (choices.TimeDistribution, TIMES),
     "feature networks": (choices.FeatureNetwork, FEATURE_NETWORKS),
 }
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.generator import ImageGenerator, LatentStatistics, Sampling
+from models.generator import ImageGenerator, LatentStatistics, Sampling, drawn_ahead
 from models.metrics import to_uint8
 from models.sampler import image_noise
 from models.sit import SiT
@@ -61,7 +61,7 @@ def test_impossible_statistics_are_refused(mean, std):
         LatentStatistics(mean, std)
 
 
-@pytest.mark.parametrize("method", ["euler", "heun", "sde"])
+@pytest.mark.parametrize("method", ["euler", "heun", "ddim", "sde"])
 def test_a_picture_depends_on_its_own_seed_and_label_only(generator, method):
     together = pictures(generator, [0, 3, 3, 1], [4, 9, 2, 9], method=method)
     alone = torch.cat(
@@ -92,3 +92,31 @@ def test_the_sampled_latent_is_denormalised_before_it_is_decoded(generator):
 def test_labels_out_of_range_or_number_are_refused(generator, labels, indices):
     with pytest.raises(ValueError, match=r"labels|indices"):
         pictures(generator, labels, indices)
+
+
+def test_noise_is_drawn_ahead_in_turn_and_only_as_far_as_it_is_wanted():
+    seen = []
+
+    def draw(stream):
+        seen.append(stream)
+        return torch.tensor(stream)
+
+    assert [int(drawn) for drawn in drawn_ahead(draw, range(1, 5))] == [1, 2, 3, 4]
+    assert seen == [1, 2, 3, 4]
+    started = drawn_ahead(draw, range(1, 5))
+    assert seen == [1, 2, 3, 4]  # an ODE asks for none
+    assert int(next(started)) == 1
+    started.close()
+    assert seen == [1, 2, 3, 4, 1, 2]
+
+
+def test_what_fails_in_drawing_ahead_is_raised():
+    def draw(stream):
+        if stream == 2:
+            raise MemoryError
+        return torch.zeros(1)
+
+    ahead = drawn_ahead(draw, range(1, 4))
+    next(ahead)
+    with pytest.raises(MemoryError):
+        next(ahead)

@@ -12,7 +12,7 @@ from models.choices import AlignmentKind, RegularizerKind
 from models.discriminator import PatchDiscriminator, discriminator_hinge
 from models.generator import LatentStatistics
 from models.objective import SitBatch, SitDraws, SitObjective
-from models.paths import diffusion_loss_B, interpolate, target
+from models.paths import PATHS, diffusion_loss_B, interpolate
 from models.reconstruction import LossWeights, TokenizerDraws, TokenizerObjective, discriminator_loss
 from models.regularizers import REGULARIZERS, Draw, RegularizerOptions
 from models.sit import SiT
@@ -51,7 +51,7 @@ def sit_objective(
             model = AlignedSiT(network(), alignment)
     return SitObjective(
         model, network(5), alignment, LatentFilter(4, "gain", 0.5), STATISTICS,
-        prediction="velocity", label_dropout=label_dropout, null_label=CLASSES,
+        path=PATHS["linear"], times="uniform", prediction="velocity", label_dropout=label_dropout, null_label=CLASSES,
     )  # fmt: skip
 
 
@@ -86,9 +86,9 @@ class TestSit:
         objective, batch, draws = sit_objective(), sit_batch(), sit_draws(levels=(2, 3))
         z_BDhw = batch.posterior.sample(draws.posterior_BDhw)
         z_BDhw = STATISTICS.normalise(LatentFilter(4, "gain", 0.5)(z_BDhw, 2))
-        zt_BDhw = interpolate(z_BDhw, draws.noise_BDhw, draws.t_B)
+        zt_BDhw = interpolate(PATHS["linear"], z_BDhw, draws.noise_BDhw, draws.t_B)
         predicted_BDhw = objective.model.sit(zt_BDhw, draws.t_B, batch.label_B)  # type: ignore[operator]
-        expected = diffusion_loss_B(predicted_BDhw, target(z_BDhw, draws.noise_BDhw, "velocity")).mean()
+        expected = diffusion_loss_B(predicted_BDhw, draws.noise_BDhw - z_BDhw).mean()
         torch.testing.assert_close(objective(batch, draws)["loss"], expected)
 
     def test_a_network_that_knows_the_answer_has_no_loss(self) -> None:

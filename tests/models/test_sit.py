@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 
-from models.paths import diffusion_loss_B, interpolate, target
-from models.sit import SIT_SIZES, SiT
+from models.paths import PATHS, diffusion_loss_B, interpolate, target
+from models.sit import SIT_SIZES, SiT, _sincos_time
 from tests.support.full_size import assert_a_step_does_what_its_gradient_says
 from tests.support.small_sit import inputs, sit
 
@@ -58,6 +60,48 @@ def test_positions_are_frozen_and_distinct():
     assert torch.cdist(model.positions[0], model.positions[0]).fill_diagonal_(1).min() > 0.1
 
 
+def test_time_enters_as_in_sit():
+    """DiT's sinusoids, cosines first, of t itself; `time_scale` stretches it, as early artifacts of ours had it."""
+    t = torch.tensor([0.0, 0.3, 1.0])
+    frequency = torch.exp(-math.log(10_000) * torch.arange(128) / 128)
+    expected = torch.cat([torch.cos(t[:, None] * frequency), torch.sin(t[:, None] * frequency)], 1)
+    torch.testing.assert_close(_sincos_time(t, 1.0), expected)
+    torch.testing.assert_close(_sincos_time(t / 1000, 1000.0), expected, atol=1e-5, rtol=1e-5)
+    z, _, label = inputs()
+    state = sit().state_dict()
+    models = [sit(time_scale=scale) for scale in (1.0, 1000.0)]
+    for model in models:
+        model.load_state_dict(state)
+    torch.testing.assert_close(models[0](z, t, label), models[1](z, t / 1000, label), atol=1e-4, rtol=1e-4)
+
+
+def test_keys_of_earlier_weights_are_known():
+    """Of artifacts and checkpoints from when the final layer was `last`, of the module itself and inside another."""
+    model = sit(1)
+    old = {key.replace("final_layer", "last").replace("final_modulation", "last_modulation"): value
+           for key, value in model.state_dict().items()}  # fmt: skip
+    assert {"last.weight", "last.bias", "last_modulation.weight", "last_modulation.bias"} < set(old)
+    fresh = sit(2)
+    fresh.load_state_dict(old)
+    assert torch.equal(fresh(*inputs()), model(*inputs()))
+    inside = torch.nn.ModuleDict({"sit": sit(3)})
+    inside.load_state_dict({f"sit.{key}": value for key, value in old.items()})
+    assert torch.equal(inside["sit"](*inputs()), model(*inputs()))
+
+
+def test_qk_norm_makes_attention_blind_to_the_size_of_queries_and_keys():
+    plain, normed = sit(), sit(qk_norm=True)
+    for model, changes in ((plain, True), (normed, False)):
+        before = model(*inputs())
+        with torch.no_grad():
+            for block in model.blocks:
+                block.qkv.weight[:32] *= 3  # of queries and keys
+                block.qkv.bias[:32] *= 3
+        assert torch.allclose(before, model(*inputs()), atol=1e-3) != changes
+    with torch.autocast("cpu", torch.bfloat16):
+        assert normed(*inputs()).isfinite().all()
+
+
 @pytest.mark.parametrize("block", [0, 4])
 def test_a_block_that_is_not_there_is_refused(block):
     model = sit()
@@ -90,9 +134,11 @@ def test_one_training_step_at_full_size():
     width, depth, heads = SIT_SIZES["XL"]
     model = SiT(grid=16, latent_dim=32, classes=1000, width=width, depth=depth, heads=heads)
     z, noise = torch.randn(2, 1, 32, 16, 16).unbind(0)
-    t, label = torch.tensor([0.5]), torch.tensor([3])
+    t, label, path = torch.tensor([0.5]), torch.tensor([3]), PATHS["linear"]
 
     def loss_of(model):
-        return diffusion_loss_B(model(interpolate(z, noise, t), t, label), target(z, noise, "velocity")).mean()
+        return diffusion_loss_B(
+            model(interpolate(path, z, noise, t), t, label), target(path, z, noise, t, "velocity")
+        ).mean()
 
     assert_a_step_does_what_its_gradient_says(model, loss_of, 1e-3)

@@ -68,10 +68,11 @@ def test_tokenizer_gflops_are_those_of_a_forward(channels):
     assert attention * 1e9 == pytest.approx(4 * (2 * 2 * 16 * 16 * 16))  # 4 blocks, QK^T and AV, 2 FLOPs a MAC
 
 
-@pytest.mark.parametrize("patch_size", [1, 2])
-def test_sit_gflops_are_those_of_a_forward(patch_size):
-    size = {"grid": 4, "latent_dim": 3, "width": 16, "depth": 2, "patch_size": patch_size}
-    module = SiT(heads=2, classes=10, **size)
+@pytest.mark.parametrize(("patch_size", "qk_norm"), [(1, False), (2, False), (1, True)])
+def test_sit_gflops_are_those_of_a_forward(patch_size, qk_norm):
+    size: dict[str, Any] = {"grid": 4, "latent_dim": 3, "width": 16, "depth": 2, "heads": 2}
+    size |= {"patch_size": patch_size, "qk_norm": qk_norm}
+    module = SiT(classes=10, **size)
     counted = counted_gflops(module, torch.zeros(1, 3, 4, 4), torch.zeros(1), torch.zeros(1, dtype=torch.long))
     assert counted == pytest.approx(sizes.sit_gflops(**size), rel=1e-12)
     assert parameters(module) == sizes.sit_parameters(classes=10, **size)

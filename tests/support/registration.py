@@ -35,7 +35,15 @@ TOKENIZER: dict[str, Any] = {
     "heads": 2,
     "hidden": 24,
 }
-SIT: dict[str, Any] = {"grid": 4, "latent_dim": 3, "classes": 10, "width": 16, "depth": 1, "heads": 2}
+SIT: dict[str, Any] = {
+    "grid": 4,
+    "latent_dim": 3,
+    "classes": 10,
+    "width": 16,
+    "depth": 1,
+    "heads": 2,
+    "time_scale": 1.0,
+}
 STATISTICS = {"mean": [0.5, -1.0, 0.0], "std": [2.0, 0.3, 1.0]}
 METRIC = "samples/class_accuracy"
 
@@ -132,7 +140,13 @@ class Registration:
             ),
             "encode": self.commit("encode", {}, inputs={"prepare": prepare.fingerprint}),
             "train-sit": self.commit(
-                "train-sit", sit.state_dict(), network=SIT, level=2, prediction="velocity", statistics=STATISTICS
+                "train-sit",
+                sit.state_dict(),
+                network=SIT,
+                level=2,
+                path="linear",
+                prediction="velocity",
+                statistics=STATISTICS,
             ),
             "evaluate-tokenizer": self.commit("evaluate-tokenizer", {}, metrics={"reconstruction/psnr": 30.5}),
         }

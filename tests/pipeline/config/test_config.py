@@ -8,7 +8,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -303,6 +303,25 @@ def test_the_shape_of_sit():
     size = sit_parameters(grid=own.grid, latent_dim=16, classes=1000, width=width, depth=depth)
     assert size == pytest.approx(674.9e6, rel=1e-3)
     assert own.sit.aligned_blocks == (8, 20)
+
+
+@pytest.mark.parametrize(
+    ("sets", "blocks"),
+    [("size=S", (4, 8)), ("size=B", (4, 8)), ("size=L", (7, 17)), ("size=B student_block=9", (9, 9)),
+     ("size=B teacher_block=11", (4, 11))],
+)  # fmt: skip
+def test_aligned_blocks_are_those_of_sra(sets: str, blocks: tuple[int, int]) -> None:
+    config = load_config("imagenet-f16d16", [f"sit.{one}" for one in sets.split()])
+    assert config.sit.aligned_blocks == blocks
+
+
+def test_an_alignment_takes_its_own_settings_where_nothing_is_set() -> None:
+    def of(*sets: str) -> tuple[Any, ...]:
+        return tuple(load_config("imagenet-f16d16", [f"sit.{one}" for one in sets]).sit.alignment_settings)
+
+    assert of("alignment=fda") == (0.25, "linear", "cosine")
+    assert of("alignment=sra") == (0.2, "constant", "smooth_l1")
+    assert of("alignment=sra", "alignment_weight=0.5", "alignment_loss=cosine") == (0.5, "constant", "cosine")
 
 
 def test_large_grids_are_refused_at_once() -> None:

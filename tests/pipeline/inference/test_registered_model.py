@@ -13,7 +13,8 @@ import torch
 
 import models
 from models.generator import ImageGenerator, LatentStatistics, Sampling
-from pipeline.inference import model_code, model_package
+from pipeline.artifacts import Manifest
+from pipeline.inference import model_code, model_package, sit_details
 from tests.support.registration import STATISTICS, Registration
 from tests.support.tokenizers import random_tokenizer
 
@@ -143,3 +144,16 @@ def test_a_host_may_have_models_of_its_own(registration, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == f"the host ['{tmp_path}/models']"
+
+
+def test_what_early_generators_leave_unsaid() -> None:
+    """They embedded 1000 t, on the linear path, and their manifests name neither."""
+    made = Manifest(
+        stage="train-sit", fingerprint="a" * 64, inputs={}, input_contents={}, config={}, files={}, rows=1, metrics={},
+        seconds=0.0, git_sha=None, image_digest=None, created="2026-01-01T00:00:00Z",
+        details={"network": {"grid": 4}, "prediction": "velocity"},
+    )  # fmt: skip
+    network = {"grid": 4, "time_scale": 1000.0}
+    assert sit_details(made) == {"network": network, "path": "linear", "prediction": "velocity"}
+    now = {"network": {"grid": 4, "time_scale": 1.0}, "path": "vp", "prediction": "noise"}
+    assert sit_details(made.model_copy(update={"details": now})) == now

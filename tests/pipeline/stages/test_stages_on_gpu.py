@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.vgg import RandomLPIPS
 from models import metrics, perceptual
-from models.choices import LEVELS, EvaluationPrecision, Prediction, SamplerMethod
+from models.choices import LEVELS, EvaluationPrecision, PathKind, Prediction, SamplerMethod
 from models.generator import ImageGenerator, LatentStatistics, Sampling
 from models.inception import Inception
 from models.perceptual import ImageNetFeatures
@@ -118,10 +118,14 @@ def test_analyzing(gpu: FakeGPU, context: LocalContext, monkeypatch: pytest.Monk
     assert z_LBDhw.shape[:2] == (LEVELS, 3)
 
 
-@pytest.mark.parametrize(("method", "prediction"), zip(get_args(SamplerMethod), get_args(Prediction), strict=True))
-def test_sampling(gpu: FakeGPU, method: SamplerMethod, prediction: Prediction) -> None:
-    generator = ImageGenerator(*random_networks(), LatentStatistics(**STATISTICS), prediction).to(GPU).eval()
-    sampling = Sampling(method, 2, guidance=1.5, guidance_interval=(0.0, 0.7), precision="bf16")
+@pytest.mark.parametrize("path", get_args(PathKind))
+@pytest.mark.parametrize(
+    ("method", "prediction"),
+    [("euler", "velocity"), ("heun", "noise"), ("ddim", "data"), ("sde", "velocity")],  # dopri5 asks for its error
+)
+def test_sampling(gpu: FakeGPU, method: SamplerMethod, prediction: Prediction, path: PathKind) -> None:
+    generator = ImageGenerator(*random_networks(), LatentStatistics(**STATISTICS), prediction, path).to(GPU).eval()
+    sampling = Sampling(method, 3, guidance=1.5, guidance_interval=(0.0, 0.7), precision="bf16")
     with gpu.mode, Reading():
         images_BCHW = generator.draw(torch.arange(2), [0, 1], sampling)
     assert images_BCHW.device == GPU
@@ -161,6 +165,7 @@ def test_the_registered_model(gpu: FakeGPU, tmp_path: Path, monkeypatch: pytest.
         "sit": SIT,
         "statistics": STATISTICS,
         "prediction": "velocity",
+        "path": "linear",
     }
     (tmp_path / "model.json").write_text(json.dumps({**facts, "sampling": sampling, "batch_size": 2}))
     save_file(tokenizer.state_dict(), tmp_path / "tokenizer")

@@ -129,7 +129,8 @@ SIT: list[tuple[AlignmentKind, Prediction, Precision, dict[str, str]]] = [
     ("sra", "noise", "bf16", {"alignment_schedule": "constant", "alignment_loss": "l2"}),
     ("fda", "data", "fp32", {"alignment_schedule": "step", "alignment_levels": "random"}),
     ("fda", "velocity", "bf16", {"alignment_schedule": "low_noise", "alignment_head": "none"}),
-    ("sra", "velocity", "bf16", {"alignment_loss": "smooth_l1"}),
+    ("sra", "velocity", "bf16", {"path": "vp", "qk_norm": "true"}),
+    ("fda", "noise", "fp32", {"path": "cosine", "times": "logit_normal"}),
 ]
 
 
@@ -150,13 +151,13 @@ def test_sit_with_every_alignment_prediction_and_precision(
 
 
 def test_a_tensor_of_the_cpu_in_a_step_is_found(gpu: FakeGPU, sit: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objective, "interpolate", lambda z, noise, t: z + torch.zeros(z.shape))
+    monkeypatch.setattr(objective, "interpolate", lambda path, z, noise, t: z + torch.zeros(z.shape))
     with pytest.raises(RuntimeError, match="at least two devices, cuda:0 and cpu"):
         sit.train(gpu, [0])
 
 
 def test_waiting_for_the_gpu_in_a_step_is_found(gpu: FakeGPU, sit: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objective, "interpolate", lambda z, noise, t: z * float(t.mean()))
+    monkeypatch.setattr(objective, "interpolate", lambda path, z, noise, t: z * float(t.mean()))
     with pytest.raises(DataDependentOutputException):
         sit.train(gpu, [0])
 
