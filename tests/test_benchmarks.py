@@ -23,13 +23,19 @@ from benchmarks import (
     mask,
     memory,
     precision,
+    sit,
     tokenizer,
     train_step,
 )  # fmt: skip
 from benchmarks.counting import LiveBytes, MovedBytes
+from models import generator
+from models.alignment import AlignedSiT
 from models.choices import RegularizerKind
 from models.regularizers import Draw, SpectralRegularizer
+from models.sit import SiT
 from models.spectral import LatentFilter
+from pipeline.training.sit import alignment_of
+from pipeline.workflow import sit_gflops
 from tests.support import PROJECT, sources
 from tests.support.artifacts import config_at
 from tests.support.trainers import SETS
@@ -42,6 +48,43 @@ def test_plain_step_has_our_loss(which: str, tmp_path: Path) -> None:
     assert row["first_loss"] == pytest.approx(row["first_loss_plain"], rel=1e-4)
     seconds, peak = 1e-3 * row["ms_ours"], row["peak_gflops_per_s"]
     assert row["mfu"] == pytest.approx(row["gflops_step"] / seconds / peak)
+
+
+TINY_SIT = ["sit.width=16", "sit.depth=3", "sit.heads=2", "sit.student_block=1", "sit.teacher_block=2"]
+
+
+def test_what_alignment_adds_to_a_step(tmp_path: Path) -> None:
+    rows = sit.measure_alignments(tmp_path, [*SETS, *TINY_SIT], rounds=1, batches=1)
+    assert list(rows) == ["none", "sra", "fda"]
+    assert rows["none"]["floor"] == rows["none"]["ratio_to_none"] == 1.0
+    own = config_at(tmp_path, "quickstart", *TINY_SIT)
+    counted = FlopCounterMode(display=False)
+    with torch.device("meta"):
+        trained = AlignedSiT(SiT(**own.sit_network), alignment_of(own))
+        z, t, label = torch.zeros(1, 4, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.long)
+        with counted:
+            trained(z, t, label)
+    plain = 1e9 * sit_gflops(own, attention=True)
+    head = counted.get_total_flops() - plain
+    assert rows["fda"]["floor"] == pytest.approx(1 + (2 / 3 * plain + 3 * head) / (3 * plain), rel=1e-3)
+    assert rows["sra"]["all_blocks_to_ours"] > 0
+
+
+def test_samples_a_second(tmp_path: Path) -> None:
+    images = sit.image_generator(config_at(tmp_path, "quickstart", *TINY_SIT))
+    guidance = sit.measure_guidance(images, 2, steps=3, rounds=1)
+    assert guidance["evaluations"] == 2
+    assert guidance["unguided_to_unguided"] == 1
+    noise = sit.measure_noise(images, 2, steps=3, rounds=1)
+    assert noise["ratio_to_when_needed"] > 0
+
+
+def test_noise_drawn_when_needed_is_that_drawn_ahead() -> None:
+    def draw(stream: int) -> torch.Tensor:
+        return torch.tensor(stream)
+
+    for how in (sit.when_needed, generator.drawn_ahead):
+        assert [int(drawn) for drawn in how(draw, range(1, 5))] == [1, 2, 3, 4]
 
 
 SMALL = [one for one in SETS if not one.startswith("tokenizer.steps")]

@@ -49,8 +49,8 @@ images = model.predict(rows, params={{"guidance": {guidance}, "steps": {steps}}}
 ```
 
 `label` is from 0 to {last_label}. The same label and seed give the same image, independent of the other rows.
-Params: `guidance`, `guidance_interval`, `steps`, `method` (euler, heun, ddim, dopri5, sde). The model includes its own code
-(a package in `code/`) and needs the packages in `requirements.txt`. Weights are safetensors; nothing is unpickled.
+Params: `guidance`, `guidance_interval`, `steps`, `method` (euler, heun, ddim, dopri5, sde). The model includes its own
+code (a package in `code/`) and needs the packages in `requirements.txt`. Weights are safetensors; nothing is unpickled.
 
 ## Licence
 
