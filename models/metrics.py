@@ -87,19 +87,59 @@ class FeatureMoments:
         return mean_F, (self._products_FF - self.count * torch.outer(mean_F, mean_F)) / (self.count - 1)
 
 
-def frechet_distance(mean_a_F: Tensor, cov_a_FF: Tensor, mean_b_F: Tensor, cov_b_FF: Tensor) -> float:
-    """Squared Frechet distance of two Gaussians, |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Heusel et al. 2017).
+class FrechetReference:
+    """A Gaussian from which others' squared Frechet distance is asked, with the root of its covariance, taken once.
 
-    The trace of the root comes from the fp64 eigenvalues of A^(1/2) B A^(1/2), which is symmetric; sqrtm is
-    inaccurate on some BLAS builds.
+    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Heusel et al. 2017). The trace of the root comes from the fp64
+    eigenvalues of A^(1/2) B A^(1/2), which is symmetric; sqrtm is inaccurate on some BLAS builds.
     """
-    a, b = cov_a_FF.double(), cov_b_FF.double()
-    values, vectors = torch.linalg.eigh(a)
-    root_a = (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
-    product = root_a @ b @ root_a
-    trace_root = torch.linalg.eigvalsh((product + product.mT) / 2).clamp(min=0).sqrt().sum()
-    distance = (mean_a_F.double() - mean_b_F.double()).square().sum() + a.trace() + b.trace() - 2 * trace_root
-    return float(distance)
+
+    def __init__(self, mean_F: Tensor, covariance_FF: Tensor) -> None:
+        self._mean_F, covariance_FF = mean_F.double(), covariance_FF.double()
+        values, vectors = torch.linalg.eigh(covariance_FF)
+        self._root_FF = (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
+        self._trace = covariance_FF.trace()
+
+    def distance(self, mean_F: Tensor, covariance_FF: Tensor) -> float:
+        """To the Gaussian of this mean and covariance."""
+        covariance_FF = covariance_FF.double()
+        product_FF = self._root_FF @ covariance_FF @ self._root_FF
+        trace_root = _trace_of_root((product_FF + product_FF.mT) / 2)
+        apart = (self._mean_F - mean_F.double()).square().sum()
+        return float(apart + self._trace + covariance_FF.trace() - 2 * trace_root)
+
+    def resampled(self, features_NF: Tensor, counts_RN: Tensor) -> Tensor:
+        """(R,) fp64: the distances to R resamples of these features, in which each occurs so many times.
+
+        What `distance` gives for the mean and covariance (with N - 1) of each; only its rows that occur are worked on.
+        """
+        return torch.stack([self._of_sample(features_NF[count_N > 0].double(), count_N[count_N > 0].double())
+                            for count_N in counts_RN])  # fmt: skip
+
+    def _of_sample(self, features_NF: Tensor, count_N: Tensor) -> Tensor:
+        total = count_N.sum()
+        mean_F = count_N @ features_NF / total
+        centred_NF = (features_NF - mean_F) * (count_N / (total - 1)).sqrt()[:, None]
+        rooted_NF = centred_NF @ self._root_FF
+        small = rooted_NF @ rooted_NF.mT if len(rooted_NF) < rooted_NF.shape[1] else rooted_NF.mT @ rooted_NF
+        apart = (self._mean_F - mean_F).square().sum()
+        return apart + self._trace + centred_NF.square().sum() - 2 * _trace_of_root(small)
+
+
+def _trace_of_root(symmetric: Tensor) -> Tensor:
+    return torch.linalg.eigvalsh(symmetric).clamp(min=0).sqrt().sum()
+
+
+def frechet_distance(mean_a_F: Tensor, cov_a_FF: Tensor, mean_b_F: Tensor, cov_b_FF: Tensor) -> float:
+    """The squared Frechet distance of two Gaussians: `FrechetReference`."""
+    return FrechetReference(mean_a_F, cov_a_FF).distance(mean_b_F, cov_b_FF)
+
+
+def resample_counts(samples: int, resamples: int, seed: int) -> Tensor:
+    """(R, N) long: how often each of N samples occurs in each of R bootstrap resamples of N; rows sum to N."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn_RN = torch.randint(samples, (resamples, samples), generator=generator)
+    return torch.zeros(resamples, samples, dtype=torch.long).scatter_add_(1, drawn_RN, torch.ones_like(drawn_RN))
 
 
 def precision_recall(real_NF: Tensor, fake_MF: Tensor, k: int = 3, chunk: int = 1024) -> tuple[float, float]:

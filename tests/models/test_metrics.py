@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 
 from models.metrics import (
     FeatureMoments,
+    FrechetReference,
     frechet_distance,
     from_uint8,
     inception_score,
     precision_recall,
     psnr_B,
+    resample_counts,
     ssim_B,
     to_uint8,
 )
@@ -119,3 +121,26 @@ def test_inception_score():
     certain = 1000 * torch.eye(10).repeat(10, 1)
     assert inception_score(certain) == pytest.approx(10, rel=1e-6)
     assert inception_score(certain, split_size=10) == pytest.approx(10, rel=1e-6)
+
+
+@pytest.mark.parametrize(("samples", "features"), [(40, 6), (12, 30)])
+def test_distances_of_resamples_are_those_of_their_moments(samples, features):
+    """With more samples than features and with fewer, where the smaller of two products is taken."""
+    g = torch.Generator().manual_seed(0)
+    real = (
+        torch.randn(200, features, generator=g, dtype=torch.float64)
+        @ torch.randn(features, features, generator=g).double()
+    )
+    fake = 0.5 + torch.randn(samples, features, generator=g)
+    ours = fake.double().mean(0), fake.double().T.cov()
+    reference = FrechetReference(real.mean(0), real.T.cov())
+    counts = resample_counts(samples, 5, seed=3)
+    assert counts.sum(1).tolist() == [samples] * 5
+    assert not torch.equal(counts[0], counts[1])
+    assert torch.equal(counts, resample_counts(samples, 5, seed=3))
+    whole = torch.ones(1, samples, dtype=torch.long)
+    found = reference.resampled(fake, torch.cat([counts, whole]))
+    for value, count in zip(found, [*counts, whole[0]], strict=True):
+        drawn = fake.repeat_interleave(count, 0).double()
+        assert value.item() == pytest.approx(reference.distance(drawn.mean(0), drawn.T.cov()), rel=1e-8)
+    assert found[-1].item() == pytest.approx(frechet_distance(real.mean(0), real.T.cov(), *ours))
