@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from models.choices import FeatureNetwork
-from models.metrics import frechet_distance, inception_score, precision_recall
+from models.metrics import (
+    FrechetReference,
+    frechet_distance,
+    inception_score,
+    precision_recall,
+    resample_counts,
+)
 from pipeline.config import EvaluateConfig
 from pipeline.evaluation.features import evaluation_device, kinds_of, moments, read_features
 from pipeline.storage import Storage
@@ -18,6 +24,18 @@ _MANIFOLD = 10_000  # images per side for precision and recall, as in the ADM ev
 def frechet_between(storage: Storage, one: Sequence[str], other: Sequence[str], kind: str = "pool") -> float:
     """The Frechet distance between the features of one kind in two groups of files."""
     return frechet_distance(*moments(storage, one, kind), *moments(storage, other, kind))
+
+
+def resampled_frechet(
+    storage: Storage, real: Sequence[str], fake: Sequence[str], resamples: int, seed: int
+) -> tuple[float, list[float]]:
+    """The Frechet distance of the pooled features in two groups of files, and those of resamples of the second."""
+    reference = FrechetReference(*moments(storage, real, "pool"))
+    fake_NF = torch.cat(list(read_features(storage, fake, "pool"))).to(evaluation_device())
+    counts_RN = resample_counts(len(fake_NF), resamples, seed).to(fake_NF.device)
+    whole_1N = torch.ones_like(counts_RN[:1])
+    distance, *resampled = reference.resampled(fake_NF, torch.cat([whole_1N, counts_RN])).tolist()
+    return distance, resampled
 
 
 def reconstruction_metrics(

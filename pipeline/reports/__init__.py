@@ -8,12 +8,24 @@ from typing import TYPE_CHECKING
 from pipeline.lazy import lazy
 from pipeline.reports.analysis import Analysis, files_of, rounded
 from pipeline.reports.comparison import Found, read_analyses, render_comparison, write_comparison
+from pipeline.reports.convergence import (
+    check_comparable,
+    read_training,
+    render_convergence,
+    write_convergence,
+)
 from pipeline.reports.model_card import all_metrics, model_card
 from pipeline.reports.principal import PrincipalComponents
 from pipeline.reports.report import collect, render_table, write_page
 
 if TYPE_CHECKING:
+    from pipeline.reports.curves import milestone_grid
     from pipeline.reports.figures import loss_curves, reconstructions, sample_grid
     from pipeline.reports.panels import draw_panels
 else:
-    __getattr__ = lazy(__name__, figures="loss_curves reconstructions sample_grid", panels="draw_panels")
+    __getattr__ = lazy(
+        __name__,
+        curves="milestone_grid",
+        figures="loss_curves reconstructions sample_grid",
+        panels="draw_panels",
+    )

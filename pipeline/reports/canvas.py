@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 Array = npt.NDArray[Any]
@@ -21,6 +22,10 @@ Array = npt.NDArray[Any]
 DPI = 144
 INK, MUTED, GRID = "#1f2933", "#66727f", "#e3e7eb"
 _FRAME = 222  # grey level around each image
+# Of curves: the colours of Okabe and Ito, which the colour-blind can tell apart; markers and dashes differ too.
+CURVES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", ":", "-.")
 LEVEL_COLOURS = ("#1b2a49", "#2a6f97", "#3fa796", "#e0a030")
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -96,6 +101,13 @@ def headline(figure: Figure, left: float, title: str, note: str) -> None:
     height = figure.get_figheight() * DPI
     figure.text(left, 1 - _MARGIN / height, title, va="top", fontsize=12.5, fontweight="bold")
     figure.text(left, 1 - (_MARGIN + 1.35 * _LINE) / height, note, va="top", fontsize=9, color=MUTED, linespacing=1.3)
+
+
+def svg(figure: Figure) -> bytes:
+    """SVG bytes without dates; equal figures give equal bytes where `svg.hashsalt` is set."""
+    buffer = io.BytesIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
 
 
 def png(figure: Figure) -> bytes:

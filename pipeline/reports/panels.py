@@ -1,6 +1,5 @@
 """Draws the panels of the paper's Figures 1 and 2 for one tokenizer, or several side by side, to PNG bytes.
 
-Colours of curves are those of Okabe and Ito, which the colour-blind can tell apart; markers and dashes differ too.
 Legend: B images shown, C components, h w latent grid, L levels.
 """
 
@@ -16,12 +15,23 @@ from matplotlib.ticker import MaxNLocator
 
 from pipeline.metrics import value_text
 from pipeline.reports.analysis import Analysis
-from pipeline.reports.canvas import DPI, INK, LEVEL_COLOURS, MUTED, STYLE, Array, headline, page, png, tiles
+from pipeline.reports.canvas import (
+    CURVES,
+    DASHES,
+    DPI,
+    INK,
+    LEVEL_COLOURS,
+    MARKERS,
+    MUTED,
+    STYLE,
+    Array,
+    headline,
+    page,
+    png,
+    tiles,
+)
 from pipeline.reports.principal import colours
 
-_CURVES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_DASHES = ("-", "--", ":", "-.")
 _MOST = 128  # pixels of a side of an image shown
 _NAME = 26  # characters of a name
 _COLUMNS = 3  # panels beside each other
@@ -115,9 +125,9 @@ def _removal(analyses: Sequence[Analysis]) -> bytes:
             axes.plot(
                 100 * np.asarray(removal["share"]),
                 removal["psnr"],
-                color=_CURVES[index % len(_CURVES)],
-                marker=_MARKERS[index % len(_MARKERS)],
-                linestyle=_DASHES[index // len(_CURVES) % len(_DASHES)],
+                color=CURVES[index % len(CURVES)],
+                marker=MARKERS[index % len(MARKERS)],
+                linestyle=DASHES[index // len(CURVES) % len(DASHES)],
                 lw=1.8,
                 ms=4.5,
                 label=", ".join(part for part in (_short(analysis.name), analysis.shape_text) if part),
@@ -179,7 +189,7 @@ def _spectrum(axes: Axes, analysis: Analysis) -> None:
     axes.axhline(1.0, color=MUTED, lw=1.0, ls="--")
     for level, power_R in enumerate(power_LR):
         colour = LEVEL_COLOURS[level % len(LEVEL_COLOURS)]
-        marker = _MARKERS[level % len(_MARKERS)]
+        marker = MARKERS[level % len(MARKERS)]
         axes.plot(radius_R[1:], power_R[1:], marker=marker, color=colour, lw=1.8, ms=3.5, label=f"level {level}")
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
