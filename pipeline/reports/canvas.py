@@ -15,6 +15,7 @@ import numpy.typing as npt
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 Array = npt.NDArray[Any]
 
@@ -54,10 +55,24 @@ def tiles(images_NCHW: Array, most: int | None = None) -> list[Array]:
     return list(cells)
 
 
-def page(rows: Sequence[Sequence[Array]], names: Sequence[str], title: str, note: str) -> bytes:
-    """Rows of square tiles in [0, 255], each row with its name at the left, below a title and a note."""
-    side = max(len(tile) for row in rows for tile in row)
-    side *= max(1, round(96 / side))
+def resized(images_NCHW: Array, side: int) -> list[Array]:
+    """uint8 images as (side, side, 3): by whole numbers each pixel is repeated, else resampled (Lanczos)."""
+    cells = np.moveaxis(images_NCHW, 1, -1)
+    if side % cells.shape[1] == 0:
+        return [_enlarged(cell, side) for cell in cells]
+    return [np.asarray(Image.fromarray(cell).resize((side, side), Image.Resampling.LANCZOS)) for cell in cells]
+
+
+def page(
+    rows: Sequence[Sequence[Array]], names: Sequence[str], title: str, note: str, side: int | None = None
+) -> bytes:
+    """Rows of square tiles in [0, 255], each row with its name at the left, below a title and a note.
+
+    `side`: of the tiles on the page; by default their own, times the whole number that comes nearest to 96.
+    """
+    if side is None:
+        side = max(len(tile) for row in rows for tile in row)
+        side *= max(1, round(96 / side))
     columns = max(len(row) for row in rows)
     longest = max(len(line) for name in names for line in name.splitlines() or [""])
     left = _MARGIN + max(LABEL_WIDTH, math.ceil(longest * CHARACTER) + 2 * _GAP)
