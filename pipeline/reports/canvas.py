@@ -39,7 +39,7 @@ STYLE = {
     "ytick.color": MUTED,
     "legend.frameon": False,
 }
-_MARGIN, _GAP, LABEL_WIDTH, _LINE = 36, 6, 120, 26  # pixels
+_MARGIN, _GAP, LABEL_WIDTH, LINE = 36, 6, 120, 26  # pixels
 CHARACTER = 9.7  # mean width of a character in the note, in pixels
 _MINIMUM_WIDTH = 1000
 
@@ -78,7 +78,7 @@ def page(
     left = _MARGIN + max(LABEL_WIDTH, math.ceil(longest * CHARACTER) + 2 * _GAP)
     width = max(_MINIMUM_WIDTH, left + columns * (side + _GAP) - _GAP + _MARGIN)
     lines = textwrap.wrap(note, int((width - 2 * _MARGIN) / CHARACTER))
-    top = _MARGIN + 2 * _LINE + _LINE * len(lines)
+    top = _MARGIN + 2 * LINE + LINE * len(lines)
     height = top + len(rows) * (side + _GAP) - _GAP + _MARGIN
     canvas = np.full((height, width, 3), 255, np.uint8)
     for r, row in enumerate(rows):
@@ -110,7 +110,7 @@ def headline(figure: Figure, left: float, title: str, note: str) -> None:
     """Title and note at the top of a figure, from `left`, a share of its width."""
     height = figure.get_figheight() * DPI
     figure.text(left, 1 - _MARGIN / height, title, va="top", fontsize=12.5, fontweight="bold")
-    figure.text(left, 1 - (_MARGIN + 1.35 * _LINE) / height, note, va="top", fontsize=9, color=MUTED, linespacing=1.3)
+    figure.text(left, 1 - (_MARGIN + 1.35 * LINE) / height, note, va="top", fontsize=9, color=MUTED, linespacing=1.3)
 
 
 def png(figure: Figure) -> bytes:

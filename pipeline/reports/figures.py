@@ -4,6 +4,7 @@ Legend: B N images, H W pixels, L levels.
 """
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ from pipeline.reports.canvas import (
     INK,
     LABEL_WIDTH,
     LEVEL_COLOURS,
+    LINE,
     STYLE,
     Array,
     headline,
@@ -50,14 +52,17 @@ def sample_grid(
     cells = tiles(images_NCHW, most=128) if size is None else resized(images_NCHW, size)
     labels = list(dict.fromkeys(labels_N.tolist()))
     rows = [[cell for cell, label in zip(cells, labels_N, strict=True) if label == row_label] for row_label in labels]
-    row_names = [_fitted(names[label]) if names else f"class {label}" for label in labels]
+    lines = max(1, (size or 0) // LINE)
+    row_names = [_fitted(names[label], lines) if names else f"class {label}" for label in labels]
     told = f"A row for each class that was asked for. {note}".strip()
     return page(rows, row_names, "Generated images", told, side=size)
 
 
-def _fitted(name: str) -> str:
-    """A name that fits beside a row."""
+def _fitted(name: str, lines: int) -> str:
+    """A name that fits beside a row, in so many lines at most."""
     most = int(LABEL_WIDTH / CHARACTER)
+    if lines > 1:
+        return "\n".join(textwrap.wrap(name, most, max_lines=lines, placeholder="…"))
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 

@@ -67,6 +67,13 @@ def test_pictures_of_a_size():
         assert not holds(page, np.full((size + 1, size + 1, 3), 99, np.uint8))
 
 
+def test_a_long_name_has_as_many_lines_as_its_row_is_high():
+    images, labels = pictures(1, size=16), np.array([0])
+    for size, differ in ((None, False), (32, False), (64, True)):
+        one, other = (figures.sample_grid(images, labels, [f"golden retriever {end}"], size) for end in "ab")
+        assert (one != other) == differ, size
+
+
 def test_the_same_figure_gives_the_same_bytes():
     history = [{"step": s, "loss": 1 / s} for s in range(1, 9)]
     assert figures.loss_curves(history, "Losses") == figures.loss_curves(history, "Losses")
