@@ -11,9 +11,12 @@ from pipeline.lazy import lazy
 
 if TYPE_CHECKING:
     from pipeline.inference.drawing import draw
-    from pipeline.inference.export import export_tokenizer
+    from pipeline.inference.export import export_sit, export_tokenizer
     from pipeline.inference.networks import load_generator, load_tokenizer, task_device
 else:
     __getattr__ = lazy(
-        __name__, drawing="draw", export="export_tokenizer", networks="load_generator load_tokenizer task_device"
+        __name__,
+        drawing="draw",
+        export="export_sit export_tokenizer",
+        networks="load_generator load_tokenizer task_device",
     )
