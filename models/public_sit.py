@@ -140,7 +140,8 @@ def from_public(theirs: Mapping[str, Tensor], kind: PublicSit, network: Mapping[
     ours["embed.weight"] = ours["embed.weight"].flatten(1)
     cells = network["patch_size"] ** 2
     for part in ("weight", "bias"):  # rows by row, column, channel of a patch there; by channel, row, column here
-        rows = ours[f"final_layer.{part}"].unflatten(0, (cells, -1))[:, : network["latent_dim"]]
+        head = ours[f"final_layer.{part}"]
+        rows = head.reshape(cells, -1, *head.shape[1:])[:, : network["latent_dim"]]
         ours[f"final_layer.{part}"] = rows.transpose(0, 1).flatten(0, 1)
     return _reversed(ours) if kind == "sit" else ours
 
@@ -163,7 +164,8 @@ def to_public(ours: Mapping[str, Tensor], kind: PublicSit, network: Mapping[str,
         if name == _POSITIONS:
             theirs[name] = sincos_positions(network["grid"] // network["patch_size"], network["width"])
         elif name.startswith("final_layer.linear."):
-            rows = turned[_our_name(name)].unflatten(0, (network["latent_dim"], -1)).transpose(0, 1)
+            head = turned[_our_name(name)]
+            rows = head.reshape(network["latent_dim"], -1, *head.shape[1:]).transpose(0, 1)
             padding = torch.zeros_like(rows) if kind == "sit" else rows[:, :0]
             theirs[name] = torch.cat([rows, padding], dim=1).flatten(0, 1)
         else:

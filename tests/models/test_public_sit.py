@@ -52,8 +52,8 @@ def test_what_is_exported_is_what_was_imported(kind: PublicSit) -> None:
         if name.startswith(("projectors.", "ap_head.")):
             assert not tensor.any()
         elif name.startswith("final_layer.linear.") and kind == "sit":
-            velocity, variance = tensor.unflatten(0, (4, 2, 4)).unbind(1)
-            assert torch.equal(velocity, weights[name].unflatten(0, (4, 2, 4))[:, 0])
+            velocity, variance = tensor.reshape(4, 2, 4, *tensor.shape[1:]).unbind(1)
+            assert torch.equal(velocity, weights[name].reshape(4, 2, 4, *tensor.shape[1:])[:, 0])
             assert not variance.any()
         elif name == "t_embedder.mlp.0.weight" and kind == "sit":
             torch.testing.assert_close(tensor, weights[name], atol=1e-6, rtol=0)

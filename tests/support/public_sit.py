@@ -15,7 +15,7 @@ HEADS = 2
 
 
 def public_weights(
-    kind: PublicSit, qk_norm: bool = False, *, grid: int, dim: int, classes: int, width: int, depth: int, patch: int
+    kind: PublicSit, qk_norm: bool = False, /, *, grid: int, dim: int, classes: int, width: int, depth: int, patch: int
 ) -> Weights:
     """Random weights, none of them zero, under the names and in the shapes of the public files, with all they hold."""
     generator = torch.Generator().manual_seed(0)
