@@ -33,6 +33,8 @@ PathKind = Literal["linear", "vp", "cosine"]
 TimeDistribution = Literal["uniform", "logit_normal"]
 Prediction = Literal["velocity", "noise", "data"]
 
+PublicSit = Literal["sit", "repa", "sra"]  # whose layout of SiT's weights: `public_sit.py`
+
 AlignmentKind = Literal["none", "sra", "fda"]
 AlignmentSchedule = Literal["linear", "constant", "step", "low_noise"]
 AlignmentHead = Literal["mlp", "none"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .recomputing import run_block
 from .sizes import MLP_RATIO, SIT_SIZES, TIMESTEP_CHANNELS
 
-__all__ = ["SIT_SIZES", "SiT"]
+__all__ = ["SIT_SIZES", "SiT", "sincos_positions", "time_frequencies"]
 
 _NORM_EPS = 1e-6
 _MAX_PERIOD = 10_000.0
@@ -61,7 +61,7 @@ class SiT(nn.Module):
         self.recomputes = False  # whether a backward pass computes the blocks' activations again: `recomputing.py`
         patch = latent_dim * patch_size**2
         self.embed = nn.Linear(patch, width)
-        self.register_buffer("positions", _sincos_positions(grid // patch_size, width), persistent=False)
+        self.register_buffer("positions", sincos_positions(grid // patch_size, width), persistent=False)
         self.time_in = nn.Linear(TIMESTEP_CHANNELS, width)
         self.time_out = nn.Linear(width, width)
         self.label_embed = nn.Embedding(classes + 1, width)
@@ -179,15 +179,20 @@ def _with_final_layer(module: nn.Module, state: dict[str, Tensor], prefix: str, 
         )
 
 
-def _sincos_time(t_B: Tensor, scale: float) -> Tensor:
-    """(B, 256) fp32: cosines, then sines, of `scale` t at geometric frequencies from 1 to 1/10000."""
+def time_frequencies(device: torch.device) -> Tensor:
+    """(128,) fp32: the geometric frequencies from 1 to 1/10000 at which t is embedded."""
     half = TIMESTEP_CHANNELS // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=t_B.device) / half
-    angle = scale * t_B.float()[:, None] * torch.exp(-math.log(_MAX_PERIOD) * exponent)
+    exponent = torch.arange(half, dtype=torch.float32, device=device) / half
+    return torch.exp(-math.log(_MAX_PERIOD) * exponent)
+
+
+def _sincos_time(t_B: Tensor, scale: float) -> Tensor:
+    """(B, 256) fp32: cosines, then sines, of `scale` t at `time_frequencies`."""
+    angle = scale * t_B.float()[:, None] * time_frequencies(t_B.device)
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
-def _sincos_positions(side: int, width: int) -> Tensor:
+def sincos_positions(side: int, width: int) -> Tensor:
     """(1, N, K) fp32: half of the channels for the column, half for the row, sines then cosines in each."""
     frequency = _MAX_PERIOD ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angle = torch.arange(side, dtype=torch.float64)[:, None] * frequency

@@ -1,7 +1,7 @@
-"""import tokenizer, export tokenizer: tokenizers from elsewhere, and for use elsewhere."""
+"""import and export of tokenizers and generators: from elsewhere, and for use elsewhere."""
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
@@ -10,18 +10,12 @@ from pipeline.cli.options import Preset, Root, Sets, console, local_folder, root
 from pipeline.config import load_config
 from pipeline.errors import ConfigError, ContractError
 
+if TYPE_CHECKING:
+    from pipeline.artifacts import Manifest
+    from pipeline.storage import Storage
+
 importing = typer.Typer(no_args_is_help=True, help="Use what was trained elsewhere.")
 exporting = typer.Typer(no_args_is_help=True, help="Write out what was trained, for use without the pipeline.")
-
-
-@importing.callback()
-def _importing() -> None:
-    """With a callback, a group of one command keeps the command's name."""
-
-
-@exporting.callback()
-def _exporting() -> None:
-    """As above."""
 
 
 @importing.command("tokenizer")
@@ -52,6 +46,26 @@ def import_tokenizer(
     console.print(preset_lines(manifest), highlight=False, markup=False, soft_wrap=True)
 
 
+@importing.command("sit")
+def import_sit(
+    kind: Annotated[str, typer.Argument(help="Whose layout: sit, repa or sra.")],
+    uri: Annotated[str, typer.Argument(metavar="FILE", help=".pt, .pth or .safetensors: a path, file:// or s3://.")],
+    heads: Annotated[int | None, typer.Option("--heads", min=1, help="Of a width that no public SiT has.")] = None,
+    set_: Sets = None,
+    root: Root = None,
+) -> None:
+    """Make public weights an artifact that stands for a trained generator, and print the lines of a preset that use it.
+
+    Of a checkpoint its moving average is taken; no code in it is run.
+    """
+    from pipeline.workflow import import_sit as import_
+    from pipeline.workflow import public_kind, sit_preset_lines
+
+    manifest = import_(root_config(None, set_, root).root, public_kind(kind), uri, heads, console.print)
+    console.print(f"# {manifest.name}, from {uri}", highlight=False, markup=False, soft_wrap=True)
+    console.print(sit_preset_lines(manifest), highlight=False, markup=False, soft_wrap=True)
+
+
 def _check_choice(name: str, given: str, choices: tuple[str, ...]) -> None:
     if given not in choices:
         raise ConfigError(f"{name} {given} is unknown", f"Use one of {', '.join(choices)}.")
@@ -69,15 +83,51 @@ def export_tokenizer(
 ) -> None:
     """Write a preset's tokenizer to a folder that `models.tokenizers.load` opens; an sd-vae is also diffusers'."""
     from pipeline.inference import export_tokenizer as export
+
+    storage, manifest = _made("tokenizer", preset, set_, root)
+    for path in export(storage, manifest, to):
+        console.print(str(path), highlight=False, soft_wrap=True)
+
+
+@exporting.command("sit")
+def export_sit(
+    kind: Annotated[str, typer.Argument(help="Whose code will load it: sit, repa or sra.")],
+    preset: Preset,
+    to: Annotated[Path, typer.Option("--to", parser=local_folder, metavar="FILE", help="New file of torch.")] = Path(
+        "sit.pt"
+    ),
+    set_: Sets = None,
+    root: Root = None,
+) -> None:
+    """Write a preset's generator to a file that public code loads, and print the scale of its latents."""
+    from pipeline.inference import export_sit as export
+    from pipeline.workflow import public_kind
+
+    layout = public_kind(kind)
+    storage, manifest = _made("sit", preset, set_, root)
+    export(storage, manifest, layout, to)
+    own = manifest.details["statistics"]
+    console.print(str(to), highlight=False, soft_wrap=True)
+    console.print(
+        f"# for latents (z - mean) / std of level {manifest.details['level']}: mean {own['mean']}, std {own['std']}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _made(
+    what: Literal["tokenizer", "sit"], preset: str, set_: list[str] | None, root: str | None
+) -> "tuple[Storage, Manifest]":
+    """The root, and the artifact there of what the preset trains. ContractError if it is not there."""
     from pipeline.storage import open_storage
     from pipeline.workflow import artifacts_of, resolved, survey
 
     config = resolved(load_config(preset, set_, root), fresh=False)
-    manifest = artifacts_of(survey(config)).get("train-tokenizer")
+    manifest = artifacts_of(survey(config)).get(f"train-{what}")
     if manifest is None:
         raise ContractError(
-            f"the tokenizer of {preset} is not at {config.root}",
-            f"Run `python -m pipeline run {preset} --until train-tokenizer` first (with the same --set and --root).",
+            f"the {what} of {preset} is not at {config.root}",
+            f"Run `python -m pipeline run {preset} --until train-{what}` first (with the same --set and --root).",
         )
-    for path in export(open_storage(config.root), manifest, to):
-        console.print(str(path), highlight=False, soft_wrap=True)
+    return open_storage(config.root), manifest

@@ -29,11 +29,19 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's output and trac
 
 def local_folder(value: str | Path) -> Path:
     """The parser of an option that is a folder here: a path, or file:///PATH. ConfigError for another URI."""
-    given = str(value)
+    return _local_path(str(value), "folder")
+
+
+def local_file(value: str | Path) -> Path:
+    """The same of an option that is a file."""
+    return _local_path(str(value), "file")
+
+
+def _local_path(given: str, what: str) -> Path:
     if given.startswith("file:///"):
         return Path(unquote(given.removeprefix("file://")))
     if "://" in given or not given:
-        raise ConfigError(f"'{given}' is no local folder", "Give a path, or file:///PATH.")
+        raise ConfigError(f"'{given}' is no local {what}", "Give a path, or file:///PATH.")
     return Path(given).expanduser()
 
 

@@ -1,9 +1,7 @@
-"""run, stage, plan, report, analyze, sample: the main commands."""
+"""run, stage, plan, report, analyze: the main commands."""
 
-import difflib
 import json
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,14 +9,12 @@ import typer
 
 from pipeline.cli.options import Debug, Json, Preset, Root, Sets, console, local_folder
 from pipeline.config import Config, load_config
-from pipeline.errors import ConfigError, ContractError
+from pipeline.errors import ContractError
 
 if TYPE_CHECKING:
     from pipeline.reports import Found
 
 app = typer.Typer()
-
-_NAMED = 10  # classes that a message names
 
 Expect = Annotated[
     str | None, typer.Option("--expect", help="Fail unless the (last) stage's fingerprint begins with this.")
@@ -141,64 +137,6 @@ def _analysed(preset: str, set_: list[str] | None, root: str | None) -> "Found":
         command = shlex.join(["python", "-m", "pipeline", "run", preset, "--until", "analyze", *same])
         raise ContractError(f"the analysis of {preset} is missing at {storage.root}", f"Make it by `{command}`.")
     return Found(preset, storage, manifest)
-
-
-@app.command()
-def sample(
-    preset: Preset,
-    class_: Annotated[
-        str,
-        typer.Option("--class", help="The class: its name, else its number from 0."),
-    ],
-    out: Annotated[Path, typer.Option("--out", parser=local_folder, metavar="FOLDER", help="Folder for the images.")],
-    n: Annotated[int, typer.Option("--n", min=1, help="Number of images.")] = 8,
-    guidance: Annotated[float | None, typer.Option("--guidance", min=1.0, help="Guidance scale W.")] = None,
-    set_: Sets = None,
-    root: Root = None,
-) -> None:
-    """Generate images of a class with the trained generator, as PNG files.
-
-    A name goes before a number: with folders named 1 to 12 or 01 to 12, `--class 2` is the folder of that number.
-    """
-    from pipeline.inference import draw
-    from pipeline.workflow import artifacts_of, resolved, survey
-
-    config = resolved(load_config(preset, set_, root), fresh=False)
-    artifacts = artifacts_of(survey(config))
-    names = artifacts["prepare"].details.get("class_names") if "prepare" in artifacts else None
-    label = _label_of(class_, names or [], config.data.class_count)
-    for path in draw(config, artifacts, label, n, guidance, out):
-        console.print(str(path), highlight=False, soft_wrap=True)
-
-
-def _label_of(given: str, names: Sequence[str], classes: int) -> int:
-    """The label of the class of this name, or with this number. ConfigError if there is none.
-
-    Of classes that are all named by numbers, a number is the name, also with other zeros in front: never a label.
-    """
-    if given in names:
-        return names.index(given)
-    is_number, by_number = _is_number(given), bool(names) and all(map(_is_number, names))
-    if is_number and by_number:
-        same = [label for label, name in enumerate(names) if int(name) == int(given)]
-        if len(same) == 1:
-            return same[0]
-    elif is_number:
-        if int(given) < classes:
-            return int(given)
-        raise ConfigError(f"--class {given} is out of range", f"Choose a class from 0 to {classes - 1}.")
-    close = [] if by_number else difflib.get_close_matches(given, names, n=1)
-    if close:
-        hint = f"Did you mean '{close[0]}'?"
-    elif names:
-        hint = f"Choose one of {', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}."
-    else:
-        hint = f"Choose a class from 0 to {classes - 1}: no names are known."
-    raise ConfigError(f"--class {given}: there is no class of this name", hint)
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
 
 
 def _print_locations(config: Config, preset: str) -> None:

@@ -1,6 +1,6 @@
 """The sections of the generator: `sit`, its network, alignment and training, and `sample`, how it is drawn from."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -39,6 +39,12 @@ from pipeline.config.fields import (
 
 class SitConfig(TrainerConfig):
     """The generator, the alignment of its features, and its training."""
+
+    imported: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(
+        None,
+        description="Fingerprint of a generator from `import sit`, used as it is, without this section's other fields. "
+        "None: one is trained.",
+    )
 
     steps: Steps = 400_000
     batch_size: BatchSize = 256

@@ -154,20 +154,20 @@ def _parse_override(text: str) -> dict[str, Any]:
 
 
 def _check_used(config: Config, overrides: list[dict[str, Any]]) -> None:
-    """ConfigError for an override of the training of a tokenizer that is imported, and so not trained.
+    """ConfigError for an override of the training of a network that is imported, and so not trained.
 
     What a preset has of its parents is no wish; what is set on the command line is.
     """
-    if config.tokenizer.imported is None:
-        return
-    for override in overrides:
-        section = override.get("tokenizer")
-        idle = sorted(section.keys() - OF_IMPORTED) if isinstance(section, dict) else []
-        if idle:
-            raise ConfigError(
-                f"tokenizer.{idle[0]} has no effect: tokenizer.imported is used as it is, and not trained",
-                "Leave it out.",
-            )
+    used = {"tokenizer": (config.tokenizer.imported, OF_IMPORTED), "sit": (config.sit.imported, {"imported"})}
+    for name, (imported, fields) in used.items():
+        for override in overrides if imported is not None else ():
+            section = override.get(name)
+            idle = sorted(section.keys() - fields) if isinstance(section, dict) else []
+            if idle:
+                raise ConfigError(
+                    f"{name}.{idle[0]} has no effect: {name}.imported is used as it is, and not trained",
+                    "Leave it out.",
+                )
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

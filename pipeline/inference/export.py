@@ -1,12 +1,20 @@
-"""Writes a tokenizer out of its artifact, for use without the pipeline: `models.tokenizers.load`, or diffusers."""
+"""Writes networks out of their artifacts, for use without the pipeline.
+
+A tokenizer for `models.tokenizers.load`, or diffusers; a generator for the public code of SiT, REPA and SRA.
+"""
 
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
+from models.choices import PublicSit
+from models.public_sit import to_public
+from models.sit import SiT
 from models.tokenizers import save
 from pipeline.artifacts import Manifest, checked_copy
-from pipeline.errors import StorageError
+from pipeline.errors import ContractError, StorageError
+from pipeline.inference.details import sit_details
 from pipeline.storage import Storage
 
 
@@ -22,3 +30,40 @@ def export_tokenizer(storage: Storage, manifest: Manifest, folder: Path) -> list
             return save(folder, manifest.details["kind"], manifest.details["network"], load_file(weights))
     except OSError as error:
         raise StorageError(f"{folder}: {error.strerror or error}", "Choose another folder with --to.") from error
+
+
+def export_sit(storage: Storage, manifest: Manifest, kind: PublicSit, file: Path) -> None:
+    """Write the generator (EMA weights) of a train-sit artifact to a new file, as the checkpoints of `kind` have it.
+
+    ContractError if that has no place for it, StorageError if the file is there or cannot be written.
+    """
+    details = sit_details(manifest)
+    for name, public in (("path", "linear"), ("prediction", "velocity")):
+        if details[name] != public:
+            raise ContractError(
+                f"{manifest.name} has {name} {details[name]}, and {kind} samples with {public}",
+                f"Export one that was trained with sit.{name}={public}.",
+            )
+    with torch.device("meta"):
+        network = SiT(**details["network"])
+    with checked_copy(storage, manifest, "weights.safetensors") as weights:
+        network.load_state_dict(load_file(weights), assign=True)  # which knows the names of earlier artifacts
+        try:
+            theirs = to_public(network.state_dict(), kind, details["network"])
+        except ValueError as error:
+            raise ContractError(f"{manifest.name}: {error}", "Export it as another kind, or not at all.") from error
+        _write_new(file, {"ema": theirs})
+
+
+def _write_new(file: Path, tree: dict[str, dict[str, torch.Tensor]]) -> None:
+    """As `torch.save`. StorageError if the file is there or cannot be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "xb") as handle:
+            torch.save(tree, handle)
+    except FileExistsError as error:
+        raise StorageError(f"{file} is there already", "Choose another file with --to.") from error
+    except (OSError, RuntimeError) as error:  # torch's writer turns some of the system's errors into its own
+        file.unlink(missing_ok=True)
+        why = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
+        raise StorageError(f"{file}: {why}", "Choose another file with --to.") from error

@@ -20,7 +20,8 @@ _PARAMS = ("method", "steps", "guidance", "guidance_interval")  # may be set by 
 class ImageModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow is untyped here
     """Maps rows with columns `label` and `seed` to rows with the column `image` (PNG bytes).
 
-    The image of a seed equals that of the pipeline's `sample` stage for the same index and label.
+    The image of a seed equals that of the pipeline's `sample` stage for the same index and label. The pipeline's
+    command `sample` draws with `generator` and `sampling_of`, which `load_context` sets.
     """
 
     def load_context(self, context: Any) -> None:

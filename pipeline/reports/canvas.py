@@ -16,6 +16,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from PIL import Image
 
 Array = npt.NDArray[Any]
 
@@ -43,7 +44,7 @@ STYLE = {
     "ytick.color": MUTED,
     "legend.frameon": False,
 }
-_MARGIN, _GAP, LABEL_WIDTH, _LINE = 36, 6, 120, 26  # pixels
+_MARGIN, _GAP, LABEL_WIDTH, LINE = 36, 6, 120, 26  # pixels
 CHARACTER = 9.7  # mean width of a character in the note, in pixels
 _MINIMUM_WIDTH = 1000
 
@@ -59,16 +60,30 @@ def tiles(images_NCHW: Array, most: int | None = None) -> list[Array]:
     return list(cells)
 
 
-def page(rows: Sequence[Sequence[Array]], names: Sequence[str], title: str, note: str) -> bytes:
-    """Rows of square tiles in [0, 255], each row with its name at the left, below a title and a note."""
-    side = max(len(tile) for row in rows for tile in row)
-    side *= max(1, round(96 / side))
+def resized(images_NCHW: Array, side: int) -> list[Array]:
+    """uint8 images as (side, side, 3): by whole numbers each pixel is repeated, else resampled (Lanczos)."""
+    cells = np.moveaxis(images_NCHW, 1, -1)
+    if side % cells.shape[1] == 0:
+        return [_enlarged(cell, side) for cell in cells]
+    return [np.asarray(Image.fromarray(cell).resize((side, side), Image.Resampling.LANCZOS)) for cell in cells]
+
+
+def page(
+    rows: Sequence[Sequence[Array]], names: Sequence[str], title: str, note: str, side: int | None = None
+) -> bytes:
+    """Rows of square tiles in [0, 255], each row with its name at the left, below a title and a note.
+
+    `side`: of the tiles on the page; by default their own, times the whole number that comes nearest to 96.
+    """
+    if side is None:
+        side = max(len(tile) for row in rows for tile in row)
+        side *= max(1, round(96 / side))
     columns = max(len(row) for row in rows)
     longest = max(len(line) for name in names for line in name.splitlines() or [""])
     left = _MARGIN + max(LABEL_WIDTH, math.ceil(longest * CHARACTER) + 2 * _GAP)
     width = max(_MINIMUM_WIDTH, left + columns * (side + _GAP) - _GAP + _MARGIN)
     lines = textwrap.wrap(note, int((width - 2 * _MARGIN) / CHARACTER))
-    top = _MARGIN + 2 * _LINE + _LINE * len(lines)
+    top = _MARGIN + 2 * LINE + LINE * len(lines)
     height = top + len(rows) * (side + _GAP) - _GAP + _MARGIN
     canvas = np.full((height, width, 3), 255, np.uint8)
     for r, row in enumerate(rows):
@@ -100,7 +115,7 @@ def headline(figure: Figure, left: float, title: str, note: str) -> None:
     """Title and note at the top of a figure, from `left`, a share of its width."""
     height = figure.get_figheight() * DPI
     figure.text(left, 1 - _MARGIN / height, title, va="top", fontsize=12.5, fontweight="bold")
-    figure.text(left, 1 - (_MARGIN + 1.35 * _LINE) / height, note, va="top", fontsize=9, color=MUTED, linespacing=1.3)
+    figure.text(left, 1 - (_MARGIN + 1.35 * LINE) / height, note, va="top", fontsize=9, color=MUTED, linespacing=1.3)
 
 
 def svg(figure: Figure) -> bytes:

@@ -4,6 +4,7 @@ Legend: B N images, H W pixels, L levels.
 """
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -18,11 +19,13 @@ from pipeline.reports.canvas import (
     INK,
     LABEL_WIDTH,
     LEVEL_COLOURS,
+    LINE,
     STYLE,
     Array,
     headline,
     page,
     png,
+    resized,
     tiles,
 )
 
@@ -39,18 +42,27 @@ def reconstructions(original_BCHW: Array, levels_LBCHW: Array, psnr_L: Sequence[
     )
 
 
-def sample_grid(images_NCHW: Array, labels_N: Array, names: Sequence[str] | None = None) -> bytes:
-    """Generated uint8 images, one row per class in `labels_N`, labelled with `names[label]`."""
-    cells = tiles(images_NCHW, most=128)
-    labels = np.unique(labels_N).tolist()
+def sample_grid(
+    images_NCHW: Array, labels_N: Array, names: Sequence[str] | None = None, size: int | None = None, note: str = ""
+) -> bytes:
+    """Generated uint8 images, a row per class as they come first in `labels_N`, named `names[label]`.
+
+    `size`: side of a picture in pixels, by default at most 128. `note`: what is told below the title, too.
+    """
+    cells = tiles(images_NCHW, most=128) if size is None else resized(images_NCHW, size)
+    labels = list(dict.fromkeys(labels_N.tolist()))
     rows = [[cell for cell, label in zip(cells, labels_N, strict=True) if label == row_label] for row_label in labels]
-    row_names = [_fitted(names[label]) if names else f"class {label}" for label in labels]
-    return page(rows, row_names, "Generated images", "A row for each class that was asked for.")
+    lines = max(1, (size or 0) // LINE)
+    row_names = [_fitted(names[label], lines) if names else f"class {label}" for label in labels]
+    told = f"A row for each class that was asked for. {note}".strip()
+    return page(rows, row_names, "Generated images", told, side=size)
 
 
-def _fitted(name: str) -> str:
-    """A name that fits beside a row."""
+def _fitted(name: str, lines: int) -> str:
+    """A name that fits beside a row, in so many lines at most."""
     most = int(LABEL_WIDTH / CHARACTER)
+    if lines > 1:
+        return "\n".join(textwrap.wrap(name, most, max_lines=lines, placeholder="…"))
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 

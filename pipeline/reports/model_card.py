@@ -86,19 +86,19 @@ def model_card(config: Config, manifests: dict[str, Manifest], fingerprint: str,
         source=prepared.get("data.uri") or prepared.get("data.format"),
         revision=prepared.get("data.revision"),
         git_sha=git_sha or "unknown",
-        imported=_imported(details),
+        imported=_imported("tokenizer", details) + _imported("generator", manifests["train-sit"].details),
         guidance=config.sample.guidance,
         steps=config.sample.steps,
     )
 
 
-def _imported(details: dict[str, Any]) -> str:
-    """A sentence on a tokenizer that was not trained here."""
+def _imported(what: str, details: dict[str, Any]) -> str:
+    """A sentence on a network that was not trained here."""
     if "source" not in details:
         return ""
     uri, sha256 = details["source"]["uri"], details["source"]["sha256"]
     return (
-        f"\n\nThe tokenizer was not trained here but imported from {uri} (sha256 {sha256}), whose terms hold for its "
+        f"\n\nThe {what} was not trained here but imported from {uri} (sha256 {sha256}), whose terms hold for its "
         "weights."
     )
 

@@ -7,6 +7,7 @@ imported on the first delivery.
 from pipeline.tracking.courier import Courier, deliver, pending_events, undelivered
 from pipeline.tracking.errors import TrackingError, file_errors
 from pipeline.tracking.mlflow import MlflowWriter, tracking_uri
+from pipeline.tracking.models import MODELS, fetch_model
 from pipeline.tracking.outbox import Outbox, metric_event, root_id
 from pipeline.tracking.refused import Refusal, drop_refused, put_back, refusals
 from pipeline.tracking.registry import CANDIDATE, CHAMPION, FINGERPRINT_TAG, champion, has_version

@@ -92,7 +92,7 @@ def file_errors(uri: str, file: Path, name: str, place: str, hint: str = _RETRY)
     try:
         yield
     except Exception as error:  # of any client of any store that MLflow knows, or the lack of one
-        if _is_away(error):
+        if is_away(error):
             raise _slow_upload(error, uri, file, name) or tracking_error(error, uri) from error
         if _status(error) == 413:
             what = f"a proxy in front of MLflow at {uri} takes no file of the size of {_sized(name, file)}: status 413"
@@ -140,7 +140,7 @@ def tracking_error(error: BaseException, uri: str) -> TrackingError:
     return TrackingError(f"MLflow at {uri} is unavailable ({_detail(text)})", f"Check that it is running. {_WHERE}")
 
 
-def _is_away(error: Exception) -> bool:
+def is_away(error: Exception) -> bool:
     """Whether the server, or the bucket behind it, did not answer, or not to anybody. Else the answer is about this."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException

@@ -15,6 +15,7 @@ from pipeline.weights.recorded import place_of, read_recorded
 from pipeline.weights.used import weights_used
 
 if TYPE_CHECKING:
+    from pipeline.weights.convert import load_state
     from pipeline.weights.fetching import check, fetch
 else:
-    __getattr__ = lazy(__name__, fetching="check fetch")
+    __getattr__ = lazy(__name__, convert="load_state", fetching="check fetch")

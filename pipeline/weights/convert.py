@@ -1,5 +1,6 @@
 """From a publisher's file to safetensors with the names that our networks read. No code in a file is run."""
 
+import argparse
 import pickle
 import re
 import shutil
@@ -27,9 +28,7 @@ def convert(source: Path, layout: Layout, target: Path) -> None:
         shutil.copyfile(source, target)
         return
     tensors = _CONVERTERS[layout](load_tensors(source), source.name)
-    for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-            raise ContractError(f"{source.name}: {name} is no plain tensor with values", "Take the publisher's file.")
+    _check_plain(tensors, source.name)
     write_tensors(target, {name: tensors[name].clone() for name in sorted(tensors)})  # two names may share one
 
 
@@ -44,10 +43,31 @@ def _check_safetensors(source: Path) -> None:
         raise ContractError(f"{source.name} is not a safetensors file ({error})", "Fetch it again.") from error
 
 
+def load_state(source: Path, inside: str) -> Tensors:
+    """The state dict that torch has saved: under the name `inside`, if there is that, else all of it.
+
+    ContractError if it is no such file, holds code, or no state dict.
+    """
+    loaded = load_tensors(source)
+    tensors = _state_dict(loaded.get(inside, loaded) if isinstance(loaded, dict) else loaded, source.name)
+    _check_plain(tensors, source.name)
+    return tensors
+
+
+def _check_plain(tensors: Tensors, what: str) -> None:
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise ContractError(f"{what}: {name} is no plain tensor with values", "Take the publisher's file.")
+
+
 def load_tensors(source: Path) -> Any:
-    """What torch has saved: tensors, in whatever tree. ContractError if it is no such file, or holds code."""
+    """What torch has saved: tensors, in whatever tree. ContractError if it is no such file, or holds code.
+
+    Checkpoints have their training's settings beside the weights, as argparse gives them: names with values, no code.
+    """
     try:
-        return torch.load(source, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(source, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # an unpickler meets arbitrary bytes

@@ -6,7 +6,9 @@ Planning is light: torch, ray and mlflow are imported only when a stage has to r
 from pipeline.workflow.context import StageContext
 from pipeline.workflow.fingerprints import stage_fingerprints
 from pipeline.workflow.graph import NAMES, STAGES, find_stage, stages_until
-from pipeline.workflow.imported import ImportUse, SourceKind, check_not_imported, import_tokenizer, preset_lines
+from pipeline.workflow.imported import ImportUse, SourceKind, import_tokenizer, preset_lines
+from pipeline.workflow.imported_sit import import_sit, public_kind, sit_preset_lines
+from pipeline.workflow.importing import check_not_imported
 from pipeline.workflow.lineage import config_of, find_artifact, unneeded
 from pipeline.workflow.planning import make_plan, print_plan, sit_gflops, tokenizer_step_gflops
 from pipeline.workflow.preflight import check_compared, check_reconstructed

@@ -48,13 +48,14 @@ def stage_fingerprints(config: Config) -> dict[str, str | None]:
     """Each stage's fingerprint: sha256 over its name, version, counted config and inputs' fingerprints, in hex.
 
     None for every stage while `data.revision` is unknown, since the content of the source determines all of them, and
-    for a stage and those after it while a weight file of it is. A tokenizer that was imported has the fingerprint of
-    its import (`imported.py`).
+    for a stage and those after it while a weight file of it is. A tokenizer or a generator that was imported has the
+    fingerprint of its import (`imported.py`, `imported_sit.py`).
     """
     known: dict[str, str | None] = {}
+    imported = imported_stages(config)
     for stage in STAGES:
-        if stage.name == "train-tokenizer" and config.tokenizer.imported is not None:
-            known[stage.name] = config.tokenizer.imported
+        if stage.name in imported:
+            known[stage.name] = imported[stage.name]
             continue
         if not _is_determined(stage, config, known):
             known[stage.name] = None
@@ -67,6 +68,12 @@ def stage_fingerprints(config: Config) -> dict[str, str | None]:
         }
         known[stage.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return known
+
+
+def imported_stages(config: Config) -> dict[str, str]:
+    """The fingerprints of trainers' artifacts that are imported, by stage."""
+    given = {"train-tokenizer": config.tokenizer.imported, "train-sit": config.sit.imported}
+    return {stage: fingerprint for stage, fingerprint in given.items() if fingerprint is not None}
 
 
 def _is_determined(stage: Stage, config: Config, known: dict[str, str | None]) -> bool:

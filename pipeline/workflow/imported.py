@@ -4,12 +4,10 @@ Its fingerprint is a digest of what was imported; a config that gives it as `tok
 result of train-tokenizer. torch is imported when something is imported.
 """
 
-import hashlib
 import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,24 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from models.choices import DEFAULT_KEEP, DEFAULT_MASK, Mask
 from models.sizes import check_filter_size, check_mask, tokenizer_shape
-from pipeline.artifacts import (
-    SHORT,
-    ArtifactWriter,
-    Lease,
-    Manifest,
-    broken_files,
-    commit,
-    git_sha,
-    hash_file,
-    now,
-    read_manifest,
-    remove_artifact,
-)
+from pipeline.artifacts import SHORT, Manifest, broken_files, hash_file, read_manifest
 from pipeline.config import Config
 from pipeline.errors import ConfigError, ContractError, PipelineError
 from pipeline.storage import Storage, open_storage, split_uri
-from pipeline.workflow.fingerprints import counted_config, uncounted_config
-from pipeline.workflow.graph import find_stage
+from pipeline.workflow.importing import check_finite, committed_import, import_fingerprint, local_file, refused
 from pipeline.workflow.preflight import check_packages
 
 if TYPE_CHECKING:
@@ -91,16 +76,6 @@ def import_faults(config: Config, made: Manifest | None) -> Iterator[PipelineErr
             )
 
 
-def check_not_imported(manifest: Manifest, root: str) -> None:
-    """ContractError for an imported artifact, which no stage can make again."""
-    if source := manifest.details.get("source"):
-        raise ContractError(
-            f"{manifest.name} was imported, and no stage can make it again",
-            f"Run `python -m pipeline import tokenizer {source['kind']} {source['uri']} --root {root}` again: it "
-            "replaces broken files.",
-        )
-
-
 # --- the import ---
 
 
@@ -115,11 +90,11 @@ def import_tokenizer(
     check_packages("vit" if kind == "detok" else kind)
     with tempfile.TemporaryDirectory(prefix="dvae-import-") as folder:
         source = _fetched(uri, Path(folder))
-        with _refused(uri, "Give the folder or file of a tokenizer of this kind."):
+        with refused(uri, "Give the folder or file of a tokenizer of this kind."):
             network = _opened(source, kind, use, uri)
-        with _refused(uri, "Choose another --mask, a larger --keep, or larger images (--image-size)."):
+        with refused(uri, "Choose another --mask, a larger --keep, or larger images (--image-size)."):
             check_mask(network.grid, use.mask, use.keep)
-        with _refused(uri, "Choose smaller images (--image-size)."):
+        with refused(uri, "Choose smaller images (--image-size)."):
             check_filter_size(network.grid)
         details = {
             "kind": network.kind,
@@ -127,18 +102,13 @@ def import_tokenizer(
             "filter": {"mask": use.mask, "keep": use.keep},
             "source": {"kind": kind, "uri": source.uri, "sha256": hash_file(source.weights).sha256},
         }
-        fingerprint = _fingerprint(details)
+        fingerprint = import_fingerprint(_STAGE, details)
         made = read_manifest(storage, _STAGE, fingerprint)
         if made is not None and not broken_files(storage, made):
             say(f"# {made.name} is there already")
             return made
-        return _committed(storage, fingerprint, network, details, Path(folder))
-
-
-def _fingerprint(details: dict[str, Any]) -> str:
-    """Of the content, never of its place."""
-    content = {**details, "source": details["source"]["sha256"], "stage": _STAGE, "version": find_stage(_STAGE).version}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        config = _config_of(fingerprint, details)
+        return committed_import(storage, _STAGE, config, network.state_dict(), details, Path(folder))
 
 
 @dataclass(frozen=True)
@@ -160,14 +130,7 @@ def _fetched(uri: str, folder: Path) -> _Source:
     else:
         storage = open_storage(uri)
         name = _weights_in(storage, uri)
-    local = storage.local_path(name) or folder / name
-    try:
-        if storage.local_path(name) is None:
-            storage.download(name, local)
-        elif not local.is_file():
-            raise FileNotFoundError
-    except FileNotFoundError:
-        raise ConfigError(f"{uri} is missing", "Give a folder, or a file of safetensors.") from None
+    local = local_file(storage, name, folder, uri, "Give a folder, or a file of safetensors.")
     place = name if uri.endswith(".safetensors") else ""
     return _Source(local, _config_in(storage, uri), storage.uri(place))
 
@@ -204,19 +167,8 @@ def _config_in(storage: Storage, uri: str) -> dict[str, Any] | None:
     return config
 
 
-@contextmanager
-def _refused(uri: str, hint: str) -> Iterator[None]:
-    """Turn what `models` says of a source into one line about it."""
-    try:
-        yield
-    except ValueError as error:
-        raise ConfigError(f"{uri}: {error}", hint) from error
-
-
 def _opened(source: _Source, kind: SourceKind, use: ImportUse, uri: str) -> "TokenizerNetwork":
     """The network of the source's weights, in fp32. ValueError if they are of no such tokenizer, or a ConfigError."""
-    import torch
-
     from models.tensor_files import read_tensors
     from models.tokenizers.detok import detok_network, from_detok
     from models.tokenizers.folder import Described, described, restored
@@ -244,9 +196,7 @@ def _opened(source: _Source, kind: SourceKind, use: ImportUse, uri: str) -> "Tok
             f"Give --image-size {found.network['image_size']}.",
         )
     network = restored(found, weights, source.weights.name)
-    for name, tensor in network.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} is not finite")
+    check_finite(network.state_dict())
     return network
 
 
@@ -257,43 +207,6 @@ def _assumed(kind: SourceKind) -> dict[str, Any]:
     if kind != "sd-vae":
         raise ValueError(f"there is no {_CONFIG} beside it")
     return {"_class_name": "AutoencoderKL", **SD_VAE}
-
-
-def _committed(
-    storage: Storage, fingerprint: str, network: "TokenizerNetwork", details: dict[str, Any], folder: Path
-) -> Manifest:
-    from models.tensor_files import write_tensors
-
-    config = _config_of(fingerprint, details)
-    lease = Lease(storage, _STAGE, fingerprint)
-    finished = False
-    try:
-        remove_artifact(storage, _STAGE, fingerprint)  # a broken one
-        writer = ArtifactWriter(storage, _STAGE, fingerprint)
-        path = folder / "converted"
-        write_tensors(path, network.state_dict())
-        writer.add(path, "weights.safetensors")
-        manifest = Manifest(
-            stage=_STAGE,
-            fingerprint=fingerprint,
-            inputs={},
-            input_contents={},
-            config=counted_config(find_stage(_STAGE), config),
-            uncounted=uncounted_config(find_stage(_STAGE), config),
-            files=writer.files,
-            rows=0,
-            metrics={},
-            details=details,
-            seconds=round(lease.seconds(), 3),
-            git_sha=git_sha(),
-            image_digest=None,
-            created=now(),
-        )
-        commit(storage, manifest, lease)
-        finished = True
-        return manifest
-    finally:
-        lease.release(finished)
 
 
 def _config_of(fingerprint: str, details: dict[str, Any]) -> Config:

@@ -14,7 +14,9 @@ from pipeline.console import duration
 from pipeline.data import DIGITS, read_index
 from pipeline.storage import open_storage
 from pipeline.weights import missing_weights
+from pipeline.workflow.fingerprints import imported_stages
 from pipeline.workflow.imported import import_faults
+from pipeline.workflow.imported_sit import sit_faults
 from pipeline.workflow.preflight import warnings
 from pipeline.workflow.status import Node
 
@@ -51,19 +53,26 @@ def _tokenizer(config: Config, made: Manifest | None) -> sizes.TokenizerSizes:
 
 def sit_gflops(config: Config, attention: bool = False) -> float:
     """GFLOPs of one forward of one latent, counted alike."""
-    return sizes.sit_gflops(**_sit_network(config), attention=attention)
+    return sizes.sit_gflops(**_sit_network(config, None), attention=attention)
 
 
-def _sit_network(config: Config) -> dict[str, Any]:
-    """The arguments of SiT, with ImageNet's number of classes while the source's is not known."""
+def _sit_network(config: Config, made: Manifest | None) -> dict[str, Any]:
+    """The arguments of SiT: of the imported one if that is there, else of the config.
+
+    With ImageNet's number of classes while the source's is not known.
+    """
+    if config.sit.imported is not None and made is not None:
+        network: dict[str, Any] = made.details["network"]
+        return network
     classes = config.data.classes or _IMAGENET_CLASSES
     known = config.data.model_copy(update={"classes": classes})
     return config.model_copy(update={"data": known}).sit_network
 
 
-def sit_sizes(config: Config) -> dict[str, float]:
-    """Parameters, and GFLOPs per latent as `sit_gflops`."""
-    return {"parameters": sizes.sit_parameters(**_sit_network(config)), "gflops": sit_gflops(config)}
+def sit_sizes(config: Config, made: Manifest | None = None) -> dict[str, float]:
+    """Parameters, and GFLOPs per latent as `sit_gflops`; of the imported SiT if that is there (`made`)."""
+    network = _sit_network(config, made)
+    return {"parameters": sizes.sit_parameters(**network), "gflops": sizes.sit_gflops(**network)}
 
 
 def split_sizes(config: Config, prepared: Manifest | None) -> tuple[int, int]:
@@ -82,13 +91,12 @@ def split_sizes(config: Config, prepared: Manifest | None) -> tuple[int, int]:
 
 
 def device_hours(
-    config: Config, tokenizer: sizes.TokenizerSizes, images: int, validation_images: int
+    config: Config, tokenizer: sizes.TokenizerSizes, sit: float, images: int, validation_images: int
 ) -> dict[str, float]:
     """Hours per stage on one device at its peak times `assumed_mfu`; a training step counts as three forward passes.
 
-    The teacher of an aligned SiT adds its blocks of one more pass.
+    `sit`: GFLOPs of one forward of one latent. The teacher of an aligned SiT adds its blocks of one more pass.
     """
-    sit = sit_gflops(config)
     evaluations = EVALUATIONS[config.sample.method](config.sample.steps)
     teacher = config.sit.aligned_blocks[1] / config.sit.shape[1] if config.sit.alignment != "none" else 0.0
     guided = evaluations * (2 if config.sample.guidance > 1.0 else 1)
@@ -100,8 +108,8 @@ def device_hours(
         "train-sit": (3 + teacher) * sit * config.sit.steps * config.sit.batch_size,
         "sample": (guided * sit + tokenizer.decode_gflops) * config.sample.count,
     }
-    if config.tokenizer.imported is not None:
-        del gflops["train-tokenizer"]
+    for imported in imported_stages(config):
+        del gflops[imported]
     speed = config.cluster.device_peak_tflops * 1e3 * config.cluster.assumed_mfu
     return {name: work / speed / 3600 for name, work in gflops.items()}
 
@@ -111,7 +119,8 @@ def make_plan(config: Config, nodes: list[Node]) -> dict[str, Any]:
     made = {node.stage.name: node.manifest for node in nodes}
     images, validation_images = split_sizes(config, made["prepare"])
     tokenizer = _tokenizer(config, made["train-tokenizer"])
-    hours = device_hours(config, tokenizer, images, validation_images)
+    sit = sit_sizes(config, made["train-sit"])
+    hours = device_hours(config, tokenizer, sit["gflops"], images, validation_images)
     stages = [
         {
             "name": node.stage.name,
@@ -127,11 +136,12 @@ def make_plan(config: Config, nodes: list[Node]) -> dict[str, Any]:
     return {
         "stages": stages,
         "tokenizer": {"parameters": tokenizer.parameters, "gflops": tokenizer.gflops, "gmacs": tokenizer.gmacs},
-        "sit": sit_sizes(config),
+        "sit": sit,
         "images": {"train": images, "validation": validation_images},
         "warnings": [
             *missing_weights(config),
             *map(str, import_faults(config, made["train-tokenizer"])),
+            *map(str, sit_faults(config, made["train-sit"])),
             *warnings(config, to_run),
         ],
     }
@@ -154,8 +164,7 @@ def print_plan(console: Console, config: Config, plan: dict[str, Any]) -> None:
     for name, own in (("tokenizer", config.tokenizer), ("sit", config.sit)):
         size = plan[name]
         macs = f" ({size['gmacs']:.3f} GMACs)" if "gmacs" in size else ""
-        is_imported = own is config.tokenizer and config.tokenizer.imported is not None
-        trained = "imported" if is_imported else f"{own.steps} steps of {own.batch_size}"
+        trained = "imported" if own.imported is not None else f"{own.steps} steps of {own.batch_size}"
         console.print(
             f"{name:<10} {size['parameters'] / 1e6:.2f}M parameters, {size['gflops']:.3f} GFLOPs{macs} per image, "
             f"{trained}",

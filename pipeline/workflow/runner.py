@@ -42,6 +42,7 @@ from pipeline.workflow.context import StageContext
 from pipeline.workflow.fingerprints import counted_config, is_counted, stage_fingerprints, uncounted_config
 from pipeline.workflow.graph import NAMES, Stage, find_stage, stages_until
 from pipeline.workflow.imported import import_faults
+from pipeline.workflow.imported_sit import sit_faults
 from pipeline.workflow.preflight import check_images, check_start, warnings
 from pipeline.workflow.resolve import check_inputs
 from pipeline.workflow.status import Node, artifacts_of, survey
@@ -130,7 +131,10 @@ class Runner:
         check_inputs(self.config, self.name)
         _ = self.config.data.class_count  # raises ConfigError before anything is started
         nodes = survey(self.config)
-        for fault in import_faults(self.config, artifacts_of(nodes).get("train-tokenizer")):
+        made = artifacts_of(nodes)
+        for fault in import_faults(self.config, made.get("train-tokenizer")):
+            raise fault
+        for fault in sit_faults(self.config, made.get("train-sit")):
             raise fault
         return nodes
 

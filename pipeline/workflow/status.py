@@ -9,7 +9,7 @@ from pipeline.config import Config
 from pipeline.errors import PipelineError
 from pipeline.storage import Storage, open_storage
 from pipeline.tracking import has_version, tracking_uri
-from pipeline.workflow.fingerprints import stage_fingerprints
+from pipeline.workflow.fingerprints import imported_stages, stage_fingerprints
 from pipeline.workflow.graph import STAGES, Stage
 from pipeline.workflow.work_folder import changed_inputs
 
@@ -36,14 +36,14 @@ def survey(config: Config) -> list[Node]:
     """Every stage with its status at the config's root.
 
     An artifact is current if the contents of its inputs have not changed since. For `register`, MLflow's registry must
-    also have the version; if the registry does not answer, the manifest counts. A tokenizer that is to be imported and
-    is not there is unresolved.
+    also have the version; if the registry does not answer, the manifest counts. What is to be imported and is not
+    there is unresolved.
     """
     storage, registered = open_storage(config.root), _registry_query(config)
     nodes: dict[str, Node] = {}
     for stage, fingerprint in zip(STAGES, stage_fingerprints(config).values(), strict=True):
         node = _node(storage, stage, fingerprint, nodes, registered)
-        if stage.name == "train-tokenizer" and config.tokenizer.imported is not None and node.manifest is None:
+        if stage.name in imported_stages(config) and node.manifest is None:
             node = replace(node, status="unresolved")
         nodes[stage.name] = node
     return list(nodes.values())

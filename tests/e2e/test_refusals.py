@@ -264,8 +264,6 @@ def test_no_words_at_all_give_the_help(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_what_is_not_there_yet(refused: Call, tmp_path: Path) -> None:
     refused("stage", "encode", "quickstart", said=("encode needs prepare", "stage prepare quickstart"), code=1)
-    import pipeline.inference.drawing  # noqa: F401  # torch takes its own seconds, once
-
     words = ("sample", "quickstart", "--class", "1", "--n", "1", "--out", str(tmp_path / "out"))
     refused(*words, said=("train-tokenizer", "pipeline run"), code=1)
     assert not (tmp_path / "out").exists()

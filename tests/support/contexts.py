@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from models.sit import SiT
 from models.tokenizers import build
 from pipeline.artifacts.manifest import Manifest, work_path
 from pipeline.artifacts.writer import Outcome
@@ -79,6 +80,27 @@ def untrained_tokenizer(config: Config, prepare: Manifest, scratch: Path) -> Man
         "filter": {"mask": own.mask, "keep": own.keep},
     }
     return put(config, manifest(config, "train-tokenizer", writer, {"prepare": prepare}, **details))
+
+
+def untrained_generator(config: Config, inputs: dict[str, Manifest], scratch: Path) -> Manifest:
+    """A generator with random weights, SiT's zero layers included, as an artifact for latents of mean 0 and std 1."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        network = SiT(**config.sit_network)
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    save_file(network.state_dict(), scratch / "weights.safetensors")
+    writer = artifact_writer(config, "train-sit")
+    writer.add(scratch / "weights.safetensors", "weights.safetensors")
+    own, channels = config.sit, config.tokenizer.latent_dim
+    details = {
+        "network": config.sit_network,
+        "level": own.level,
+        "path": own.path,
+        "prediction": own.prediction,
+        "statistics": {"mean": [0.0] * channels, "std": [1.0] * channels},
+    }
+    return put(config, manifest(config, "train-sit", writer, inputs, **details))
 
 
 def samples(config: Config, images: np.ndarray, labels: np.ndarray, shard_rows: int = 30) -> Manifest:

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
-from pipeline.cli.running import _label_of
+from pipeline.cli.labels import label_of
 from pipeline.errors import ConfigError
 from tests.support import sources
 
@@ -28,7 +28,7 @@ NUMBERS = [str(number) for number in range(1, 13)]
     ],
 )
 def test_a_name_goes_before_a_number(given: str, names: list[str], label: int) -> None:
-    assert _label_of(given, names, max(len(names), 10)) == label
+    assert label_of(given, names, max(len(names), 10)) == label
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_name_goes_before_a_number(given: str, names: list[str], label: int) -
 )
 def test_no_such_class(given: str, names: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        _label_of(given, names, 10)
+        label_of(given, names, 10)
 
 
 def test_index_says_what_was_chosen_and_what_is_not_read(tmp_path: Path) -> None:

@@ -380,6 +380,11 @@ BARE = [f"tokenizer.{name}=null" for name in ("width", "depth", "heads", "hidden
             [f"tokenizer.imported={'a' * 64}", *BARE, "tokenizer.regularizer=equivariance"],
             "tokenizer.regularizer has no effect: tokenizer.imported is used as it is",
         ),
+        (
+            [f"sit.imported={'a' * 64}", "sit.steps=3"],
+            "sit.steps has no effect: sit.imported is used as it is, and not trained",
+        ),
+        (["sit.imported=0123"], "sit.imported: "),
         (["sit.patch_size=3"], "sit.patch_size 3 does not divide the 8 x 8 latent of the tokenizer"),
         (
             ["tokenizer.kind=dc-ae", f"tokenizer.imported={'a' * 64}", "tokenizer.patch_size=64", *BARE],

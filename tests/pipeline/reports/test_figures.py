@@ -45,6 +45,35 @@ def test_rows_of_the_grid_are_classes_of_any_length():
     assert len(many) - len(few) == 2 * (96 + 6)
 
 
+def test_rows_of_the_grid_are_in_the_order_of_the_labels():
+    images, labels = pictures(4), np.array([2, 0, 2, 0])
+    page = pixels(figures.sample_grid(images, labels))
+    tiles = images.transpose(0, 2, 3, 1).repeat(12, 1).repeat(12, 2)
+    above_the_last_row = page[: -(36 + 96 + 3)]
+    assert [holds(above_the_last_row, tile) for tile in tiles] == [True, False, True, False]
+    assert all(holds(page, tile) for tile in tiles)
+
+
+def test_pictures_of_a_size():
+    """To the pixel where it is theirs, or a multiple; else resampled, which keeps what is even."""
+    images = pictures(2, size=16)
+    tile = images[1].transpose(1, 2, 0)
+    for times in (1, 3):
+        page = pixels(figures.sample_grid(images, np.array([0, 1]), size=16 * times))
+        assert holds(page, tile.repeat(times, 0).repeat(times, 1))
+    for size in (10, 40):
+        page = pixels(figures.sample_grid(np.full((1, 3, 16, 16), 99, np.uint8), np.array([0]), size=size))
+        assert holds(page, np.full((size, size, 3), 99, np.uint8))
+        assert not holds(page, np.full((size + 1, size + 1, 3), 99, np.uint8))
+
+
+def test_a_long_name_has_as_many_lines_as_its_row_is_high():
+    images, labels = pictures(1, size=16), np.array([0])
+    for size, differ in ((None, False), (32, False), (64, True)):
+        one, other = (figures.sample_grid(images, labels, [f"golden retriever {end}"], size) for end in "ab")
+        assert (one != other) == differ, size
+
+
 def test_the_same_figure_gives_the_same_bytes():
     history = [{"step": s, "loss": 1 / s} for s in range(1, 9)]
     assert figures.loss_curves(history, "Losses") == figures.loss_curves(history, "Losses")

@@ -112,6 +112,7 @@ ANSWERS: dict[str, Answer] = {
     "encode.shard_rows": ("encode", "which latents share a file, and a window"),
     "encode.precision": ("encode", "the rounding of every product, far above the last bits"),
     "encode.canary_margin": (None, "a tolerance: refuses a result, changes none"),
+    "sit.imported": ("train-sit", "which weights there are, without a training"),
     "sit.steps": training("train-sit"),
     "sit.batch_size": training("train-sit"),
     "sit.learning_rate": training("train-sit"),

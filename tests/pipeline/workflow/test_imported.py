@@ -24,11 +24,10 @@ from pipeline.workflow.imported import (
     ImportUse,
     SourceKind,
     _assumed,
-    _fingerprint,
-    check_not_imported,
     import_tokenizer,
     preset_lines,
 )
+from pipeline.workflow.importing import check_not_imported, import_fingerprint
 from pipeline.workflow.planning import print_plan
 from tests.models.test_detok import detok_weights
 from tests.pipeline.workflow.world import World
@@ -277,7 +276,7 @@ def test_the_row_of_dc_ae_has_the_fingerprint_of_its_public_file() -> None:
         assert (kind, network) == ("dc-ae", {"image_size": 256, **DC_AE})
         source = {"sha256": CATALOGUE["dc-ae-f32c32"].files[0].sha256}
         details = {"kind": kind, "network": network, "filter": {"mask": "gain", "keep": 0.25}, "source": source}
-        assert load_config("table2/dc-ae").tokenizer.imported == _fingerprint(details)
+        assert load_config("table2/dc-ae").tokenizer.imported == import_fingerprint("train-tokenizer", details)
 
 
 def test_the_preset_of_sd_vae_has_the_fingerprint_of_its_public_file() -> None:
@@ -297,4 +296,4 @@ def test_the_preset_of_sd_vae_has_the_fingerprint_of_its_public_file() -> None:
             "filter": {"mask": "gain", "keep": 0.25},
             "source": {"sha256": sha256},
         }
-        assert load_config("imagenet-sd-vae").tokenizer.imported == _fingerprint(details)
+        assert load_config("imagenet-sd-vae").tokenizer.imported == import_fingerprint("train-tokenizer", details)
