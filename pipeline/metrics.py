@@ -114,6 +114,12 @@ METRICS: tuple[Metric, ...] = (
         headline="Frechet distance",
         on_line=True,
     ),
+    Metric(
+        "convergence/frechet_distance",
+        "samples of the last milestone against the training split, in this network's features",
+        better="lower",
+        on_line=True,
+    ),
     Metric("samples/sfid", "samples against the training split, in Inception's spatial features", better="lower"),
     Metric("samples/inception_score", "Inception Score of the samples", better="higher"),
     Metric("samples/precision", "samples inside the real images' manifold", "%", "higher"),

@@ -32,9 +32,13 @@ def threads_per_worker(config: ClusterConfig) -> int:
     return max(1, min(8, int(ray.cluster_resources().get("CPU", 1)) // config.workers))
 
 
+# A stage that has no pool, and no share of a GPU, of its own takes that of another.
+_SAME_WORK = {"convergence": "sample"}
+
+
 def gpu_share(config: ClusterConfig, stage: str) -> float:
     """The share of a GPU that each task of the stage takes."""
-    return config.gpu_shares.get(stage, 1.0)
+    return config.gpu_shares.get(stage, config.gpu_shares.get(_SAME_WORK.get(stage, stage), 1.0))
 
 
 def tasks_per_gpu(config: ClusterConfig, stage: str) -> int:
@@ -44,7 +48,7 @@ def tasks_per_gpu(config: ClusterConfig, stage: str) -> int:
 
 def pool_resources(config: ClusterConfig, stage: str) -> dict[str, float]:
     """The custom Ray resources of a stage's pool; empty if any node will do."""
-    return dict(config.pools.get(stage, {}))
+    return dict(config.pools.get(stage, config.pools.get(_SAME_WORK.get(stage, stage), {})))
 
 
 class EncoderPool(NamedTuple):

@@ -7,7 +7,8 @@ from models.choices import LEVELS, FeatureNetwork, Mask, RegularizerKind
 from models.sizes import check_filter_size, check_mask, check_matching, scaled_sides
 from pipeline import metrics
 
-SHARING_STAGES = ("evaluate-tokenizer", "analyze", "encode", "sample", "evaluate-samples")  # with tasks, not workers
+# With tasks, not workers.
+SHARING_STAGES = ("evaluate-tokenizer", "analyze", "encode", "sample", "evaluate-samples", "convergence")
 _LPIPS_SIDE = 16  # pixels
 _SMALLEST_SHARE = 0.01
 _LARGEST_DIVIDED = 1 << 16  # of what all divisors are looked for

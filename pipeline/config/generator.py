@@ -176,3 +176,9 @@ class SampleConfig(Section):
             "precision": self.precision,
         }
         return {**own, **changed}
+
+
+class ConvergenceConfig(Section):
+    """How the milestones of a training are compared with real images, in stage `convergence`."""
+
+    images: int = Field(5000, ge=2, description="Samples of each milestone.")

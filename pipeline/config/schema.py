@@ -25,7 +25,7 @@ from pipeline.config.checks import (
     perceptual_cells,
 )
 from pipeline.config.fields import ModelName, RootUri, Section, Share, Shuffle, SourceUri, Weights
-from pipeline.config.generator import SampleConfig, SitConfig
+from pipeline.config.generator import ConvergenceConfig, SampleConfig, SitConfig
 from pipeline.config.tokenizer import TokenizerConfig
 from pipeline.errors import ConfigError
 
@@ -222,6 +222,7 @@ class Config(Section):
     encode: EncodeConfig = EncodeConfig()
     sit: SitConfig = SitConfig()
     sample: SampleConfig = SampleConfig()
+    convergence: ConvergenceConfig = ConvergenceConfig()
     register: RegisterConfig = RegisterConfig()  # type: ignore[assignment]  # shadows ABCMeta.register, unused here
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     tracking: TrackingConfig = TrackingConfig()

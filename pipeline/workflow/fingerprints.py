@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.config import Config, WeightFile, flattened
 from pipeline.weights import weights_used
-from pipeline.workflow.graph import STAGES, Stage
+from pipeline.workflow.graph import ALL_STAGES, Stage
 
 
 def counted_config(stage: Stage, config: Config) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def stage_fingerprints(config: Config) -> dict[str, str | None]:
     """
     known: dict[str, str | None] = {}
     imported = imported_stages(config)
-    for stage in STAGES:
+    for stage in ALL_STAGES:
         if stage.name in imported:
             known[stage.name] = imported[stage.name]
             continue

@@ -100,17 +100,35 @@ STAGES: tuple[Stage, ...] = (
     ),
 )
 NAMES = tuple(stage.name for stage in STAGES)
+# Stages that `run` makes when they are asked for, and not on the way to a registered model.
+REQUESTED: tuple[Stage, ...] = (
+    Stage(
+        "convergence",
+        1,
+        ("prepare", "train-tokenizer", "encode", "train-sit"),
+        (*_READING, "seed", "convergence", "sample", "evaluate"),
+        without=("sample.count", "evaluate.images", "evaluate.lpips", "evaluate.class_accuracy"),
+        uncounted=("evaluate.batch_size",),
+    ),
+)
+ALL_STAGES = (*STAGES, *REQUESTED)
 
 
 def find_stage(name: str) -> Stage:
-    for stage in STAGES:
+    for stage in ALL_STAGES:
         if stage.name == name:
             return stage
-    raise ConfigError(f"unknown stage '{name}'", f"Use one of {', '.join(NAMES)}.")
+    raise ConfigError(f"unknown stage '{name}'", f"Use one of {', '.join(stage.name for stage in ALL_STAGES)}.")
 
 
 def stages_until(name: str | None) -> tuple[Stage, ...]:
-    """The stages of `run` up to and including `name`; all for None."""
+    """The stages of `run` up to and including `name`, all for None; of one of `REQUESTED`, what it is made from and it."""
     if name is None:
         return STAGES
-    return STAGES[: NAMES.index(find_stage(name).name) + 1]
+    last = find_stage(name)
+    if last in STAGES:
+        return STAGES[: NAMES.index(name) + 1]
+    needed = {name}
+    for stage in reversed(ALL_STAGES):
+        needed |= set(stage.inputs) if stage.name in needed else set()
+    return tuple(stage for stage in ALL_STAGES if stage.name in needed)

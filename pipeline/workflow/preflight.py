@@ -28,6 +28,8 @@ def check_start(config: Config, stages: Collection[str]) -> None:
         check_packages(config.tokenizer.kind)
     if "evaluate-tokenizer" in stages:
         check_reconstructed(config.evaluate.images)
+    if "convergence" in stages and not config.sit.milestones:
+        raise ConfigError("convergence: sit.milestones is empty, so that there is nothing to sample", "Set some steps.")
     if "evaluate-samples" in stages:
         check_compared(config.evaluate.reference_images, config.sample.count)
         if config.evaluate.class_accuracy and config.data.class_count < 2:

@@ -40,7 +40,7 @@ from pipeline.storage import Storage, open_storage
 from pipeline.weights import check_file, fetch_weights, weights_used
 from pipeline.workflow.context import StageContext
 from pipeline.workflow.fingerprints import counted_config, is_counted, stage_fingerprints, uncounted_config
-from pipeline.workflow.graph import NAMES, Stage, find_stage, stages_until
+from pipeline.workflow.graph import ALL_STAGES, NAMES, Stage, find_stage, stages_until
 from pipeline.workflow.imported import import_faults
 from pipeline.workflow.imported_sit import sit_faults
 from pipeline.workflow.preflight import check_images, check_start, warnings
@@ -99,7 +99,7 @@ class Runner:
                     if name == "prepare":
                         check_images(self.config, missing, manifest)
                     # The new artifact may differ from an earlier one: then its consumers are outdated.
-                    nodes = {node.stage.name: node for node in survey(self.config)}
+                    nodes = {node.stage.name: node for node in survey(self.config, ALL_STAGES)}
 
     def run_stage(self, name: str) -> None:
         """Run one stage; ContractError if an input is missing."""
@@ -130,7 +130,7 @@ class Runner:
     def _nodes(self) -> list[Node]:
         check_inputs(self.config, self.name)
         _ = self.config.data.class_count  # raises ConfigError before anything is started
-        nodes = survey(self.config)
+        nodes = survey(self.config, ALL_STAGES)
         made = artifacts_of(nodes)
         for fault in import_faults(self.config, made.get("train-tokenizer")):
             raise fault
@@ -230,7 +230,7 @@ class Runner:
 
     def _committed(self, stage: Stage, fingerprint: str) -> Manifest | None:
         """The current artifact, if another driver has committed it in the meantime; an outdated one is deleted."""
-        (node,) = [node for node in survey(self.config) if node.stage == stage]
+        (node,) = [node for node in survey(self.config, ALL_STAGES) if node.stage == stage]
         if node.manifest is None and read_manifest(self.storage, stage.name, fingerprint) is not None:
             remove_artifact(self.storage, stage.name, fingerprint)
         return node.manifest

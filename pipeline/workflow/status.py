@@ -1,6 +1,6 @@
 """The status of every stage at a root: cached, resumable, new or unresolved."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -32,8 +32,8 @@ def artifacts_of(nodes: list[Node]) -> dict[str, Manifest]:
     return {node.stage.name: node.manifest for node in nodes if node.manifest is not None}
 
 
-def survey(config: Config) -> list[Node]:
-    """Every stage with its status at the config's root.
+def survey(config: Config, stages: Sequence[Stage] = STAGES) -> list[Node]:
+    """Every stage of a run, or of these, with its status at the config's root. A stage comes after its inputs.
 
     An artifact is current if the contents of its inputs have not changed since. For `register`, MLflow's registry must
     also have the version; if the registry does not answer, the manifest counts. What is to be imported and is not
@@ -41,8 +41,9 @@ def survey(config: Config) -> list[Node]:
     """
     storage, registered = open_storage(config.root), _registry_query(config)
     nodes: dict[str, Node] = {}
-    for stage, fingerprint in zip(STAGES, stage_fingerprints(config).values(), strict=True):
-        node = _node(storage, stage, fingerprint, nodes, registered)
+    fingerprints = stage_fingerprints(config)
+    for stage in stages:
+        node = _node(storage, stage, fingerprints[stage.name], nodes, registered)
         if stage.name in imported_stages(config) and node.manifest is None:
             node = replace(node, status="unresolved")
         nodes[stage.name] = node
