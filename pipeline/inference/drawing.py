@@ -20,7 +20,7 @@ def draw(
 ) -> list[Path]:
     """Generate `count` images of class `label`, image i from the noise of (sample.seed, i); returns their paths.
 
-    `artifacts`: the existing ones, by stage. ContractError if the generator has not been trained yet.
+    `artifacts`: the existing ones, by stage. ContractError if the generator has not been trained, or lacks the average.
     """
     for name in ("train-tokenizer", "train-sit"):
         if name not in artifacts:
@@ -29,7 +29,7 @@ def draw(
         out.mkdir(parents=True, exist_ok=True)
     own = config.sample
     sampling = Sampling(**own.sampling(guidance=own.guidance if guidance is None else guidance))
-    generator = load_generator(open_storage(config.root), artifacts, task_device())
+    generator = load_generator(open_storage(config.root), artifacts, task_device(), own.ema_decay)
     paths = []
     for first in range(0, count, own.batch_size):
         indices = list(range(first, min(first + own.batch_size, count)))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.artifacts import ArtifactWriter, check_lease
 from pipeline.errors import PipelineError
+from pipeline.inference import weights_names
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.history import History, Meter, Reporter
 from pipeline.training.job import Loop
@@ -136,8 +137,9 @@ def _write_result(trainee: Trainee[Any], loop: Loop, history: History) -> None:
     """Write the artifact's files, and their hashes for the driver, which commits."""
     check_lease(loop.storage, f"{loop.work}/lease.json", loop.lease)
     writer = ArtifactWriter(loop.storage, loop.stage, loop.fingerprint)
-    weights = {name: tensor.detach().float() for name, tensor in trainee.weights().items()}
-    writer.add_stream(file_blocks(weights), "weights.safetensors")
+    averages = trainee.weights()
+    for decay, name in weights_names("weights", list(averages)).items():
+        writer.add_stream(file_blocks(averages[decay]), name)
     writer.add_bytes(history.text().encode(), "history.jsonl")
     last = {name: value for name, value in history.lines[-1].items() if name != "step"}
     last = {name: value for name, value in last.items() if math.isfinite(value)}

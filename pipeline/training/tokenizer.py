@@ -130,8 +130,8 @@ class TokenizerTrainee:
             "discriminator_optimizer": self.discriminator_optimizer,
         }
 
-    def weights(self) -> dict[str, Tensor]:
-        return self.ema.state_dict()
+    def weights(self) -> dict[float, dict[str, Tensor]]:
+        return {self.ema.decay: self.ema.state_dict()}
 
     def batches(self, start: int, stop: int) -> Batches[Tensors]:
         loader = ImageLoader(
