@@ -1,6 +1,8 @@
 """The sections of the generator: `sit`, its network, alignment and training, and `sample`, how it is drawn from."""
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -51,6 +53,14 @@ class SitConfig(TrainerConfig):
     ema_decay: EmaDecay = 0.9999
     ema_decays: tuple[Decay, ...] = Field(
         (), description="Decays of more averages, kept beside that of ema_decay, which is alignment's teacher."
+    )
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="Steps, rising, whose averages stay in the artifact, for curves over the training."
+    )
+    keep_state: bool = Field(
+        False,
+        description="Keep the last state of the training in the artifact, 16 bytes a parameter with one average, for "
+        "more steps after the last one.",
     )
     size: Literal["S", "B", "L", "XL", "custom"] = Field(
         "XL", description="SiT size; custom uses width, depth and heads."
@@ -107,6 +117,10 @@ class SitConfig(TrainerConfig):
             raise ValueError(f"alignment fda needs a level above sit.level; level {TOP_LEVEL} has none")
         if len(set(self.averages)) < len(self.averages):
             raise ValueError(f"ema_decays: ema_decay and these have one decay twice: {_listed(self.averages)}")
+        if any(later <= earlier for earlier, later in pairwise(self.milestones)):
+            raise ValueError(f"milestones must rise: {_listed(self.milestones)}")
+        if self.milestones and self.milestones[-1] > self.steps:
+            raise ValueError(f"milestones: {self.milestones[-1]} is beyond the last step, {self.steps}")
         for name, block in (("student_block", self.student_block), ("teacher_block", self.teacher_block)):
             if block is not None and block > self.shape[1]:
                 raise ValueError(f"{name} {block} exceeds the number of blocks, {self.shape[1]}")
@@ -195,5 +209,5 @@ def check_average(sit: SitConfig, sample: SampleConfig) -> None:
         )
 
 
-def _listed(numbers: tuple[float, ...]) -> str:
+def _listed(numbers: Sequence[float]) -> str:
     return ", ".join(map(str, numbers))

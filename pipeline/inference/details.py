@@ -19,6 +19,11 @@ def weights_names(place: str, decays: Sequence[float]) -> dict[float, str]:
     return {first: f"{place}.safetensors", **{decay: f"{place}-ema{decay}.safetensors" for decay in more}}
 
 
+def milestone_place(step: int) -> str:
+    """The place, as of `weights_names`, of the averages at a milestone."""
+    return f"milestones/{step:06d}"
+
+
 def sit_weights(manifest: Manifest, decay: float | None) -> str:
     """The file of a train-sit artifact with the average of this decay; of the first for None. ContractError without."""
     averages = manifest.details.get("averages", [])  # not of those that were made before there were several

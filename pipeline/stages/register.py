@@ -31,6 +31,7 @@ from pipeline.tracking import (
     TrackingError,
     deliver,
     file_errors,
+    input_tag,
     tracking_uri,
 )
 from pipeline.workflow import StageContext
@@ -278,7 +279,7 @@ def _ensure_model(client: Any, name: str) -> None:
 def _tags(context: StageContext, manifests: dict[str, Manifest], metrics: dict[str, float]) -> dict[str, str]:
     """Fingerprint, lineage and metrics, as the version's tags."""
     tags = {FINGERPRINT_TAG: context.fingerprint, "dvae.git_sha": git_sha() or "unknown"}
-    tags.update({f"dvae.input.{stage}": manifest.fingerprint for stage, manifest in manifests.items()})
+    tags.update({input_tag(stage): manifest.fingerprint for stage, manifest in manifests.items()})
     tags.update({f"{_METRIC_TAG}{metric}": repr(value) for metric, value in metrics.items()})
     return tags
 

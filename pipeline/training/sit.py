@@ -16,6 +16,7 @@ from models.generator import LatentStatistics
 from models.objective import SitBatch, SitDraws, SitObjective
 from models.optimizer import adamw, clip_gradient, step_if
 from models.paths import PATHS
+from models.schedule import learning_rate
 from models.sit import SiT
 from models.spectral import LatentFilter
 from models.tokenizers import DiagonalGaussian
@@ -30,11 +31,11 @@ from pipeline.training.examples import Mirrored, reading_plan, training_latents
 from pipeline.training.optimizer import (
     autocast,
     generator,
-    learning_rate,
     seeded,
     set_learning_rate,
 )
 from pipeline.training.prefetch import Tensors, on_device
+from pipeline.training.restore import load_start
 from pipeline.training.trainee import Batches
 from pipeline.training.world import World
 from pipeline.workflow import sit_gflops
@@ -116,6 +117,11 @@ class SitTrainee:
     def states(self) -> dict[str, Any]:
         more = {f"ema{average.decay}": average for average in self.averages[1:]}
         return {"model": self.model, "ema": self.ema, **more, "optimizer": self.optimizer}
+
+    def start_from(self, weights: dict[str, Tensor], start: str) -> None:
+        """The alignment head, which no artifact has, is new as well."""
+        for network in (self.model.sit, *(average.model for average in self.averages)):
+            load_start(network, weights, start)
 
     def weights(self) -> dict[float, dict[str, Tensor]]:
         return {average.decay: average.state_dict() for average in self.averages}

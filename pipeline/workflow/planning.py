@@ -16,6 +16,7 @@ from pipeline.storage import open_storage
 from pipeline.weights import missing_weights
 from pipeline.workflow.imported import import_faults
 from pipeline.workflow.preflight import warnings
+from pipeline.workflow.starts import start_faults
 from pipeline.workflow.status import Node
 
 # ImageNet's, assumed until the source has been listed.
@@ -132,6 +133,7 @@ def make_plan(config: Config, nodes: list[Node]) -> dict[str, Any]:
         "warnings": [
             *missing_weights(config),
             *map(str, import_faults(config, made["train-tokenizer"])),
+            *map(str, start_faults(config, to_run)),
             *warnings(config, to_run),
         ],
     }

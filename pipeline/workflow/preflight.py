@@ -13,6 +13,7 @@ from models.sizes import filter_bytes, level_sums_bytes
 from pipeline.artifacts import Manifest
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError, PipelineError
+from pipeline.workflow.graph import section_of
 
 _RECONSTRUCTED = 2  # images: a covariance needs two
 _COMPARED = 4  # images per side: precision and recall use three neighbours
@@ -82,7 +83,7 @@ def warnings(config: Config, stages: Collection[str]) -> Iterator[str]:
         *(("train-sit", "sit.ema_decays", decay, config.sit.steps) for decay in config.sit.ema_decays),
     ]
     for stage, field, decay, steps in averages:
-        held = decay**steps
+        held = 0.0 if section_of(config, stage).start_from else decay**steps
         if stage in stages and held > _FIRST_WEIGHTS:
             yield (
                 f"{field} {decay:g} over {steps} steps: the average still holds {held:.0%} of the first, random "
