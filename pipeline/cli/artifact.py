@@ -103,13 +103,15 @@ def artifact_gc(
     storage = open_storage(config.root)
     kept: set[str] = set()
     for preset in presets or []:
-        prints = stage_fingerprints(resolved(load_config(preset, set_, root), fresh=False))
+        resolved_config = resolved(load_config(preset, set_, root), fresh=False)
+        prints = stage_fingerprints(resolved_config)
         if None in prints.values():
             raise ConfigError(
                 f"{preset} is unresolved, so the artifacts it needs are unknown: its source is not set, or not listed",
                 "Give the --set data.uri=... of the run, or run `python -m pipeline data index`.",
             )
-        kept |= {print_ for print_ in prints.values() if print_}
+        starts = (resolved_config.tokenizer.start_from, resolved_config.sit.start_from)
+        kept |= {print_ for print_ in (*prints.values(), *starts) if print_}
     check_idle(storage)
     freed = 0
     for manifest in unneeded(storage, kept):

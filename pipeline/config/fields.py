@@ -1,5 +1,6 @@
 """Building blocks of config sections: a strict base class, shared field types, and fields added after a release."""
 
+import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -117,6 +118,25 @@ Schedule = Annotated[
     Field(description="Learning rate after the warm-up, of all trained networks: constant, or a cosine to 0."),
 ]
 Clip = Annotated[float, Field(gt=0, description="Maximum norm of the gradient.")]
+
+
+def _start(given: Any) -> Any:
+    """ValueError for what names no artifact."""
+    if isinstance(given, (int, float)):
+        raise ValueError("it was read as a number; write it in quotes")
+    if isinstance(given, str) and not re.fullmatch(r"[0-9a-f]{4,64}|models:/[^/@]+@[^/@]+", given):
+        raise ValueError("write a fingerprint, of which 4 hex digits may do, or models:/NAME@ALIAS")
+    return given
+
+
+StartFrom = Annotated[
+    str | None,
+    BeforeValidator(_start),
+    Field(
+        description="Artifact whose weights the training starts from, with a new optimizer: its fingerprint, as many "
+        "digits of it as tell it from others at the root, or models:/NAME@ALIAS. None: random weights."
+    ),
+]
 EmaDecay = Annotated[Decay, Field(description="Decay of the weights' moving average, per step.")]
 
 
@@ -132,6 +152,7 @@ class TrainerConfig(Section):
     decay: Schedule
     clip: Clip
     ema_decay: EmaDecay
+    start_from: StartFrom = None
     precision: Precision = Field("bf16", description="Autocast of the forward pass; master weights are fp32.")
     checkpoint_every: int = Field(5000, ge=1, description="Steps between checkpoints.")
     log_every: int = Field(100, ge=1, description="Steps between lines of the history.")

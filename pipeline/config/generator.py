@@ -1,5 +1,7 @@
 """The sections of the generator: `sit`, its network, alignment and training, and `sample`, how it is drawn from."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -25,6 +27,7 @@ from pipeline.config.fields import (
     BatchSize,
     Betas,
     Clip,
+    Decay,
     EmaDecay,
     Schedule,
     Section,
@@ -54,6 +57,17 @@ class SitConfig(TrainerConfig):
     decay: Schedule = "constant"
     clip: Clip = 1.0
     ema_decay: EmaDecay = 0.9999
+    ema_decays: tuple[Decay, ...] = Field(
+        (), description="Decays of more averages, kept beside that of ema_decay, which is alignment's teacher."
+    )
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="Steps, rising, whose averages stay in the artifact, for curves over the training."
+    )
+    keep_state: bool = Field(
+        False,
+        description="Keep the last state of the training in the artifact, 16 bytes a parameter with one average, for "
+        "more steps after the last one.",
+    )
     size: Literal["S", "B", "L", "XL", "custom"] = Field(
         "XL", description="SiT size; custom uses width, depth and heads."
     )
@@ -107,10 +121,21 @@ class SitConfig(TrainerConfig):
             raise ValueError(f"width {self.width} must be a multiple of 4 x heads ({4 * self.heads})")
         if self.alignment == "fda" and self.level >= TOP_LEVEL:
             raise ValueError(f"alignment fda needs a level above sit.level; level {TOP_LEVEL} has none")
+        if len(set(self.averages)) < len(self.averages):
+            raise ValueError(f"ema_decays: ema_decay and these have one decay twice: {_listed(self.averages)}")
+        if any(later <= earlier for earlier, later in pairwise(self.milestones)):
+            raise ValueError(f"milestones must rise: {_listed(self.milestones)}")
+        if self.milestones and self.milestones[-1] > self.steps:
+            raise ValueError(f"milestones: {self.milestones[-1]} is beyond the last step, {self.steps}")
         for name, block in (("student_block", self.student_block), ("teacher_block", self.teacher_block)):
             if block is not None and block > self.shape[1]:
                 raise ValueError(f"{name} {block} exceeds the number of blocks, {self.shape[1]}")
         return self
+
+    @property
+    def averages(self) -> tuple[float, ...]:
+        """The decays of all averages of the weights, ema_decay first."""
+        return (self.ema_decay, *self.ema_decays)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -156,6 +181,9 @@ class SampleConfig(Section):
     guidance_interval: tuple[Share, Share] = Field((0.0, 0.7), description="Interval of times t with guidance.")
     seed: int = Field(0, ge=0, description="Image i starts from the noise of (seed, i).")
     precision: Precision = Field("bf16", description="Autocast of the generator.")
+    ema_decay: Decay | None = Field(
+        None, description="Which average of the weights: sit.ema_decay or one of sit.ema_decays. None: the first."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "SampleConfig":
@@ -182,3 +210,16 @@ class ConvergenceConfig(Section):
     """How the milestones of a training are compared with real images, in stage `convergence`."""
 
     images: int = Field(5000, ge=2, description="Samples of each milestone.")
+
+
+def check_average(sit: SitConfig, sample: SampleConfig) -> None:
+    """ValueError if samples are to be drawn from an average that is not kept."""
+    if sample.ema_decay not in (None, *sit.averages):
+        raise ValueError(
+            f"sample.ema_decay {sample.ema_decay:g} is none of sit's averages, {_listed(sit.averages)}; add it to "
+            "sit.ema_decays"
+        )
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return ", ".join(map(str, numbers))

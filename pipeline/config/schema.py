@@ -25,7 +25,7 @@ from pipeline.config.checks import (
     perceptual_cells,
 )
 from pipeline.config.fields import ModelName, RootUri, Section, Share, Shuffle, SourceUri, Weights
-from pipeline.config.generator import ConvergenceConfig, SampleConfig, SitConfig
+from pipeline.config.generator import ConvergenceConfig, SampleConfig, SitConfig, check_average
 from pipeline.config.tokenizer import TokenizerConfig
 from pipeline.errors import ConfigError
 
@@ -235,6 +235,7 @@ class Config(Section):
         check_patch(self.grid, self.sit.patch_size)
         if self.tokenizer.imported is None:
             self._check_training()
+        check_average(self.sit, self.sample)
         batch_sizes = {"tokenizer.batch_size": self.tokenizer.batch_size, "sit.batch_size": self.sit.batch_size}
         workers = self.cluster.workers
         check_workers(workers, self.cluster.min_workers or workers, self.cluster.accumulate, batch_sizes)

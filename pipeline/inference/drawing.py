@@ -73,19 +73,20 @@ def _open_trained(config: Config, artifacts: dict[str, Manifest]) -> Opened:
     from models.generator import Sampling
     from pipeline.inference.networks import load_generator, task_device
 
-    generator = load_generator(open_storage(config.root), artifacts, task_device())
+    decay = config.sample.ema_decay
+    generator = load_generator(open_storage(config.root), artifacts, task_device(), decay)
 
     def draw(labels: Sequence[int], indices: Sequence[int], sampling: Mapping[str, Any]) -> Pixels:
         images_BCHW = generator.draw(torch.tensor(labels), indices, Sampling(**sampling))
         return images_BCHW.permute(0, 2, 3, 1).cpu().numpy()
 
-    return Opened(identity(artifacts), draw)
+    return Opened(identity(artifacts, decay), draw)
 
 
-def identity(artifacts: dict[str, Manifest]) -> str:
-    """Of the networks of these artifacts: what they were trained as, and their files' content."""
+def identity(artifacts: dict[str, Manifest], decay: float | None) -> str:
+    """Of the networks of these artifacts: what they were trained as, their files' content, and which average it is."""
     used = [artifacts[name] for name in _NETWORKS]
-    return json.dumps([[one.fingerprint, one.content] for one in used])
+    return json.dumps([*([one.fingerprint, one.content] for one in used), decay])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from models.sit import SiT
 from models.spectral import LatentFilter
 from models.tokenizers import TokenizerNetwork, build
 from pipeline.artifacts import Manifest, local_copies
-from pipeline.inference.details import sit_details
+from pipeline.inference.details import sit_details, sit_weights
 from pipeline.storage import Storage, cache_folder, open_storage
 
 
@@ -32,33 +32,50 @@ def load_tokenizer(storage: Storage, manifest: Manifest, device: torch.device) -
 def _tokenizer(root: str, manifest_json: str, device: str) -> tuple[TokenizerNetwork, LatentFilter]:
     manifest = Manifest.model_validate_json(manifest_json)
     network = build(manifest.details["kind"], manifest.details["network"])
-    network.load_state_dict(load_file(_weights(root, manifest)))
+    network.load_state_dict(load_file(_local(root, manifest, "weights.safetensors")))
     latent_filter = LatentFilter(network.grid, **manifest.details["filter"])
     return network.eval().requires_grad_(False).to(device), latent_filter.to(device)
 
 
-def load_sit(storage: Storage, manifest: Manifest, device: torch.device) -> SiT:
-    """The generator (EMA weights) of a train-sit artifact, in eval mode."""
-    return _sit(storage.root, manifest.model_dump_json(), str(device))
+def load_sit(
+    storage: Storage,
+    manifest: Manifest,
+    device: torch.device,
+    decay: float | None = None,
+    milestone: int | None = None,
+) -> SiT:
+    """The generator of a train-sit artifact, in eval mode: its average of this decay, the first for None.
+
+    It is that of the last step, or of a milestone. ContractError if it has no such average.
+    """
+    return _sit(storage.root, manifest.model_dump_json(), str(device), sit_weights(manifest, decay, milestone))
 
 
 @lru_cache(maxsize=2)
-def _sit(root: str, manifest_json: str, device: str) -> SiT:
+def _sit(root: str, manifest_json: str, device: str, weights: str) -> SiT:
     manifest = Manifest.model_validate_json(manifest_json)
     network = SiT(**sit_details(manifest)["network"])
-    network.load_state_dict(load_file(_weights(root, manifest)))
+    network.load_state_dict(load_file(_local(root, manifest, weights)))
     return network.eval().requires_grad_(False).to(device)
 
 
-def load_generator(storage: Storage, inputs: dict[str, Manifest], device: torch.device) -> ImageGenerator:
-    """An image generator from labels: SiT, the statistics that normalise its latents, the tokenizer's decoder."""
+def load_generator(
+    storage: Storage,
+    inputs: dict[str, Manifest],
+    device: torch.device,
+    decay: float | None,
+    milestone: int | None = None,
+) -> ImageGenerator:
+    """An image generator from labels: SiT, the statistics that normalise its latents, the tokenizer's decoder.
+
+    `decay`, `milestone` and errors as of `load_sit`.
+    """
     tokenizer, _ = load_tokenizer(storage, inputs["train-tokenizer"], device)
-    sit = load_sit(storage, inputs["train-sit"], device)
+    sit = load_sit(storage, inputs["train-sit"], device, decay, milestone)
     details = sit_details(inputs["train-sit"])
     statistics = LatentStatistics(**details["statistics"])
     return ImageGenerator(tokenizer, sit, statistics, details["prediction"], details["path"]).to(device)
 
 
-def _weights(root: str, manifest: Manifest) -> Path:
-    name = "weights.safetensors"
+def _local(root: str, manifest: Manifest, name: str) -> Path:
     return local_copies(open_storage(root), manifest, [name], cache_folder() / "weights")[name]

@@ -20,7 +20,7 @@ from models.choices import TOKENIZER_PACKAGES
 from pipeline.artifacts import Manifest, Outcome, git_sha, read_manifest
 from pipeline.config import Config, GateConfig
 from pipeline.errors import ContractError, PipelineError
-from pipeline.inference import MODEL_FILE, copy_model_package, model_package, sit_details
+from pipeline.inference import MODEL_FILE, copy_model_package, model_package, sit_details, sit_weights
 from pipeline.reports import all_metrics, model_card
 from pipeline.tracking import (
     CANDIDATE,
@@ -31,6 +31,7 @@ from pipeline.tracking import (
     TrackingError,
     deliver,
     file_errors,
+    input_tag,
     tracking_uri,
 )
 from pipeline.workflow import StageContext
@@ -39,7 +40,6 @@ _METRIC_TAG = "dvae.metric."
 _DECISION_TAG = "dvae.decision"
 _GATE_SECONDS = 60.0  # a gate takes seconds
 _FOLDER = "model"  # of the model, in the run's artifacts
-_WEIGHTS = "weights.safetensors"
 _AGAIN = "Run again when that is mended; all other stages are done."
 # Packages that loading the model, and drawing from it, requires.
 _NEEDED = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch", "torchdiffeq")
@@ -135,8 +135,8 @@ def _pack(context: StageContext) -> Path:
         python_model=MODEL_FILE,
         code_paths=[str(copy_model_package(context.scratch))],
         artifacts={
-            "tokenizer": _weights(context, "train-tokenizer"),
-            "sit": _weights(context, "train-sit"),
+            "tokenizer": _weights(context, "train-tokenizer", "weights.safetensors"),
+            "sit": _weights(context, "train-sit", _sit_weights(context)),
             "model": str(context.scratch / "model.json"),
             "card": str(context.scratch / "README.md"),
         },
@@ -147,10 +147,15 @@ def _pack(context: StageContext) -> Path:
     return target
 
 
-def _weights(context: StageContext, stage: str) -> str:
+def _sit_weights(context: StageContext) -> str:
+    """The average that the samples, and so the metrics, are of."""
+    return sit_weights(context.inputs["train-sit"], context.config.sample.ema_decay)
+
+
+def _weights(context: StageContext, stage: str, name: str) -> str:
     """A copy of a trainer's weights named after the stage, since the packer keeps file names."""
     path = context.scratch / f"{stage}.safetensors"
-    shutil.copyfile(context.input_files(stage, [_WEIGHTS])[_WEIGHTS], path)
+    shutil.copyfile(context.input_files(stage, [name])[name], path)
     return str(path)
 
 
@@ -274,7 +279,7 @@ def _ensure_model(client: Any, name: str) -> None:
 def _tags(context: StageContext, manifests: dict[str, Manifest], metrics: dict[str, float]) -> dict[str, str]:
     """Fingerprint, lineage and metrics, as the version's tags."""
     tags = {FINGERPRINT_TAG: context.fingerprint, "dvae.git_sha": git_sha() or "unknown"}
-    tags.update({f"dvae.input.{stage}": manifest.fingerprint for stage, manifest in manifests.items()})
+    tags.update({input_tag(stage): manifest.fingerprint for stage, manifest in manifests.items()})
     tags.update({f"{_METRIC_TAG}{metric}": repr(value) for metric, value in metrics.items()})
     return tags
 

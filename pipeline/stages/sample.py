@@ -77,7 +77,7 @@ def generate(spec: Spec) -> dict[str, Any]:
     storage = open_storage(spec.root)
     indices = np.arange(spec.start, spec.stop)
     labels = indices % spec.classes
-    generator = load_generator(storage, spec.inputs, device)
+    generator = load_generator(storage, spec.inputs, device, own.ema_decay)
     images = generator.draw(torch.from_numpy(labels), indices.tolist(), Sampling(**own.sampling()))
     writer = ArtifactWriter(storage, "sample", spec.fingerprint)
     name = f"images/{spec.start:06d}.npz"

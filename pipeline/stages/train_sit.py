@@ -14,5 +14,6 @@ def run(context: StageContext) -> Outcome:
         level=own.level,
         path=own.path,
         prediction=own.prediction,
+        averages=own.averages,
         statistics=context.inputs["encode"].details["statistics"][str(own.level)],
     )

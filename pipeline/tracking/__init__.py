@@ -10,5 +10,13 @@ from pipeline.tracking.mlflow import MlflowWriter, tracking_uri
 from pipeline.tracking.models import MODELS, fetch_model
 from pipeline.tracking.outbox import Outbox, metric_event, root_id
 from pipeline.tracking.refused import Refusal, drop_refused, put_back, refusals
-from pipeline.tracking.registry import CANDIDATE, CHAMPION, FINGERPRINT_TAG, champion, has_version
+from pipeline.tracking.registry import (
+    CANDIDATE,
+    CHAMPION,
+    FINGERPRINT_TAG,
+    aliased_tags,
+    champion,
+    has_version,
+    input_tag,
+)
 from pipeline.tracking.upload import RunFiles

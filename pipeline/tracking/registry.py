@@ -4,6 +4,7 @@ A server is queried through its REST API, a local SQLite database directly. Only
 registry, through MLflow's client.
 """
 
+import json
 import os
 import sqlite3
 import urllib.parse
@@ -21,6 +22,10 @@ _VERSIONS = (
     "SELECT COUNT(*) FROM model_version_tags JOIN model_versions USING (workspace, name, version)"
     " WHERE name = ? AND key = ? AND value = ? AND current_stage != 'Deleted_Internal'"
 )
+_TAGS = (
+    "SELECT json_group_object(key, value) FROM model_version_tags JOIN model_versions USING (workspace, name, version)"
+    " WHERE name = ? AND version = ?"
+)
 _ALIASED = "SELECT version FROM registered_model_aliases WHERE name = ? AND alias = ?"
 
 
@@ -36,13 +41,42 @@ def has_version(uri: str, name: str, fingerprint: str) -> bool:
     return bool((_query_server(uri, "model-versions/search", filter=query) or {}).get("model_versions"))
 
 
+def input_tag(stage: str) -> str:
+    """The tag with the fingerprint of the artifact of this stage that a version, or a run, was made from."""
+    return f"dvae.input.{stage}"
+
+
 def champion(uri: str, name: str) -> str | None:
     """The version of model `name` with the alias `champion`; None if there is none.
 
     PipelineError if the query fails.
     """
+    return _aliased(uri, name, CHAMPION)
+
+
+def aliased_tags(uri: str, name: str, alias: str) -> dict[str, str] | None:
+    """The tags of the version of model `name` with this alias; None if there is none.
+
+    PipelineError if a query fails.
+    """
+    version = _aliased(uri, name, alias)
+    if version is None:
+        return None
     if uri.startswith("sqlite:///"):
-        found = _query_sqlite(uri, _ALIASED, name, CHAMPION)
+        found = _query_sqlite(uri, _TAGS, name, version)
+        return dict(json.loads(found[0])) if found else None
+    answer = _query_server(uri, "model-versions/get", name=name, version=version)
+    if answer is None:
+        return None
+    try:
+        return {tag["key"]: tag["value"] for tag in answer["model_version"].get("tags", [])}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise tracking_error(OSError("no valid JSON from MLflow"), uri) from error
+
+
+def _aliased(uri: str, name: str, alias: str) -> str | None:
+    if uri.startswith("sqlite:///"):
+        found = _query_sqlite(uri, _ALIASED, name, alias)
         return str(found[0]) if found else None
     # Not with `registered-models/alias`: a server with users denies it for a model that does not exist yet.
     answer = _query_server(uri, "registered-models/get", name=name)
@@ -50,7 +84,7 @@ def champion(uri: str, name: str) -> str | None:
         return None
     try:
         aliases = answer["registered_model"].get("aliases", [])
-        return next((str(one["version"]) for one in aliases if one["alias"] == CHAMPION), None)
+        return next((str(one["version"]) for one in aliases if one["alias"] == alias), None)
     except (AttributeError, KeyError, TypeError) as error:
         raise tracking_error(OSError("no valid JSON from MLflow"), uri) from error
 

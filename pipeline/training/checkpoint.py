@@ -23,13 +23,14 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.artifacts import FileRecord, Hashed, hash_file
+from pipeline.artifacts import ArtifactWriter, FileRecord, Hashed, hash_file
 from pipeline.errors import ContractError, StorageError
 from pipeline.storage import Storage, cache_folder, storage_errors
-from pipeline.training.tensor_file import HostBuffer
+from pipeline.training.tensor_file import HostBuffer, file_blocks
 
 _log = logging.getLogger(__name__)
 
+_TENSORS, _TEXT = "state.safetensors", "state.json"
 _TENSOR = "__tensor__"
 _ITEMS = "__items__"  # a dict with keys that are not strings, which JSON would convert
 
@@ -66,6 +67,22 @@ def unflatten_state(tree: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(tree, list):
         return [unflatten_state(value, tensors) for value in tree]
     return tree
+
+
+def add_state(writer: ArtifactWriter, folder: str, step: int, state: dict[str, Any]) -> None:
+    """Write a state into an artifact as a checkpoint: `Checkpoints(storage, f"{artifact}/{folder}", ...)` reads it.
+
+    One tensor at a time is in main memory.
+    """
+    tree, tensors = flatten_state(state)
+    place = f"{folder}/{step:09d}"
+    writer.add_stream(file_blocks(tensors), f"{place}/{_TENSORS}")
+    writer.add_bytes(_completing(writer.files[f"{place}/{_TENSORS}"], tree), f"{place}/{_TEXT}")
+
+
+def _completing(tensors: FileRecord, tree: Any) -> bytes:
+    """The JSON file, which completes a checkpoint."""
+    return json.dumps({"sha256": tensors.sha256, "state": tree}).encode()
 
 
 class _DamagedError(Exception):
@@ -131,8 +148,7 @@ class Checkpoints:
         self.storage.delete(self._text(step))  # of a broken one: it would not match the new tensors
         content = Hashed(file)
         self.storage.write_stream(self._tensors(step), content)
-        text = {"sha256": content.record.sha256, "state": tree}
-        self.storage.write(self._text(step), json.dumps(text).encode())
+        self.storage.write(self._text(step), _completing(content.record, tree))
         self._remove_all_but_newest(step)
         self._seconds = time.monotonic() - begin
 
@@ -147,10 +163,10 @@ class Checkpoints:
         return f"{self.folder}/{step:09d}"
 
     def _text(self, step: int) -> str:
-        return f"{self._path(step)}/state.json"
+        return f"{self._path(step)}/{_TEXT}"
 
     def _tensors(self, step: int) -> str:
-        return f"{self._path(step)}/state.safetensors"
+        return f"{self._path(step)}/{_TENSORS}"
 
     # --- reading ---
 
@@ -243,7 +259,7 @@ class Checkpoints:
                 _remove_abandoned(self.disk)
                 folder = Path(until.enter_context(tempfile.TemporaryDirectory(dir=self.disk)))
                 until.enter_context(_locked(folder))
-        path = folder / "state.safetensors"
+        path = folder / _TENSORS
         self.storage.download(self._tensors(step), path)
         return path
 

@@ -50,10 +50,11 @@ class History:
         self._names = sorted(total_of.keys() | missing)
         self._totals = torch.stack([total_of.get(name, self._totals.new_zeros(2)) for name in self._names], 1)
 
-    def close_line(self, step: int) -> tuple[dict[str, float], int]:
+    def open_line(self, step: int) -> tuple[dict[str, float], int]:
         """The line for the steps since the last one, and the most steps in a row that were skipped in them.
 
-        `step` counts from 1. The loss is NaN if all were skipped. This reads from the device, and so waits for it.
+        `step` counts from 1. The loss is NaN if all were skipped. This reads from the device, and so waits for it. The
+        line stays open: a longer training goes on with it.
         """
         read = torch.cat([self._totals.flatten(), self._skips]).tolist()
         terms = len(self._names)
@@ -63,10 +64,27 @@ class History:
                 line[name] = total / count
         line.setdefault("loss", math.nan)
         line["skipped"] = int(read[-3])
+        return line, int(read[-1])
+
+    def close_line(self, step: int) -> tuple[dict[str, float], int]:
+        """As `open_line`, and a new line begins."""
+        line, most = self.open_line(step)
         self.lines.append(line)
         self._names, self._totals = [], self._totals.new_zeros(2, 0)
         self._skips = torch.stack([*self._skips[:2], self._skips[1]])
-        return line, int(read[-1])
+        return line, most
+
+    def lines_until(self, step: int) -> list[dict[str, float]]:
+        """All lines, the last one up to this step if it is open."""
+        return [*self.lines, self.open_line(step)[0]] if self._names else self.lines
+
+    def text(self, step: int) -> str:
+        """`lines_until` as JSON lines; a non-finite loss is null."""
+        finite = (
+            {name: value if math.isfinite(value) else None for name, value in line.items()}
+            for line in self.lines_until(step)
+        )
+        return "".join(json.dumps(line, allow_nan=False) + "\n" for line in finite)
 
     def state_dict(self) -> dict[str, Any]:
         return {"lines": self.lines, "names": self._names, "totals": self._totals, "skips": self._skips}
@@ -75,13 +93,6 @@ class History:
         device = self._totals.device
         self.lines, self._names = state["lines"], state["names"]
         self._totals, self._skips = state["totals"].to(device), state["skips"].to(device)
-
-    def text(self) -> str:
-        """JSON lines; a non-finite loss is null."""
-        finite = (
-            {name: value if math.isfinite(value) else None for name, value in line.items()} for line in self.lines
-        )
-        return "".join(json.dumps(line, allow_nan=False) + "\n" for line in finite)
 
 
 class Meter:

@@ -6,14 +6,12 @@ Nothing here needs torch or Ray: the driver creates a job, and each worker build
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.artifacts import Manifest
+from pipeline.artifacts import Manifest, artifact_path
 from pipeline.config import Config, SitConfig, TokenizerConfig
 from pipeline.storage import Storage, open_storage
+from pipeline.workflow import SECTIONS, section_of
 
-SECTIONS = {
-    "train-tokenizer": "tokenizer",
-    "train-sit": "sit",
-}  # stage -> config section and prefix of its metrics
+STATE = "state"  # folder of an artifact with the last state of its training, as a checkpoint
 
 
 @dataclass(frozen=True)
@@ -28,12 +26,13 @@ class Job:
     outbox: str  # key of the run in MLflow
     inputs: dict[str, Manifest]
     threads: int  # of torch, in each worker
+    start: Manifest | None = None  # whose weights it starts from, if any, until it has a checkpoint of its own
+    shorter: Manifest | None = None  # a finished training of fewer steps, whose last state it goes on from
 
     @property
     def section(self) -> TokenizerConfig | SitConfig:
         """The config section of the stage."""
-        section: TokenizerConfig | SitConfig = getattr(self.config, SECTIONS[self.stage])
-        return section
+        return section_of(self.config, self.stage)
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,16 @@ class Loop:
     outbox: str
     stage: str
     fingerprint: str
+    milestones: tuple[int, ...]
+    keep_state: bool
+    start: Manifest | None
+    shorter: Manifest | None
     peak_flops: float  # of all workers together, in FLOP/s
+
+    @property
+    def artifact(self) -> str:
+        """The artifact's folder at the root."""
+        return artifact_path(self.stage, self.fingerprint)
 
 
 def loop_of(job: Job, peak_flops: float) -> Loop:
@@ -74,5 +82,9 @@ def loop_of(job: Job, peak_flops: float) -> Loop:
         outbox=job.outbox,
         stage=job.stage,
         fingerprint=job.fingerprint,
+        milestones=own.milestones if isinstance(own, SitConfig) else (),
+        keep_state=isinstance(own, SitConfig) and own.keep_state,
+        start=job.start,
+        shorter=job.shorter,
         peak_flops=peak_flops,
     )

@@ -14,12 +14,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.artifacts import ArtifactWriter, check_lease
-from pipeline.errors import PipelineError
-from pipeline.training.checkpoint import Checkpoints
+from pipeline.artifacts import ArtifactWriter, Manifest, check_lease
+from pipeline.errors import ContractError, PipelineError
+from pipeline.inference import weights_names
+from pipeline.training.checkpoint import Checkpoints, add_state
 from pipeline.training.history import History, Meter, Reporter
-from pipeline.training.job import Loop
-from pipeline.training.restore import check_work_folder, newest_state, newest_step, restore_part
+from pipeline.training.job import STATE, Loop
+from pipeline.training.milestones import Milestones
+from pipeline.training.restore import (
+    check_work_folder,
+    newest_state,
+    newest_step,
+    on_first_rank,
+    restore_part,
+    start_weights,
+)
 from pipeline.training.tensor_file import file_blocks
 from pipeline.training.trainee import Trainee
 from pipeline.training.world import World
@@ -33,7 +42,7 @@ def _full_state(trainee: Trainee[Any], history: History, step: int) -> dict[str,
 
 
 def _restore(trainee: Trainee[Any], history: History, checkpoints: Checkpoints, world: World) -> int:
-    """Load the newest complete checkpoint, the same on every rank. Returns the step to resume from."""
+    """Load the newest complete checkpoint, the same on every rank. Returns the step to resume from, 0 without one."""
     state = newest_state(checkpoints, world)
     if state is None:
         return 0
@@ -43,6 +52,40 @@ def _restore(trainee: Trainee[Any], history: History, checkpoints: Checkpoints, 
         restore_part(part, state["parts"][name])
     history.load_state_dict(state["history"])
     return int(state["step"])
+
+
+def _begin(
+    trainee: Trainee[Any], loop: Loop, world: World, history: History, checkpoints: Checkpoints, milestones: Milestones
+) -> int:
+    """Bring the trainee to where it goes on, the same on every rank: to the newest complete checkpoint, else to the
+    last state of a shorter training, else to the weights that it starts from, if any. Returns the step.
+    """
+    step = _restore(trainee, history, checkpoints, world)
+    if not step and loop.shorter is not None:
+        step = _go_on(trainee, loop, world, history, milestones, loop.shorter)
+    elif not step and loop.start is not None:
+        trainee.start_from(start_weights(loop.storage, loop.start, world), loop.start.name)
+    on_first_rank(lambda: milestones.resume(step, trainee.weights()), world)
+    return step
+
+
+def _go_on(
+    trainee: Trainee[Any], loop: Loop, world: World, history: History, milestones: Milestones, shorter: Manifest
+) -> int:
+    """Take over the milestones and the last state of a shorter training. ContractError if they are damaged."""
+    on_first_rank(lambda: milestones.adopt(shorter), world)
+    lost = ContractError(
+        f"the state of {shorter.name}, which is to be gone on from, is missing or damaged",
+        f"Run `python -m pipeline artifact repair {shorter.name} --root {loop.storage.root}`, or delete that artifact "
+        "to train from the first step.",
+    )
+    try:
+        step = _restore(trainee, history, Checkpoints(loop.storage, f"{shorter.name}/{STATE}", 1, loop.disk), world)
+    except ContractError as error:
+        raise lost from error
+    if not step:
+        raise lost
+    return step
 
 
 def train(trainee: Trainee[Any], loop: Loop, world: World, notice: Callable[[], float | None]) -> None:
@@ -59,14 +102,16 @@ def train(trainee: Trainee[Any], loop: Loop, world: World, notice: Callable[[], 
     check_work_folder(loop.storage, loop.work, loop.lease, world)
     checkpoints = Checkpoints(loop.storage, f"{loop.work}/checkpoints", loop.keep, loop.disk)
     history = History(world.device)
-    start = _restore(trainee, history, checkpoints, world)
-    reporter = Reporter(loop, history.lines) if world.rank == 0 else None
+    milestones = Milestones(loop)
+    start = _begin(trainee, loop, world, history, checkpoints, milestones)
+    earlier = history.lines_until(start) if start == loop.steps else history.lines
+    reporter = Reporter(loop, earlier) if world.rank == 0 else None
     if start < loop.steps:
-        _run_steps(trainee, loop, world, history, checkpoints, reporter, start, notice)
+        _run_steps(trainee, loop, world, history, checkpoints, milestones, reporter, start, notice)
     if reporter:
-        reporter.close(history.lines[-1])
+        reporter.close(history.lines_until(loop.steps)[-1])
         checkpoints.wait()
-        _write_result(trainee, loop, history)
+        _write_result(trainee, loop, history, milestones)
     if world.size > 1:
         dist.barrier()
 
@@ -77,6 +122,7 @@ def _run_steps(
     world: World,
     history: History,
     checkpoints: Checkpoints,
+    milestones: Milestones,
     reporter: Reporter | None,
     start: int,
     notice: Callable[[], float | None],
@@ -90,13 +136,17 @@ def _run_steps(
         meter.steps += 1
         due = step % loop.checkpoint_every == 0 or step == loop.steps
         if step % loop.log_every == 0 or step == loop.steps:
-            (line, skipped), measured = history.close_line(step), meter.read()
+            # The last line stays open where no line ends: a longer training goes on with it.
+            (line, skipped) = history.open_line(step) if step % loop.log_every else history.close_line(step)
+            measured = meter.read()
             if skipped >= MAX_SKIPPED_IN_A_ROW:
                 raise _too_many_skipped(skipped, newest_step(checkpoints, world), loop)
             if reporter:
                 reporter.line(line, measured)
             end = notice()
             due = due or (end is not None and checkpoints.would_finish_by(end))
+        if step in loop.milestones and world.rank == 0:
+            milestones.write(step, trainee.weights())
         if due and world.rank == 0:
             check_lease(loop.storage, f"{loop.work}/lease.json", loop.lease)
             checkpoints.save(step, _full_state(trainee, history, step))
@@ -132,14 +182,18 @@ def _too_many_skipped(skipped: int, newest: int | None, loop: Loop) -> PipelineE
     )
 
 
-def _write_result(trainee: Trainee[Any], loop: Loop, history: History) -> None:
+def _write_result(trainee: Trainee[Any], loop: Loop, history: History, milestones: Milestones) -> None:
     """Write the artifact's files, and their hashes for the driver, which commits."""
     check_lease(loop.storage, f"{loop.work}/lease.json", loop.lease)
     writer = ArtifactWriter(loop.storage, loop.stage, loop.fingerprint)
-    weights = {name: tensor.detach().float() for name, tensor in trainee.weights().items()}
-    writer.add_stream(file_blocks(weights), "weights.safetensors")
-    writer.add_bytes(history.text().encode(), "history.jsonl")
-    last = {name: value for name, value in history.lines[-1].items() if name != "step"}
+    averages = trainee.weights()
+    for decay, name in weights_names("weights", list(averages)).items():
+        writer.add_stream(file_blocks(averages[decay]), name)
+    writer.add_bytes(history.text(loop.steps).encode(), "history.jsonl")
+    if loop.keep_state:
+        add_state(writer, STATE, loop.steps, _full_state(trainee, history, loop.steps))
+    files = writer.files | milestones.files()
+    last = {name: value for name, value in history.lines_until(loop.steps)[-1].items() if name != "step"}
     last = {name: value for name, value in last.items() if math.isfinite(value)}
-    result = {"files": {name: record.model_dump() for name, record in writer.files.items()}, "metrics": last}
+    result = {"files": {name: record.model_dump() for name, record in files.items()}, "metrics": last}
     loop.storage.write(f"{loop.work}/result.json", json.dumps(result).encode())

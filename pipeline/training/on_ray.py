@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import cluster
-from pipeline.artifacts import SHORT, ArtifactWriter, FileRecord, Outcome
+from pipeline.artifacts import SHORT, ArtifactWriter, FileRecord, Manifest, Outcome
 from pipeline.errors import ContractError, LeaseError, PipelineError, StorageError
 from pipeline.metrics import METRICS
 from pipeline.storage import open_storage, storage_error
-from pipeline.training.job import SECTIONS, Job
+from pipeline.training.job import Job
 from pipeline.training.progress import show_progress
-from pipeline.workflow import StageContext
+from pipeline.workflow import SECTIONS, StageContext, has_checkpoint, shorter_training, start_of, steps_of
 
 _POLL_SECONDS = 0.5
 
@@ -27,9 +27,12 @@ _POLL_SECONDS = 0.5
 def run_training(context: StageContext, **details: Any) -> Outcome:
     """Train on Ray Train until the artifact's files are written; resumes an earlier attempt.
 
-    `details` are stored in the manifest. PipelineError if the workers raise one, or if training fails on them.
+    `details` are stored in the manifest, with the shorter training that it went on from. PipelineError if the workers
+    raise one, if training fails on them, or as `start_of`.
     """
     storage, work, job = context.storage, context.work, _job(context)
+    if job.shorter is not None:
+        details["went_on_from"] = {"artifact": job.shorter.name, "step": steps_of(job.shorter)}
     for left in ("failure.json", "progress.json"):  # of an earlier attempt
         storage.delete(f"{work}/{left}")
     if not storage.exists(f"{work}/result.json"):
@@ -54,7 +57,30 @@ def _job(context: StageContext) -> Job:
         outbox=context.outbox.key,
         inputs=context.inputs,
         threads=cluster.threads_per_worker(context.config.cluster),
+        start=start_of(context.config, context.stage),
+        shorter=going_on_from(context),
     )
+
+
+def going_on_from(context: StageContext) -> Manifest | None:
+    """The finished training of fewer steps that this one goes on from; None if it begins at its first step.
+
+    It is chosen until there is a checkpoint, and then remembered in the work folder.
+    """
+    path = f"{context.work}/shorter.json"
+    if not has_checkpoint(context.storage, context.work):
+        shorter, reason = shorter_training(context.config, context.stage)
+        context.storage.delete(path)
+        if shorter is not None:
+            context.storage.write(path, shorter.model_dump_json().encode())
+            context.say(f"goes on from {shorter.name} at step {steps_of(shorter)}")
+        elif reason is not None:
+            context.say(reason)
+        return shorter
+    try:
+        return Manifest.model_validate_json(context.storage.read(path))
+    except FileNotFoundError:
+        return None
 
 
 @dataclass(frozen=True)

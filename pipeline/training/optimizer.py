@@ -1,7 +1,6 @@
-"""Building blocks of both trainees: keyed random generators, seeded networks, autocast, learning rate."""
+"""Building blocks of both trainees: keyed random generators, seeded networks, autocast."""
 
 import hashlib
-import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -30,17 +29,6 @@ def seeded(build: Callable[[], Module], seed: int, purpose: str, device: torch.d
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """The autocast context of a forward pass; disabled for fp32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-def learning_rate(step: int, steps: int, peak: float, warmup: float, decay: str) -> float:
-    """Linear from 0 to `peak` over the first `warmup` (a share) of the steps, then constant or a cosine to 0."""
-    rising = warmup * steps
-    if step + 1 < rising:
-        return peak * (step + 1) / rising
-    if decay == "constant":
-        return peak
-    done = (step - rising) / max(1.0, steps - rising)
-    return peak * 0.5 * (1.0 + math.cos(math.pi * min(1.0, max(0.0, done))))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

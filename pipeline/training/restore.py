@@ -1,4 +1,4 @@
-"""Restores a trainee from the newest checkpoint: the same one on every rank, read once by each node.
+"""Restores a trainee from the newest checkpoint, or begins it: the same on every rank, read once by each node.
 
 Tensors are copied one by one from the mapped file into the trainee, so that no rank holds the state twice.
 """
@@ -10,11 +10,12 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.artifacts import check_lease
-from pipeline.errors import PipelineError, StorageError
-from pipeline.storage import Storage
+from pipeline.artifacts import Manifest, check_lease, local_copies
+from pipeline.errors import ContractError, PipelineError, StorageError
+from pipeline.storage import Storage, cache_folder
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.world import World
 
@@ -52,15 +53,61 @@ def newest_step(checkpoints: Checkpoints, world: World) -> int | None:
 
     Rank 0 waits for its last write before it looks. Its error is raised on every rank.
     """
-    found = _attempt(lambda: _newest_written(checkpoints)) if world.rank == 0 else None
-    step, error = world.shared(found)
-    _raise_first([error])
+    step = on_first_rank(lambda: _newest_written(checkpoints), world)
     return None if step is None else int(step)
+
+
+def on_first_rank(action: Callable[[], Result], world: World) -> Result | None:
+    """What rank 0 has done, and its result, on every rank; an error of it is raised on every rank."""
+    result: Result | None
+    result, error = world.shared(_attempt(action) if world.rank == 0 else None)
+    _raise_first([error])
+    return result
 
 
 def _newest_written(checkpoints: Checkpoints) -> int | None:
     checkpoints.wait()
     return checkpoints.newest()
+
+
+def start_weights(storage: Storage, start: Manifest, world: World) -> dict[str, Tensor]:
+    """The weights of the artifact that a training starts from, on every rank. An error of one is raised on every rank.
+
+    The tensors are mapped from a file, which the first rank of a node downloads. ContractError if it is damaged.
+    """
+    weights, error = _attempt(lambda: _weights_of(storage, start)) if world.local_rank == 0 else (None, None)
+    _raise_first(world.gathered(error))
+    if weights is None:
+        weights, error = _attempt(lambda: _weights_of(storage, start))
+    _raise_first(world.gathered(error))
+    assert weights is not None
+    return weights
+
+
+def _weights_of(storage: Storage, start: Manifest) -> dict[str, Tensor]:
+    (path,) = local_copies(storage, start, ["weights.safetensors"], cache_folder() / "weights").values()
+    weights: dict[str, Tensor] = load_file(path)
+    return weights
+
+
+def load_start(module: torch.nn.Module, weights: dict[str, Tensor], start: str) -> None:
+    """Load the weights of the artifact `start`. ContractError with the first name whose shape differs."""
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ContractError(
+            f"the weights of {start}, which is to be started from, are of another network: "
+            f"{_first_difference(module.state_dict(), weights)}",
+            "Start from an artifact of the same network.",
+        ) from error
+
+
+def _first_difference(own: dict[str, Tensor], given: dict[str, Tensor]) -> str:
+    for name in sorted(own.keys() | given.keys()):
+        here, there = (str(list(side[name].shape)) if name in side else "missing" for side in (own, given))
+        if here != there:
+            return f"{name} is {there} there and {here} here"
+    return "their names agree, their values cannot be read"
 
 
 def check_work_folder(storage: Storage, work: str, lease: str, world: World) -> None:

@@ -16,6 +16,7 @@ from models.generator import LatentStatistics
 from models.objective import SitBatch, SitDraws, SitObjective
 from models.optimizer import adamw, clip_gradient, step_if
 from models.paths import PATHS
+from models.schedule import learning_rate
 from models.sit import SiT
 from models.spectral import LatentFilter
 from models.tokenizers import DiagonalGaussian
@@ -30,11 +31,11 @@ from pipeline.training.examples import Mirrored, reading_plan, training_latents
 from pipeline.training.optimizer import (
     autocast,
     generator,
-    learning_rate,
     seeded,
     set_learning_rate,
 )
 from pipeline.training.prefetch import Tensors, on_device
+from pipeline.training.restore import load_start
 from pipeline.training.trainee import Batches
 from pipeline.training.world import World
 from pipeline.workflow import sit_gflops
@@ -71,7 +72,7 @@ def check_contract(config: Config, inputs: dict[str, Manifest]) -> None:
 
 
 class SitTrainee:
-    """SiT with the alignment head, its optimizer and its EMA (the teacher). A `Trainee`."""
+    """SiT with the alignment head, its optimizer and its EMAs, of which the first is the teacher. A `Trainee`."""
 
     def __init__(
         self,
@@ -88,7 +89,8 @@ class SitTrainee:
         self.plan = reading_plan(config, own.batch_size, config.encode.shard_rows, world.rank, world.size)
         alignment = alignment_of(config)
         self.model = seeded(lambda: AlignedSiT(SiT(**config.sit_network), alignment), self.seed, "sit", world.device)
-        self.ema = EMA(self.model.sit, own.ema_decay)
+        self.averages = [EMA(self.model.sit, decay) for decay in own.averages]
+        self.ema = self.averages[0]
         self.model.sit.recomputes = config.cluster.checkpoint_activations
         if compiles(config.cluster, world.device):
             compile_blocks(self.model)
@@ -113,10 +115,16 @@ class SitTrainee:
         self.flops_per_step = (3.0 + teacher) * 1e9 * own.batch_size * sit_gflops(config, attention=True)
 
     def states(self) -> dict[str, Any]:
-        return {"model": self.model, "ema": self.ema, "optimizer": self.optimizer}
+        more = {f"ema{average.decay}": average for average in self.averages[1:]}
+        return {"model": self.model, "ema": self.ema, **more, "optimizer": self.optimizer}
 
-    def weights(self) -> dict[str, Tensor]:
-        return self.ema.state_dict()
+    def start_from(self, weights: dict[str, Tensor], start: str) -> None:
+        """The alignment head, which no artifact has, is new as well."""
+        for network in (self.model.sit, *(average.model for average in self.averages)):
+            load_start(network, weights, start)
+
+    def weights(self) -> dict[float, dict[str, Tensor]]:
+        return {average.decay: average.state_dict() for average in self.averages}
 
     def batches(self, start: int, stop: int) -> Batches[Tensors]:
         return on_device(LatentLoader(self.store, self.plan, start_step=start, stop_step=stop), self.world.device)
@@ -151,7 +159,8 @@ class SitTrainee:
         set_learning_rate(self.optimizer, learning_rate(step, own.steps, own.learning_rate, own.warmup, own.decay))
         made = clip_gradient(self.trained, own.clip)
         step_if(made, self.optimizer)
-        self.ema.update(self.model.sit, made)
+        for average in self.averages:
+            average.update(self.model.sit, made)
         return {**losses, "loss": torch.where(made, losses["loss"], torch.nan)}
 
     def warm_up_ddp(self, batch: Tensors) -> None:

@@ -23,6 +23,7 @@ from models.perceptual import (
 )
 from models.reconstruction import LossWeights, TokenizerDraws, TokenizerObjective, discriminator_loss
 from models.regularizers import REGULARIZERS, RegularizerOptions
+from models.schedule import learning_rate
 from models.tokenizers import build
 from pipeline.artifacts import Manifest
 from pipeline.config import Config, WeightFile
@@ -35,11 +36,11 @@ from pipeline.training.optimizer import (
     Module,
     autocast,
     generator,
-    learning_rate,
     seeded,
     set_learning_rate,
 )
 from pipeline.training.prefetch import Tensors, on_device
+from pipeline.training.restore import load_start
 from pipeline.training.trainee import Batches
 from pipeline.training.world import World
 from pipeline.weights import fetch_weights
@@ -130,8 +131,13 @@ class TokenizerTrainee:
             "discriminator_optimizer": self.discriminator_optimizer,
         }
 
-    def weights(self) -> dict[str, Tensor]:
-        return self.ema.state_dict()
+    def start_from(self, weights: dict[str, Tensor], start: str) -> None:
+        """The discriminator, which no artifact has, is new as well."""
+        for network in (self.tokenizer, self.ema.model):
+            load_start(network, weights, start)
+
+    def weights(self) -> dict[float, dict[str, Tensor]]:
+        return {self.ema.decay: self.ema.state_dict()}
 
     def batches(self, start: int, stop: int) -> Batches[Tensors]:
         loader = ImageLoader(

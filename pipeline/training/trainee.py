@@ -42,5 +42,10 @@ class Trainee(Protocol[Batch]):
     def warm_up_ddp(self, batch: Batch) -> None:
         """One forward and backward pass through every module wrapped in DDP; its gradients are discarded."""
 
-    def weights(self) -> dict[str, Tensor]:
-        """The weights for the artifact, by parameter name, in fp32."""
+    def start_from(self, weights: dict[str, Tensor], start: str) -> None:
+        """Begin with the weights of the artifact `start`, averages included; optimizers are new. ContractError if they
+        are of another network.
+        """
+
+    def weights(self) -> dict[float, dict[str, Tensor]]:
+        """The averages for the artifact by decay, the first one first: weights by parameter name, in fp32."""

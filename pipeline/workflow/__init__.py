@@ -5,13 +5,16 @@ Planning is light: torch, ray and mlflow are imported only when a stage has to r
 
 from pipeline.workflow.context import StageContext
 from pipeline.workflow.fingerprints import stage_fingerprints
-from pipeline.workflow.graph import ALL_STAGES, NAMES, STAGES, find_stage, stages_until
+from pipeline.workflow.graph import ALL_STAGES, NAMES, SECTIONS, STAGES, find_stage, section_of, stages_until
 from pipeline.workflow.imported import ImportUse, SourceKind, import_tokenizer, preset_lines
 from pipeline.workflow.imported_sit import import_sit, public_kind, sit_preset_lines
 from pipeline.workflow.importing import check_not_imported
 from pipeline.workflow.lineage import config_of, find_artifact, unneeded
+from pipeline.workflow.longer import shorter_training, steps_of
 from pipeline.workflow.planning import make_plan, print_plan, sit_gflops, tokenizer_step_gflops
 from pipeline.workflow.preflight import check_compared, check_reconstructed
 from pipeline.workflow.resolve import check_expected, check_inputs, index_now, resolved
 from pipeline.workflow.runner import Runner, repair
+from pipeline.workflow.starts import start_of
 from pipeline.workflow.status import Node, artifacts_of, survey
+from pipeline.workflow.work_folder import has_checkpoint

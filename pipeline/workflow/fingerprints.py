@@ -6,7 +6,9 @@ from typing import Any
 
 from pipeline.config import Config, WeightFile, flattened
 from pipeline.weights import weights_used
-from pipeline.workflow.graph import ALL_STAGES, Stage
+from pipeline.workflow.graph import ALL_STAGES, SECTIONS, Stage, section_of
+
+_DIGITS = 64  # of a whole fingerprint
 
 
 def counted_config(stage: Stage, config: Config) -> dict[str, Any]:
@@ -48,8 +50,8 @@ def stage_fingerprints(config: Config) -> dict[str, str | None]:
     """Each stage's fingerprint: sha256 over its name, version, counted config and inputs' fingerprints, in hex.
 
     None for every stage while `data.revision` is unknown, since the content of the source determines all of them, and
-    for a stage and those after it while a weight file of it is. A tokenizer or a generator that was imported has the
-    fingerprint of its import (`imported.py`, `imported_sit.py`).
+    for a stage and those after it while a weight file of it is, or the artifact that it starts from. A tokenizer or a
+    generator that was imported has the fingerprint of its import (`imported.py`, `imported_sit.py`).
     """
     known: dict[str, str | None] = {}
     imported = imported_stages(config)
@@ -77,8 +79,12 @@ def imported_stages(config: Config) -> dict[str, str]:
 
 
 def _is_determined(stage: Stage, config: Config, known: dict[str, str | None]) -> bool:
-    """Whether the source, the stage's inputs and its weight files are known."""
+    """Whether the source, the stage's inputs, its weight files and the artifact that it starts from are known."""
     if config.data.revision is None or None in (known[name] for name in stage.inputs):
         return False
-    unknown = (f"{use.section}.{use.field}" for use in weights_used(config) if use.file.sha256 is None)
+    unknown = [f"{use.section}.{use.field}" for use in weights_used(config) if use.file.sha256 is None]
+    for trainer, section in SECTIONS.items():
+        start = section_of(config, trainer).start_from
+        if start is not None and len(start) < _DIGITS:
+            unknown.append(f"{section}.start_from")
     return not any(is_counted(stage, name) for name in unknown)

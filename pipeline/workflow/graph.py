@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.config import Config, SitConfig, TokenizerConfig
 from pipeline.errors import ConfigError
 
 
@@ -81,7 +82,7 @@ STAGES: tuple[Stage, ...] = (
         2,
         ("train-tokenizer", "encode"),
         (*_ORDER, "data.classes", "sit"),
-        uncounted=("sit.checkpoint_every", "sit.log_every"),
+        uncounted=("sit.checkpoint_every", "sit.log_every", "sit.keep_state"),
     ),
     Stage("sample", 2, ("train-tokenizer", "encode", "train-sit"), ("sample",)),
     Stage(
@@ -112,6 +113,7 @@ REQUESTED: tuple[Stage, ...] = (
     ),
 )
 ALL_STAGES = (*STAGES, *REQUESTED)
+SECTIONS = {"train-tokenizer": "tokenizer", "train-sit": "sit"}  # a trainer's section, and prefix of its metrics
 
 
 def find_stage(name: str) -> Stage:
@@ -119,6 +121,12 @@ def find_stage(name: str) -> Stage:
         if stage.name == name:
             return stage
     raise ConfigError(f"unknown stage '{name}'", f"Use one of {', '.join(stage.name for stage in ALL_STAGES)}.")
+
+
+def section_of(config: Config, stage: str) -> TokenizerConfig | SitConfig:
+    """A trainer's section of the config."""
+    section: TokenizerConfig | SitConfig = getattr(config, SECTIONS[stage])
+    return section
 
 
 def stages_until(name: str | None) -> tuple[Stage, ...]:

@@ -18,6 +18,7 @@ from pipeline.workflow.fingerprints import imported_stages
 from pipeline.workflow.imported import import_faults
 from pipeline.workflow.imported_sit import sit_faults
 from pipeline.workflow.preflight import warnings
+from pipeline.workflow.starts import start_faults
 from pipeline.workflow.status import Node
 
 # ImageNet's, assumed until the source has been listed.
@@ -142,6 +143,7 @@ def make_plan(config: Config, nodes: list[Node]) -> dict[str, Any]:
             *missing_weights(config),
             *map(str, import_faults(config, made["train-tokenizer"])),
             *map(str, sit_faults(config, made["train-sit"])),
+            *map(str, start_faults(config, to_run)),
             *warnings(config, to_run),
         ],
     }

@@ -11,8 +11,9 @@ from collections.abc import Collection, Iterator
 from models.choices import TOKENIZER_PACKAGES, TokenizerKind
 from models.sizes import filter_bytes, level_sums_bytes
 from pipeline.artifacts import Manifest
-from pipeline.config import Config, TrainerConfig
+from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError, PipelineError
+from pipeline.workflow.graph import section_of
 
 _RECONSTRUCTED = 2  # images: a covariance needs two
 _COMPARED = 4  # images per side: precision and recall use three neighbours
@@ -78,16 +79,17 @@ def check_compared(real: int, samples: int) -> None:
 
 def warnings(config: Config, stages: Collection[str]) -> Iterator[str]:
     """One line for each setting with which these stages run, but hardly as meant."""
-    trainers: tuple[tuple[str, str, TrainerConfig], ...] = (
-        ("train-tokenizer", "tokenizer", config.tokenizer),
-        ("train-sit", "sit", config.sit),
-    )
-    for stage, section, own in trainers:
-        held = own.ema_decay**own.steps
+    averages: list[tuple[str, str, float, int]] = [
+        ("train-tokenizer", "tokenizer.ema_decay", config.tokenizer.ema_decay, config.tokenizer.steps),
+        ("train-sit", "sit.ema_decay", config.sit.ema_decay, config.sit.steps),
+        *(("train-sit", "sit.ema_decays", decay, config.sit.steps) for decay in config.sit.ema_decays),
+    ]
+    for stage, field, decay, steps in averages:
+        held = 0.0 if section_of(config, stage).start_from else decay**steps
         if stage in stages and held > _FIRST_WEIGHTS:
             yield (
-                f"{section}.ema_decay {own.ema_decay:g} over {own.steps} steps: the average still holds {held:.0%} of "
-                f"the first, random weights. Set it to {_shorter_decay(own.steps):g}"
+                f"{field} {decay:g} over {steps} steps: the average still holds {held:.0%} of the first, random "
+                f"weights. Set it to {_shorter_decay(steps):g}"
             )
     shared = sorted(config.cluster.gpu_shares.keys() & set(stages))
     if shared and config.cluster.device == "cpu":

@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.storage import open_storage
 from pipeline.weights import check_known, resolve_weights
 from pipeline.workflow.fingerprints import stage_fingerprints
+from pipeline.workflow.starts import with_whole_starts
 
 
 class _Shown:
@@ -44,12 +45,13 @@ class _Shown:
 
 
 def resolved(config: Config, fresh: bool, display: Display | None = None) -> Config:
-    """The config with named weights, `data.revision` and `data.classes` filled in, as far as they are known.
+    """The config with named weights, `data.revision` and `data.classes` filled in, as far as they are known, and the
+    whole fingerprints of artifacts that it starts from (errors as `with_whole_starts`).
 
     If `fresh`, weights must be known (ConfigError); a local source is listed, and a remote one without a recorded
     index, which the display shows. Otherwise both come from the recorded index. DataError as `list_source`.
     """
-    config = resolve_weights(config)
+    config = with_whole_starts(resolve_weights(config))
     storage, data = open_storage(config.root), config.data
     if fresh:
         check_known(config)

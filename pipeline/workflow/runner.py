@@ -45,6 +45,7 @@ from pipeline.workflow.imported import import_faults
 from pipeline.workflow.imported_sit import sit_faults
 from pipeline.workflow.preflight import check_images, check_start, warnings
 from pipeline.workflow.resolve import check_inputs
+from pipeline.workflow.starts import start_faults
 from pipeline.workflow.status import Node, artifacts_of, survey
 from pipeline.workflow.tolerances import check_tolerances
 from pipeline.workflow.work_folder import begin_work
@@ -141,6 +142,8 @@ class Runner:
     def _check(self, stages: list[str], prepare: Manifest | None) -> None:
         """Refuse before anything starts what these stages would refuse later, and say what is hardly meant."""
         check_start(self.config, stages)
+        for fault in start_faults(self.config, stages):
+            raise fault
         if prepare is not None:
             check_images(self.config, stages, prepare)
         for line in warnings(self.config, stages):
@@ -194,7 +197,7 @@ class Runner:
 
     def _tags(self, stage: str, fingerprint: str, inputs: dict[str, Manifest]) -> dict[str, str]:
         tags = {"dvae.stage": stage, "dvae.fingerprint": fingerprint, "dvae.git_sha": git_sha() or "unknown"}
-        tags.update({f"dvae.input.{name}": manifest.fingerprint for name, manifest in inputs.items()})
+        tags.update({tracking.input_tag(name): manifest.fingerprint for name, manifest in inputs.items()})
         return tags
 
     def produce(self, name: str, broken: list[str] | None = None) -> Manifest:

@@ -22,6 +22,12 @@ def changed_inputs(storage: Storage, work: str, contents: Mapping[str, str]) -> 
     return sorted(name for name, content in contents.items() if recorded.get(name) != content)
 
 
+def has_checkpoint(storage: Storage, work: str) -> bool:
+    """Whether a training has left a complete checkpoint in its work folder, as `pipeline.training` writes them."""
+    folder = f"{work}/checkpoints"
+    return any(storage.exists(f"{folder}/{step}/state.json") for step in storage.folders(folder))
+
+
 def begin_work(
     storage: Storage, stage: str, work: str, inputs: Mapping[str, Manifest], say: Callable[[str], None]
 ) -> None:

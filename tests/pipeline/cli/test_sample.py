@@ -274,7 +274,8 @@ def test_other_weights_are_another_command(world: World) -> None:
     sit = world.artifacts()["train-sit"]
     changed = {name: record.model_copy(update={"sha256": "0" * 64}) for name, record in sit.files.items()}
     manifests = {**world.artifacts(), "train-sit": sit.model_copy(update={"files": changed})}
-    assert drawing.identity(manifests) != drawing.identity(world.artifacts()) == first
+    assert drawing.identity(manifests, None) != drawing.identity(world.artifacts(), None) == first
+    assert drawing.identity(world.artifacts(), 0.5) != first
 
 
 def test_a_part_that_is_not_whole_is_drawn_again(

@@ -17,7 +17,7 @@ from pipeline.tracking.courier import deliver
 from pipeline.tracking.errors import TrackingError
 from pipeline.tracking.mlflow import MlflowWriter, tracking_uri
 from pipeline.tracking.outbox import Outbox
-from pipeline.tracking.registry import champion, has_version
+from pipeline.tracking.registry import aliased_tags, champion, has_version, input_tag
 from tests.support.registration import Registration, digest
 from tests.support.tls import certificate
 
@@ -96,6 +96,10 @@ def test_the_registry_is_asked_without_mlflow(registration: Registration) -> Non
     assert not has_version(registration.tracking, name, fingerprint)
     registration.register(0.95)
     assert has_version(registration.tracking, name, fingerprint)
+    tags = registration.client.get_model_version(name, "1").tags
+    assert aliased_tags(registration.tracking, name, "champion") == tags
+    assert input_tag("train-sit") in tags
+    assert aliased_tags(registration.tracking, name, "nobody") is None
     assert not has_version(registration.tracking, "another", fingerprint)
     assert not has_version(registration.tracking, name, digest("another"))
     registration.client.delete_model_version(name, "1")
@@ -109,6 +113,7 @@ def test_a_registry_that_mlflow_is_just_setting_up_has_no_version(tmp_path: Path
         database.execute("CREATE TABLE model_version_tags (name TEXT, version INT, key TEXT, value TEXT)")
     assert not has_version(f"sqlite:///{tmp_path}/mlflow.db", "denoising-vae", digest("any"))
     assert champion(f"sqlite:///{tmp_path}/mlflow.db", "denoising-vae") is None
+    assert aliased_tags(f"sqlite:///{tmp_path}/mlflow.db", "denoising-vae", "champion") is None
 
 
 @pytest.mark.parametrize("name", ["50%", "100%zz", "no #1", "ünï"])

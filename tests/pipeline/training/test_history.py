@@ -73,7 +73,7 @@ def test_a_line_without_a_loss_is_json() -> None:
     history = History(CPU)
     history.add(step_of(loss=math.nan))
     history.close_line(1)
-    assert json.loads(history.text()) == {"step": 1, "loss": None, "skipped": 1}
+    assert json.loads(history.text(1)) == {"step": 1, "loss": None, "skipped": 1}
 
 
 def test_a_term_that_begins_within_a_line_counts_in_its_steps() -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.training.optimizer import generator, learning_rate
+from models.schedule import learning_rate
+from pipeline.training.optimizer import generator
 from pipeline.training.world import World
 from tests.support.trainers import make_trainee, ranks_of
 

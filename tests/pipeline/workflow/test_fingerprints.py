@@ -49,7 +49,7 @@ def other(value: Any) -> Any:
     if isinstance(value, (int, float)):
         return value + 1
     if isinstance(value, tuple):
-        return (*value[:-1], value[-1] + 1)
+        return (*value[:-1], value[-1] + 1) if value else (0.5,)
     return "changed"
 
 

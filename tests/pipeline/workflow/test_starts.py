@@ -1,0 +1,113 @@
+"""Warm starts: how an artifact is named, and what is refused before anything starts."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.artifacts import Manifest
+from pipeline.config import Config, load_config
+from pipeline.errors import ConfigError, ContractError
+from pipeline.workflow import stage_fingerprints, starts
+from pipeline.workflow.starts import start_of, with_whole_starts
+from tests.pipeline.workflow.world import World
+from tests.support.artifacts import artifact_writer, manifest, put
+
+KNOWN = ["data.revision=abc", "data.classes=10"]
+
+
+def config_at(root: Path, *sets: str) -> Config:
+    return load_config("quickstart", [*KNOWN, *sets], str(root))
+
+
+def made(root: Path, stage: str = "train-sit", *sets: str) -> Manifest:
+    """An artifact of another training, without its weights."""
+    config = config_at(root, *sets)
+    network = config.sit_network if stage == "train-sit" else config.tokenizer_network
+    details = {"network": network, "kind": config.tokenizer.kind}
+    return put(config, manifest(config, stage, artifact_writer(config, stage), {}, **details))
+
+
+@pytest.mark.parametrize(("stage", "section"), [("train-sit", "sit"), ("train-tokenizer", "tokenizer")])
+def test_digits_are_made_whole_and_count(tmp_path: Path, stage: str, section: str) -> None:
+    start = made(tmp_path, stage, f"{section}.steps=7")
+    plain = config_at(tmp_path)
+    few, whole = (config_at(tmp_path, f"{section}.start_from='{start.fingerprint[:digits]}'") for digits in (10, 64))
+    assert stage_fingerprints(few)[stage] is None, "it is not known yet which artifact that is"
+    assert with_whole_starts(few) == with_whole_starts(whole) == whole
+    prints = stage_fingerprints(whole)
+    assert prints[stage] not in (None, stage_fingerprints(plain)[stage])
+    assert start_of(whole, stage) == start
+    assert start_of(plain, stage) is None
+
+
+def test_digits_of_none_and_of_several(tmp_path: Path) -> None:
+    start = made(tmp_path)
+    other = start.model_copy(update={"fingerprint": start.fingerprint[:8] + "0" * 56})
+    put(config_at(tmp_path), other)
+    with pytest.raises(ConfigError, match=r"sit\.start_from \w{8}: 2 artifacts train-sit/\w{8}\.\.\. are at"):
+        with_whole_starts(config_at(tmp_path, f"sit.start_from='{start.fingerprint[:8]}'"))
+    with pytest.raises(ConfigError, match=r"sit\.start_from 00ff: no artifacts train-sit/00ff\.\.\. are at"):
+        with_whole_starts(config_at(tmp_path, "sit.start_from='00ff'"))
+
+
+def test_an_alias_is_the_artifact_of_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tags = {"m/champion": {"dvae.input.train-sit": "a" * 64}, "m/odd": {}}
+    monkeypatch.setattr(starts, "aliased_tags", lambda uri, name, alias: tags.get(f"{name}/{alias}"))
+
+    def whole(alias: str) -> str | None:
+        return with_whole_starts(config_at(tmp_path, f"sit.start_from=models:/{alias}")).sit.start_from
+
+    assert whole("m@champion") == "a" * 64
+    with pytest.raises(ConfigError, match="no version of the model m has the alias best"):
+        whole("m@best")
+    with pytest.raises(ConfigError, match="does not say which train-sit it is made from"):
+        whole("m@odd")
+
+
+@pytest.mark.parametrize("given", ["xyz", "12", "models:/m", "models:/m/3", "A" * 64, "a" * 65])
+def test_what_names_no_artifact(tmp_path: Path, given: str) -> None:
+    with pytest.raises(ConfigError, match=r"sit\.start_from: (write a fingerprint|it was read as a number)"):
+        config_at(tmp_path, f"sit.start_from={given}")
+
+
+def test_a_start_of_another_network_is_refused_with_both_values(tmp_path: Path) -> None:
+    start = made(tmp_path, "train-sit", "sit.patch_size=2")
+    with pytest.raises(ContractError, match=r"sit\.start_from \w{12} has .*: patch_size is 2 there and 1 here"):
+        start_of(config_at(tmp_path, f"sit.start_from={start.fingerprint}"), "train-sit")
+    start = made(tmp_path, "train-tokenizer", "tokenizer.hidden=8")
+    with pytest.raises(ContractError, match=r"tokenizer\.start_from \w{12} has .* hidden is 8 there and \d+ here"):
+        start_of(config_at(tmp_path, f"tokenizer.start_from={start.fingerprint}"), "train-tokenizer")
+
+
+def test_an_imported_tokenizer_starts_from_nothing(tmp_path: Path) -> None:
+    config = config_at(tmp_path)
+    own = config.tokenizer.model_copy(update={"imported": "b" * 64, "start_from": "c" * 64})
+    assert start_of(config.model_copy(update={"tokenizer": own}), "train-tokenizer") is None
+
+
+def test_a_start_that_is_gone_is_missed_before_anything_starts(world: World) -> None:
+    sets = [f"sit.start_from={'e' * 64}"]
+    with pytest.raises(ConfigError, match=r"sit\.start_from e{12} is not at .*artifact ls"):
+        world.run(*sets)
+    assert world.connected == 0
+    assert world.run(*sets, until="encode"), "these stages do not need it"
+
+
+def test_a_training_with_a_checkpoint_needs_its_start_no_more(world: World) -> None:
+    config = world.config(f"sit.start_from={'e' * 64}")
+    fingerprint = stage_fingerprints(config)["train-sit"]
+    checkpoint = world.root / ".work" / "train-sit" / f"{fingerprint}"[:12] / "checkpoints" / "000000004" / "state.json"
+    checkpoint.parent.mkdir(parents=True)
+    with pytest.raises(ConfigError, match="is not at"):
+        start_of(config, "train-sit")
+    checkpoint.write_text("{}")
+    assert start_of(config, "train-sit") is None
+
+
+@pytest.mark.parametrize(
+    ("milestones", "said"),
+    [("[10,500]", "milestones: 500 is beyond the last step, 400"), ("[20,20]", "must rise: 20, 20")],
+)
+def test_milestones_that_are_refused(tmp_path: Path, milestones: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        config_at(tmp_path, "sit.steps=400", f"sit.milestones={milestones}")
