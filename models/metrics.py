@@ -127,7 +127,8 @@ class FrechetReference:
 
 
 def _trace_of_root(symmetric: Tensor) -> Tensor:
-    return torch.linalg.eigvalsh(symmetric).clamp(min=0).sqrt().sum()
+    trace: Tensor = torch.linalg.eigvalsh(symmetric).clamp(min=0).sqrt().sum()
+    return trace
 
 
 def frechet_distance(mean_a_F: Tensor, cov_a_FF: Tensor, mean_b_F: Tensor, cov_b_FF: Tensor) -> float:

@@ -31,7 +31,8 @@ class Point:
 
     def centred(self) -> np.ndarray:
         values = np.asarray(self.resampled)
-        return values - values.mean() + self.distance
+        centred: np.ndarray = values - values.mean() + self.distance
+        return centred
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from pipeline.reports.analysis import Analysis, files_of, rounded
 from pipeline.reports.comparison import Found, read_analyses, render_comparison, write_comparison
 from pipeline.reports.convergence import (
     check_comparable,
-    read_training,
     render_convergence,
     write_convergence,
 )
 from pipeline.reports.model_card import all_metrics, model_card
 from pipeline.reports.principal import PrincipalComponents
 from pipeline.reports.report import collect, render_table, write_page
+from pipeline.reports.trainings import Training, read_training
 
 if TYPE_CHECKING:
     from pipeline.reports.curves import milestone_grid

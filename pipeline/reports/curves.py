@@ -1,7 +1,6 @@
 """Draws distances over training steps: the paper's Figure 3, as PNG and SVG; and the samples of milestones."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -23,14 +22,12 @@ from pipeline.reports.canvas import (
     svg,
     tiles,
 )
-
-if TYPE_CHECKING:
-    from pipeline.reports.convergence import Training
+from pipeline.reports.trainings import Training
 
 _WIDTH, _HEIGHT = 7.6, 5.0  # inches
 
 
-def draw_curves(trainings: Sequence["Training"], goal: float) -> dict[str, bytes]:
+def draw_curves(trainings: Sequence[Training], goal: float) -> dict[str, bytes]:
     """File name -> figure: a curve with its interval for each training, and the distance at which they are compared."""
     with rc_context({**STYLE, "svg.fonttype": "none", "svg.hashsalt": "figure3"}):
         figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=DPI)
@@ -53,7 +50,7 @@ def draw_curves(trainings: Sequence["Training"], goal: float) -> dict[str, bytes
         return {"figure3.png": png(figure), "figure3.svg": svg(figure)}
 
 
-def _curve(axes: Axes, training: "Training", index: int) -> None:
+def _curve(axes: Axes, training: Training, index: int) -> None:
     points = training.curve.points
     around = [point.around() for point in points]
     colour = CURVES[index % len(CURVES)]

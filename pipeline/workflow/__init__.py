@@ -5,7 +5,7 @@ Planning is light: torch, ray and mlflow are imported only when a stage has to r
 
 from pipeline.workflow.context import StageContext
 from pipeline.workflow.fingerprints import stage_fingerprints
-from pipeline.workflow.graph import ALL_STAGES, NAMES, SECTIONS, STAGES, find_stage, section_of, stages_until
+from pipeline.workflow.graph import NAMES, SECTIONS, STAGES, find_stage, section_of, stages_until
 from pipeline.workflow.imported import ImportUse, SourceKind, import_tokenizer, preset_lines
 from pipeline.workflow.imported_sit import import_sit, public_kind, sit_preset_lines
 from pipeline.workflow.importing import check_not_imported

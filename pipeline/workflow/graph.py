@@ -130,7 +130,7 @@ def section_of(config: Config, stage: str) -> TokenizerConfig | SitConfig:
 
 
 def stages_until(name: str | None) -> tuple[Stage, ...]:
-    """The stages of `run` up to and including `name`, all for None; of one of `REQUESTED`, what it is made from and it."""
+    """The stages of `run` up to and including `name` (None: all); of one of `REQUESTED`, it and what it needs."""
     if name is None:
         return STAGES
     last = find_stage(name)

@@ -28,7 +28,7 @@ class Header(NamedTuple):
 
 def rows() -> list[str]:
     """The presets in folders, by table and tokenizer; of one tokenizer, what is added to it comes later."""
-    return sorted((name for name in preset_names() if "/" in name), key=_place)
+    return sorted((name for name in preset_names() if name.startswith("table")), key=_place)
 
 
 def _place(preset: str) -> tuple[str, int, str]:

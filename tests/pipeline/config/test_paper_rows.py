@@ -165,7 +165,12 @@ def test_a_generator_is_trained_once_for_both_ways_to_draw() -> None:
     sets += ["evaluate.network=efficientnet_lite0", "evaluate.network_weights=null", "evaluate.lpips=null"]
     sets += ["register.gate.metric=samples/frechet_distance/efficientnet_lite0"]
     one, other = (stage_fingerprints(load_config(name, sets)) for name in ("table1/f16d32-fda", "imagenet-f16d32"))
-    assert [stage for stage in one if one[stage] != other[stage]] == ["sample", "evaluate-samples", "register"]
+    assert [stage for stage in one if one[stage] != other[stage]] == [
+        "sample",
+        "evaluate-samples",
+        "register",
+        "convergence",
+    ]
 
 
 @pytest.mark.parametrize("preset", ["table1/sd-vae", "table1/eq-vae"])

@@ -54,8 +54,11 @@ def test_the_interval_holds_the_truth_and_grows_with_noise():
     widths = []
     for noise in (0.5, 2.0):
         slow, fast = curve([100, 90, 70, 30], noise, seed=1), curve([90, 70, 30, 10], noise, seed=2)
-        low, high = ratio(slow, fast, 60).interval
-        assert low < ratio(slow, fast, 60).value < high
+        found = ratio(slow, fast, 60)
+        assert found.interval is not None
+        assert found.value is not None
+        low, high = found.interval
+        assert low < found.value < high
         widths.append(high - low)
     assert widths[1] > 2 * widths[0]
 

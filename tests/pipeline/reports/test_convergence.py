@@ -8,7 +8,8 @@ from rich.console import Console
 from pipeline.errors import ContractError, StorageError
 from pipeline.evaluation import Curve, Point
 from pipeline.reports import check_comparable, render_convergence, write_convergence
-from pipeline.reports.convergence import Training, convergence_rows, markdown
+from pipeline.reports.convergence import convergence_rows, markdown
+from pipeline.reports.trainings import Training
 
 ABOUT = {
     "distance": "frechet_distance/efficientnet_lite0",
@@ -46,7 +47,9 @@ def test_what_is_not_reached_is_a_bound():
     assert "| raw | ≥ 400 |" in table
     assert "| fda | 300 |" in table
     assert "≥ 1.33 (no interval: " in table
-    assert "| fda | ≤ 100 | 5 | 0.25 | ≥ 2.00 (" in markdown([RAW, FDA], 80) or "| fda | 100 |" in markdown([RAW, FDA], 80)
+    assert "| fda | ≤ 100 | 5 | 0.25 | ≥ 2.00 (" in markdown([RAW, FDA], 80) or "| fda | 100 |" in markdown(
+        [RAW, FDA], 80
+    )
 
 
 def test_the_screen_says_the_same():

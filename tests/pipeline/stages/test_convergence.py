@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from pipeline.artifacts import Manifest, Outcome
 from pipeline.errors import ConfigError
 from pipeline.inference import milestone_place
 from pipeline.stages import convergence
-from pipeline.workflow import ALL_STAGES, NAMES, stage_fingerprints, stages_until
+from pipeline.workflow import NAMES, stage_fingerprints, stages_until
+from pipeline.workflow.graph import ALL_STAGES
 from pipeline.workflow.preflight import check_start
 from tests.support.artifacts import artifact_writer, manifest, prepared, put
 from tests.support.contexts import LocalContext, local_context, untrained_generator, untrained_tokenizer
@@ -56,10 +58,11 @@ def made(folder: Path, seeds: dict[int, int], *sets: str) -> LocalContext:
     return context
 
 
-def curve_of(context: LocalContext, outcome: Outcome) -> dict:
+def curve_of(context: LocalContext, outcome: Outcome) -> dict[str, Any]:
     folder = context.writer.folder
     assert {"curve.json", "milestones.png"} <= set(outcome.files)
-    return json.loads(context.storage.read(f"{folder}/curve.json"))
+    curve: dict[str, Any] = json.loads(context.storage.read(f"{folder}/curve.json"))
+    return curve
 
 
 def test_a_curve_has_a_point_for_each_milestone(tmp_path):
@@ -99,7 +102,7 @@ def test_it_is_made_when_it_is_asked_for(tmp_path):
     names = [stage.name for stage in stages_until("convergence")]
     assert names == ["prepare", "train-tokenizer", "encode", "train-sit", "convergence"]
     assert [stage.name for stage in stages_until(None)] == list(NAMES)
-    prints = stage_fingerprints(small_config(tmp_path, "data.revision=abc", *SETS))
+    prints = stage_fingerprints(small_config(tmp_path, *SETS))
     assert set(prints) == {stage.name for stage in ALL_STAGES}
-    more = stage_fingerprints(small_config(tmp_path, "data.revision=abc", *SETS, "convergence.images=30"))
+    more = stage_fingerprints(small_config(tmp_path, *SETS, "convergence.images=30"))
     assert [name for name in prints if prints[name] != more[name]] == ["convergence"]
