@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError, ContractError, PipelineError
 from pipeline.inference import sit_details
 from pipeline.storage import Storage, open_storage
 from pipeline.tracking import aliased_tags, input_tag, tracking_uri
-from pipeline.workflow.fingerprints import stage_fingerprints
+from pipeline.workflow.fingerprints import imported_stages, stage_fingerprints
 from pipeline.workflow.graph import SECTIONS, section_of
 from pipeline.workflow.longer import shorter_training
 from pipeline.workflow.work_folder import has_checkpoint
@@ -22,10 +22,10 @@ def with_whole_starts(config: Config) -> Config:
 
     ConfigError if digits are those of no artifact or of several, or if the alias has none; the registry's errors.
     """
-    changed = {}
+    changed, imported = {}, imported_stages(config)
     for stage, section in SECTIONS.items():
         own = section_of(config, stage)
-        if own.start_from is not None and len(own.start_from) < _DIGITS:
+        if stage not in imported and own.start_from is not None and len(own.start_from) < _DIGITS:
             named = _aliased if own.start_from.startswith("models:") else _with_digits
             whole = named(config, stage, own.start_from)
             changed[section] = own.model_copy(update={"start_from": whole})
@@ -77,7 +77,7 @@ def start_of(config: Config, stage: str) -> Manifest | None:
     """
     section = SECTIONS[stage]
     whole, fingerprint = section_of(config, stage).start_from, stage_fingerprints(config)[stage]
-    if whole is None or fingerprint is None or fingerprint == config.tokenizer.imported:
+    if whole is None or fingerprint is None or stage in imported_stages(config):
         return None
     storage = open_storage(config.root)
     if has_checkpoint(storage, work_path(stage, fingerprint)) or shorter_training(config, stage)[0] is not None:

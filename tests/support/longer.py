@@ -26,6 +26,7 @@ class Trainings:
 
     root: Path
     monkeypatch: pytest.MonkeyPatch
+    world: int = 1  # ranks; several do not die on request here
     said: list[str] = field(default_factory=list)
     inputs: dict[str, Manifest] = field(default_factory=dict)
 
@@ -46,7 +47,7 @@ class Trainings:
         context.say = self.said.append
         context.lease = SimpleNamespace(holder=SimpleNamespace(nonce="nonce"))  # type: ignore[assignment]
         with self.monkeypatch.context() as patch:
-            patch.setattr(on_ray, "fit", _fit(die_at))
+            patch.setattr(on_ray, "fit", _fit(die_at, self.world))
             patch.setattr(on_ray, "draw_losses", _no_figure)
             try:
                 return committed(context, train_sit.run(context))
@@ -63,8 +64,8 @@ class Trainings:
         return made
 
 
-def _fit(die_at: int | None) -> Callable[[Job], None]:
-    return lambda job: run_ranks(Ranks(job, die_at=die_at))
+def _fit(die_at: int | None, world: int) -> Callable[[Job], None]:
+    return lambda job: run_ranks(Ranks(job, world, die_at))
 
 
 def _no_figure(_: Any) -> dict[str, Any]:

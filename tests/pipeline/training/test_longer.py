@@ -75,6 +75,19 @@ def test_killed_and_resumed_with_everything(tmp_path: Path, monkeypatch: pytest.
     assert cut.files["milestones/000005.safetensors"] != cut.files["weights.safetensors"]
 
 
+@pytest.mark.slow
+def test_two_ranks_start_and_go_on_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(root: Path, *lengths: int) -> Any:
+        own = Trainings(root, monkeypatch, world=2)
+        start = own.train("sit.steps=1")
+        sets = [*ALL, "sit.milestones=[2]", f"sit.start_from={start.fingerprint}"]
+        return [own.train(*sets, f"sit.steps={steps}") for steps in lengths][-1]
+
+    longer = run(tmp_path / "longer", 3, 5)
+    assert longer.files == run(tmp_path / "once", 5).files
+    assert longer.details["went_on_from"]["step"] == 3
+
+
 def test_a_start_gives_weights_and_averages_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The head of the alignment and the optimizer are as of a training without a start."""
     own = Trainings(tmp_path, monkeypatch)

@@ -3,14 +3,16 @@
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from pipeline.artifacts import Manifest
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, ContractError
-from pipeline.workflow import stage_fingerprints, starts
+from pipeline.workflow import import_sit, stage_fingerprints, starts
 from pipeline.workflow.starts import start_of, with_whole_starts
 from tests.pipeline.workflow.world import World
 from tests.support.artifacts import artifact_writer, manifest, put
+from tests.support.public_sit import HEADS, SMALL, public_weights
 
 KNOWN = ["data.revision=abc", "data.classes=10"]
 
@@ -79,10 +81,24 @@ def test_a_start_of_another_network_is_refused_with_both_values(tmp_path: Path) 
         start_of(config_at(tmp_path, f"tokenizer.start_from={start.fingerprint}"), "train-tokenizer")
 
 
-def test_an_imported_tokenizer_starts_from_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stage", "section"), [("train-sit", "sit"), ("train-tokenizer", "tokenizer")])
+def test_what_is_imported_starts_from_nothing(tmp_path: Path, stage: str, section: str) -> None:
+    """A preset may have the start of its parent."""
     config = config_at(tmp_path)
-    own = config.tokenizer.model_copy(update={"imported": "b" * 64, "start_from": "c" * 64})
-    assert start_of(config.model_copy(update={"tokenizer": own}), "train-tokenizer") is None
+    own = getattr(config, section).model_copy(update={"imported": "b" * 64, "start_from": "cccc"})
+    config = config.model_copy(update={section: own})
+    assert with_whole_starts(config) == config
+    assert start_of(config, stage) is None
+
+
+def test_a_public_generator_can_be_started_from(tmp_path: Path) -> None:
+    """Its artifact says of its network what a trained one's says."""
+    file = tmp_path / "repa.safetensors"
+    save_file(public_weights("repa", **{**SMALL, "classes": 10}), file)
+    start = import_sit(str(tmp_path), "repa", str(file), HEADS)
+    sets = ["sit.width=24", "sit.depth=3", f"sit.heads={HEADS}", "sit.patch_size=2"]
+    config = config_at(tmp_path, *sets, f"sit.start_from={start.fingerprint}")
+    assert start_of(config, "train-sit") == start
 
 
 def test_a_start_that_is_gone_is_missed_before_anything_starts(world: World) -> None:
