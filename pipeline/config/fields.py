@@ -129,14 +129,7 @@ def _start(given: Any) -> Any:
     return given
 
 
-StartFrom = Annotated[
-    str | None,
-    BeforeValidator(_start),
-    Field(
-        description="Artifact whose weights the training starts from, with a new optimizer: its fingerprint, as many "
-        "digits of it as tell it from others at the root, or models:/NAME@ALIAS. None: random weights."
-    ),
-]
+StartFrom = Annotated[str | None, BeforeValidator(_start)]
 EmaDecay = Annotated[Decay, Field(description="Decay of the weights' moving average, per step.")]
 
 
@@ -152,7 +145,12 @@ class TrainerConfig(Section):
     decay: Schedule
     clip: Clip
     ema_decay: EmaDecay
-    start_from: StartFrom = None
+    start_from: StartFrom = added_field(  # not counted without a start, so that trainings without one stay as they are
+        "0.1.0",
+        None,
+        "Artifact whose weights the training starts from, with a new optimizer: its fingerprint, as many digits of it "
+        "as tell it from others at the root, or models:/NAME@ALIAS. None: random weights.",
+    )
     precision: Precision = Field("bf16", description="Autocast of the forward pass; master weights are fp32.")
     checkpoint_every: int = Field(5000, ge=1, description="Steps between checkpoints.")
     log_every: int = Field(100, ge=1, description="Steps between lines of the history.")
