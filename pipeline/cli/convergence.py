@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import Debug, Root, Sets, console, local_folder
-from pipeline.config import load_config, preset_label
+from pipeline.config import load_config
 from pipeline.errors import ContractError
 
 app = typer.Typer()
@@ -59,7 +59,7 @@ def convergence(
         storage = open_storage(config.root)
         manifest = read_manifest(storage, _STAGE, fingerprint)
         assert manifest is not None
-        found[fingerprint] = preset, reports.read_training(storage, manifest, preset_label(preset))
+        found[fingerprint] = preset, reports.read_training(storage, manifest, Path(preset).stem)
     trainings = [training for _, training in found.values()]
     reports.check_comparable(trainings)
     reports.render_convergence(console, trainings, distance)
