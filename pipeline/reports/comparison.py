@@ -15,9 +15,10 @@ from rich.table import Table
 
 from pipeline.artifacts import SHORT, Manifest
 from pipeline.config import preset_label
-from pipeline.errors import ContractError, StorageError
+from pipeline.errors import ContractError
 from pipeline.metrics import value_text
 from pipeline.reports.analysis import Analysis, read_analysis
+from pipeline.reports.folder import write_files
 from pipeline.storage import Storage
 
 _FIGURES = "figures.json"
@@ -78,13 +79,7 @@ def write_comparison(folder: Path, analyses: Sequence[Analysis], found: Sequence
     from pipeline.reports.panels import draw_panels
 
     files = {_FIGURES: json.dumps(_content(analyses, found)).encode(), **draw_panels(analyses)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            (folder / name).write_bytes(data)
-    except OSError as error:
-        raise StorageError(f"{folder}: {error.strerror or error}", "Choose another folder with --to.") from error
-    return [folder / name for name in files]
+    return write_files(folder, files)
 
 
 def _content(analyses: Sequence[Analysis], found: Sequence[Found]) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.errors import ContractError, StorageError
+from pipeline.errors import ContractError
 from pipeline.evaluation import arrival_of, common_goal, ratio
+from pipeline.reports.folder import write_files
 from pipeline.reports.trainings import Training
 
 
@@ -138,10 +139,4 @@ def write_convergence(folder: Path, trainings: Sequence[Training], goal: float |
         "convergence.md": markdown(trainings, goal).encode(),
         "convergence.json": json.dumps(content, indent=1).encode(),
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            (folder / name).write_bytes(data)
-    except OSError as error:
-        raise StorageError(f"{folder}: {error.strerror or error}", "Choose another folder with --to.") from error
-    return [folder / name for name in files]
+    return write_files(folder, files)
