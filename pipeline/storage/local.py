@@ -7,14 +7,17 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from pipeline.storage.base import Block, Entry, storage_errors
 
+_Written = TypeVar("_Written")
+
 _TEMPORARY = ".tmp-"
+_DELETED_BETWEEN = 3  # times that a folder may be deleted while a file is written to it
 _ABSENT = (errno.ENOENT, errno.ELOOP)
 
 
@@ -42,7 +45,7 @@ class LocalStorage:
             return stream.read(size)
 
     def write(self, path: str, data: bytes) -> None:
-        self.write_stream(path, [data])
+        _in_a_folder(lambda: self.write_stream(path, [data]))
 
     def write_stream(self, path: str, blocks: Iterable[Block]) -> None:
         with self._temporary(path) as temporary:
@@ -50,6 +53,9 @@ class LocalStorage:
             os.replace(temporary, self.local_path(path))
 
     def write_new(self, path: str, data: bytes) -> bool:
+        return _in_a_folder(lambda: self._link_new(path, data))
+
+    def _link_new(self, path: str, data: bytes) -> bool:
         with self._temporary(path) as temporary:
             _write_through(temporary, [data])
             try:
@@ -70,7 +76,7 @@ class LocalStorage:
                 fcntl.flock(handle, fcntl.LOCK_EX)
                 if self.read_tagged(path)[1] != tag:
                     return False
-                self.write(path, data)
+                self.write_stream(path, [data])  # not anew in a folder that was deleted
                 return True
         except FileNotFoundError:
             return False  # the file or its folder was deleted
@@ -153,6 +159,14 @@ class LocalStorage:
                 yield temporary
             finally:
                 temporary.unlink(missing_ok=True)
+
+
+def _in_a_folder(write: Callable[[], _Written]) -> _Written:
+    """`write()`, again if another process deletes the folder in between, which an object storage does not have."""
+    for _ in range(_DELETED_BETWEEN):
+        with suppress(FileNotFoundError):
+            return write()
+    return write()
 
 
 def local_entry(path: str, status: os.stat_result) -> Entry:

@@ -7,7 +7,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pyarrow.fs import FileSelector
 
 from pipeline.errors import ConfigError, StorageError
-from pipeline.storage import arrow_files
+from pipeline.storage import arrow_files, local
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.s3_upload import Joined, parts_of
 from pipeline.storage.uri import open_storage, split_uri
@@ -283,6 +283,28 @@ def test_split_uri(any_root: str) -> None:
     open_storage(any_root).write("folder/file", b"1")
     storage, name = split_uri(f"{any_root}/folder/file")
     assert storage.read(name) == b"1"
+
+
+@pytest.mark.parametrize("write", ["write", "write_new"])
+def test_a_folder_that_another_process_deletes_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str
+) -> None:
+    """As on an object storage, which has none: two deliverers of one root delete the folder of their lease."""
+    storage, through, times = LocalStorage(tmp_path), local._write_through, []
+
+    def deleted_after(temporary: Path, blocks: Iterable[bytes]) -> None:
+        through(temporary, blocks)
+        times.append(temporary)
+        if len(times) == 1:
+            storage.delete_folder("work")
+
+    monkeypatch.setattr(local, "_write_through", deleted_after)
+    getattr(storage, write)("work/lease.json", b"mine")
+    assert storage.read("work/lease.json") == b"mine"
+    assert len(times) == 2
+    storage.delete_folder("work")
+    assert not storage.replace("work/lease.json", b"alive", "tag"), "a heartbeat makes none anew"
+    assert not storage.exists("work/lease.json")
 
 
 def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
