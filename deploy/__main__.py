@@ -23,7 +23,7 @@ from deploy.rayjob import Delete, JobOptions
 from deploy.submit import Work, remote_config, run_work, stage_work, submit
 from pipeline.cli import Debug, Preset, Root, Sets, run_app
 from pipeline.config import load_config, site_root
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.storage import open_storage
 from pipeline.workflow import stages_until
 
@@ -138,13 +138,22 @@ def retrain(
     attempts: Attempts = 1,
     set_: Sets = None,
     root: Root = None,
+    warm: Annotated[
+        bool, typer.Option("--from-champion", help="Start from the champion's weights; keep its tokenizer.")
+    ] = False,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Of SiT from the champion; sit.steps by default.")
+    ] = None,
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
     """List the data source, run the stages that are new or interrupted, and print a Markdown summary. For CI."""
     from deploy import retrain as retraining
 
+    if steps is not None and not warm:
+        raise ConfigError("--steps are those of a training from the champion", "Give --from-champion too.")
+    start = retraining.Warm(steps) if warm else None
     try:
-        done = retraining.retrain(Dashboard(address, token()), preset, set_, root, attempts, _say, _echo_stderr)
+        done = retraining.retrain(Dashboard(address, token()), preset, set_, root, attempts, _say, _echo_stderr, start)
     except PipelineError as error:
         text = f"## Retraining `{preset}` was not possible\n\n{error}\n"
         _echo(text)

@@ -23,10 +23,11 @@ from pipeline.errors import PipelineError
 from pipeline.metrics import find_metric, value_text
 from pipeline.storage import open_storage
 from pipeline.tracking import CHAMPION, champion, tracking_uri
-from pipeline.workflow import Node, check_inputs, index_now, resolved, stage_fingerprints, survey
+from pipeline.workflow import Node, check_inputs, from_champion, index_now, resolved, stage_fingerprints, survey
 
 Outcome = Literal["unchanged", "remembered", "promoted", "rejected", "failed"]
 REJECTED = 3  # the exit code of a candidate that the gate did not promote
+_STARTED = ("tokenizer.", "sit.")  # of these sections the job's config has what goes on from the champion
 _HEADLINES = {
     "unchanged": "Nothing to do",
     "remembered": "Nothing to do: this candidate was rejected before",
@@ -49,13 +50,29 @@ class Retraining:
     exit_code: int
 
 
+@dataclass(frozen=True)
+class Warm:
+    """Retraining that starts from the champion."""
+
+    steps: int | None  # of SiT; None: those of the config
+
+
 def retrain(
-    dashboard: Dashboard, preset: str, sets: list[str] | None, root: str | None, attempts: int, say: Say, echo: Say
+    dashboard: Dashboard,
+    preset: str,
+    sets: list[str] | None,
+    root: str | None,
+    attempts: int,
+    say: Say,
+    echo: Say,
+    warm: Warm | None = None,
 ) -> Retraining:
     """List the source, plan, run what is new or resumable, wait, and read the gate's decision.
 
-    Raises ConfigError, DataError or StorageError for problems on this machine, BusyError while another candidate for
-    the same model is in training, and the errors of `submit`. A run that fails is an outcome, not an error.
+    `warm`: go on from the champion that there is now, as `pipeline.workflow.from_champion`; the job carries its
+    fingerprints. Raises ConfigError, ContractError, DataError or StorageError for problems on this machine, BusyError
+    while another candidate for the same model is in training, and the errors of `submit`. A run that fails is an
+    outcome, not an error.
     """
     config = remote_config(preset, sets, root)
     check_tracking(config)
@@ -64,6 +81,10 @@ def retrain(
             index_now(config, display)
     config = resolved(config, fresh=False)
     check_inputs(config, preset)
+    if warm is not None:
+        config, text = from_champion(config, warm.steps)
+        say(text)
+        sets = [override for override in sets or [] if not override.startswith(_STARTED)]
     decided = _decision(config)
     before = survey(config)
     if decided is not None and not decided.details["promoted"]:

@@ -152,9 +152,22 @@ def test_our_commands_are_known(monkeypatch):
                 words = words[1:]
             if words[:2] == ["python", "-m"] and words[2] in ("deploy", "pipeline"):
                 end = next((i for i, word in enumerate(words) if word in ("|", "&", ";", ">")), len(words))
-                given = [word for word in words[2:end] if word != "${sets[@]}"]
+                given = [word for word in words[2:end] if word != "${options[@]}"]
                 found.append(parsed(given).info_name)
     assert found == ["deploy retrain"]
+
+
+@pytest.mark.parametrize(
+    ("champion", "options"), [("", []), ("true", ["--from-champion"]), ("70", ["--from-champion", "--steps", "70"])]
+)
+def test_the_options_of_retraining(champion: str, options: list[str]) -> None:
+    (script,) = [text for text in scripts("retrain.yaml") if "deploy retrain" in text]
+    given = {"PRESET": "cifar10", "ROOT": "s3://b/r", "MLFLOW_TRACKING_URI": "http://m", "SETS": "seed=2 sit.steps=9",
+             "FROM_CHAMPION": champion, "ENDPOINT": "", "KEY": ""}  # fmt: skip
+    said = subprocess.run(
+        ["bash", "-eu", "-c", script.replace("exec python", "echo")], env=given, text=True, capture_output=True
+    )
+    assert said.stdout.split()[-4 - len(options) :] == ["--set", "seed=2", "--set", "sit.steps=9", *options]
 
 
 def test_kind_runs_the_clusters_tests_on_the_images_that_it_loads():

@@ -132,6 +132,10 @@ class SitConfig(TrainerConfig):
                 raise ValueError(f"{name} {block} exceeds the number of blocks, {self.shape[1]}")
         return self
 
+    def as_it_is(self, fingerprint: str) -> "SitConfig":
+        """The section that uses the artifact of such a training in the place of a training."""
+        return self.model_copy(update={"imported": fingerprint, "start_from": None})
+
     @property
     def averages(self) -> tuple[float, ...]:
         """The decays of all averages of the weights, ema_decay first."""

@@ -182,6 +182,11 @@ class TokenizerConfig(TrainerConfig):
             "norm_num_groups": self.norm_num_groups,
         }
 
+    def as_it_is(self, fingerprint: str) -> "TokenizerConfig":
+        """The section that uses the artifact of such a training in the place of a training."""
+        known = dict.fromkeys(self._fields_of_kinds)  # from the artifact
+        return self.model_copy(update={"imported": fingerprint, "start_from": None, **known})
+
     def network(self, image_size: int) -> dict[str, Any]:
         """The arguments of `models.tokenizers.build`, as stored in the manifest.
 

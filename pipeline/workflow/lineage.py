@@ -7,7 +7,7 @@ from pipeline.config import Config, flattened, unflattened, values_as_before
 from pipeline.errors import ConfigError, ContractError
 from pipeline.storage import Storage
 from pipeline.workflow.fingerprints import is_read, stage_fingerprints
-from pipeline.workflow.graph import find_stage
+from pipeline.workflow.graph import ALL_STAGES, SECTIONS, find_stage, section_of
 
 
 def find_artifact(storage: Storage, name: str) -> Manifest:
@@ -44,20 +44,44 @@ def config_of(storage: Storage, manifest: Manifest, place: Config, given: Iterab
     """
     here = flattened(place)
     fields, uncounted = dict(here), set[str]()
-    for ancestor in reversed(ancestors(storage, manifest)):
-        stage = find_stage(ancestor.stage)
-        # A field that is not in the manifest was added later; it gets the value of the old behaviour.
-        fields |= {name: value for name, value in values_as_before().items() if is_read(stage, name)}
-        fields |= ancestor.config | ancestor.uncounted
-        uncounted |= ancestor.uncounted.keys()
+    made, foreign = _made_of(storage, manifest)
+    for stage in ALL_STAGES:
+        if stage.name in made:
+            # A field that is not in the manifest was added later; it gets the value of the old behaviour.
+            fields |= {name: value for name, value in values_as_before().items() if is_read(stage, name)}
+            own = made[stage.name].config | made[stage.name].uncounted
+            prefix = f"{SECTIONS[stage.name]}." if stage.name in foreign else ""
+            fields |= {name: value for name, value in own.items() if name.startswith(prefix)}
+            uncounted |= made[stage.name].uncounted.keys()
     fields |= {name: here[name] for name in given if name in uncounted}
     config = Config.model_validate(unflattened(fields))
+    for trainer in foreign:
+        used = section_of(config, trainer).as_it_is(made[trainer].fingerprint)
+        config = config.model_copy(update={SECTIONS[trainer]: used})
     if stage_fingerprints(config)[manifest.stage] != manifest.fingerprint:
         raise ContractError(
             f"{manifest.name} was produced by other code, or one of its ancestors is missing",
             "Check out the commit in its manifest (git_sha), or run the preset again.",
         )
     return config
+
+
+def _made_of(storage: Storage, manifest: Manifest) -> tuple[dict[str, Manifest], list[str]]:
+    """The artifacts that one was made of, itself among them, by stage; and the trainers' that were imported.
+
+    A trainer's is imported if it was made of others than the rest: of other images, say.
+    """
+    known = {one.fingerprint: one for one in all_manifests(storage)}
+    made, foreign = {manifest.stage: manifest}, []
+    for stage in reversed(ALL_STAGES):  # so that what uses an artifact comes before what that was made of
+        if stage.name not in made:
+            continue
+        inputs = made[stage.name].inputs
+        if any(name in made and made[name].fingerprint != fingerprint for name, fingerprint in inputs.items()):
+            foreign.append(stage.name)
+        else:
+            made |= {name: known[fingerprint] for name, fingerprint in inputs.items() if fingerprint in known}
+    return made, foreign
 
 
 def unneeded(storage: Storage, kept: set[str]) -> list[Manifest]:

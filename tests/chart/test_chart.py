@@ -425,3 +425,17 @@ def test_mlflow_has_room_for_what_passes_through_it(tmp: dict[str, str], disk: s
     for container in (*spec["initContainers"], *spec["containers"]):
         assert container["resources"]["limits"]["ephemeral-storage"] == disk
         assert container["resources"]["requests"]["ephemeral-storage"] == disk
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [({}, []), ({"enabled": True}, ["--from-champion"]),
+     ({"enabled": True, "steps": 7}, ["--from-champion", "--steps", "7"]), ({"steps": 7}, [])],
+)  # fmt: skip
+def test_retrain_starts_from_the_champion_where_that_is_asked(given, options):
+    retrain = {"enabled": True, "preset": "table1/f16d32-fda", "set": ["seed=2"], "fromChampion": given}
+    _, spec = next(
+        pair for where, pair in pod_specs(render({**GOOD, "retrain": retrain})).items() if "CronJob" in where
+    )
+    command = spec["containers"][0]["command"]
+    assert command[command.index("seed=2") + 1 :] == options

@@ -24,8 +24,10 @@ TINY = [*SETS, "sample.count=20", "sample.steps=4"]
 MADE_OF_SIT = ["train-sit", "sample", "evaluate-samples", "register"]
 
 
-def retrain(address: str, root: str, *sets: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "deploy", "retrain", "quickstart", "--address", address, "--root", root]
+def retrain(
+    address: str, root: str, *sets: str, options: tuple[str, ...] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "deploy", "retrain", "quickstart", "--address", address, "--root", root, *options]
     command += [word for one in (*TINY, *sets) for word in ("--set", one)]
     return subprocess.run(
         command, cwd=PROJECT, env={**os.environ, **environment}, text=True, capture_output=True, timeout=500
@@ -39,6 +41,15 @@ def put_images(uri: str, count: int) -> None:
         picture = io.BytesIO()
         Image.new("RGB", (32, 32), (i, 0, 255 - i)).save(picture, "PNG")
         storage.write(f"{'ab'[i % 2]}/{i}.png", picture.getvalue())
+
+
+def of_folder(uri: str) -> tuple[str, ...]:
+    """Overrides for pictures, and for a gate that needs no classifier of digits."""
+    return (
+        "data.format=folder", f"data.uri={uri}", "evaluate.class_accuracy=false",
+        "register.gate.metric=samples/frechet_distance/efficientnet_lite0", "register.gate.direction=lower",
+        "register.gate.minimum=null",
+    )  # fmt: skip
 
 
 NOBODY = "http://127.0.0.1:9"
@@ -56,9 +67,7 @@ def test_the_source_is_listed_every_time(s3_root, tracked):
     """
     source = f"{s3_root}/images"
     open_storage(source).write("a/notes.txt", b"no image")
-    sets = ("data.format=folder", f"data.uri={source}", "evaluate.class_accuracy=false",
-            "register.gate.metric=samples/frechet_distance/efficientnet_lite0", "register.gate.direction=lower",
-            "register.gate.minimum=null")  # fmt: skip
+    sets = of_folder(source)
     config = load_config("quickstart", list(sets), s3_root)
     put_images(source, 4)
     done = retrain(NOBODY, s3_root, *sets)
@@ -146,6 +155,38 @@ def test_retraining(platform, tmp_path):
     assert retrain(head.address, s3_root, named, *worse).stdout == remembered.stdout.replace(
         "| train-sit | cached | cached", "| train-sit | new | new"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_from_the_champion(platform):
+    """New images train SiT alone, from the champion's weights; then there is nothing to do, promoted or not."""
+    head, s3_root = platform.head, f"s3://dvae/{uuid.uuid4().hex}"
+    source, model = f"{s3_root}/images", f"warm-{uuid.uuid4().hex[:6]}"
+    put_images(source, 40)
+    sets = (*of_folder(source), "data.classes=2", f"register.name={model}")
+    warm = ("--from-champion", "--steps", "3")
+    first = retrain(head.address, s3_root, *sets, options=warm)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert f"no version of {model} is champion: the training is from nothing" in first.stderr
+    assert champion(platform.tracking, model) == "1"
+    assert retrain(head.address, s3_root, *sets, options=warm).stdout.startswith("## Nothing to do")
+
+    put_images(source, 44)
+    second = retrain(head.address, s3_root, *sets, options=warm)
+    assert second.returncode in (0, 3), second.stdout + second.stderr
+    assert "of the champion; changed: data.revision" in second.stderr
+    assert stages(second.stdout)["train-tokenizer"] == ("cached", "cached")
+    assert stages(second.stdout)["train-sit"] == ("new", "created")
+    storage = open_storage(s3_root)
+    sits = [json.loads(storage.read(f"train-sit/{name}/manifest.json")) for name in storage.folders("train-sit")]
+    (start,) = [made["fingerprint"] for made in sits if "sit.start_from" not in made["config"]]
+    assert [made["config"]["sit.steps"] for made in sits if made["config"].get("sit.start_from") == start] == [3]
+    jobs = names(head)
+    third = retrain(head.address, s3_root, *sets, options=warm)
+    assert third.returncode == 0, third.stdout + third.stderr
+    assert third.stdout.startswith("## Nothing to do")
+    assert names(head) == jobs, "nothing was submitted"
 
 
 @pytest.mark.slow

@@ -49,10 +49,20 @@ class World:
             context.writer.add_bytes(self.content[stage.name].encode(), "file")
             if stage.name == "register":
                 self.registered.add(context.fingerprint)
-            details = self.prepared if stage.name == "prepare" else {}
+            details = self._details(stage.name, context.config)
             return context.writer.outcome(1, {"sit/loss": 1.0, "samples/count": 3.0}, **details)
 
         return run
+
+    def _details(self, stage: str, config: Config) -> dict[str, Any]:
+        own = config.tokenizer
+        mask = {"mask": own.mask, "keep": own.keep}
+        said = {
+            "prepare": self.prepared,
+            "train-tokenizer": {"kind": own.kind, "network": config.tokenizer_network, "filter": mask},
+            "train-sit": {"network": config.sit_network},
+        }
+        return said.get(stage, {})
 
     def connect(self, *_: object) -> None:
         self.connected += 1
