@@ -41,9 +41,9 @@ def random_tokenizer(kind: TokenizerKind, **changes: Any) -> TokenizerNetwork:
         return build(kind, {**NETWORKS[kind], **changes}).eval().requires_grad_(False)
 
 
-def saved_tokenizer(folder: Path, kind: TokenizerKind) -> TokenizerNetwork:
+def saved_tokenizer(folder: Path, kind: TokenizerKind, **changes: Any) -> TokenizerNetwork:
     """One that has been saved to a folder."""
-    network = random_tokenizer(kind)
+    network = random_tokenizer(kind, **changes)
     save(folder, kind, network.network, network.state_dict())
     return network
 

@@ -20,7 +20,7 @@ from pipeline.errors import PipelineError
 from pipeline.stages import register
 from pipeline.storage.uri import open_storage
 from pipeline.tracking.outbox import OUTBOX
-from pipeline.tracking.registry import FINGERPRINT_TAG, has_version
+from pipeline.tracking.registry import FINGERPRINT_TAG, aliased_tags, has_version
 from tests.support.groups import free_port
 from tests.support.mlflow_server import running_mlflow
 from tests.support.registration import METRIC, Registration, digest
@@ -234,6 +234,8 @@ def test_against_a_real_server(tmp_path, networks, server):
     assert registration.register(0.95).details["version"] == "1"
     assert registration.register(0.97).details["promoted"]
     assert registration.aliases() == {"candidate": "2", "champion": "2"}
+    assert aliased_tags(server.uri, name, "champion") == registration.client.get_model_version(name, "2").tags
+    assert aliased_tags(server.uri, name, "nobody") is aliased_tags(server.uri, "another", "champion") is None
     assert registration.client.get_model_version(name, "1").source.startswith("mlflow-artifacts:")
     (picture,) = registration.predict({"label": [3], "seed": [0]}, steps=2)
     assert picture.shape == (16, 16, 3)
