@@ -5,7 +5,7 @@ Modules that need torch are imported on use.
 
 from typing import TYPE_CHECKING
 
-from pipeline.inference.details import milestone_place, sit_details, sit_weights, weights_names
+from pipeline.inference.details import device_seconds, milestone_place, sit_details, sit_weights, weights_names
 from pipeline.inference.model_code import MODEL_FILE, copy_model_package, model_package
 from pipeline.lazy import lazy
 

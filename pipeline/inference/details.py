@@ -38,3 +38,8 @@ def sit_weights(manifest: Manifest, decay: float | None, milestone: int | None =
         kept = f"has the averages {', '.join(map(str, averages))} alone" if averages else "has one average alone"
         raise ContractError(f"{manifest.name} {kept}, not {decay:g}", "Set sample.ema_decay=null, or train with it.")
     return names[decay]
+
+
+def device_seconds(manifest: Manifest) -> float:
+    """Of all steps of a trainer's artifact, over all devices; early ones tell only how long it took, on one device."""
+    return float(manifest.details.get("device_seconds", manifest.seconds))

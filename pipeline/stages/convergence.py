@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome
 from pipeline.config import Config
 from pipeline.data import Rows, choose_rows, read_images
+from pipeline.inference import device_seconds
 from pipeline.storage import open_storage
 from pipeline.workflow import StageContext
 
@@ -96,7 +97,7 @@ def _outcome(context: StageContext, points: list[dict[str, Any]]) -> Outcome:
         "images": context.config.convergence.images,
         "batch_size": context.config.sit.batch_size,
         "training_images": context.inputs["encode"].rows,
-        "device_seconds_per_step": _device_seconds(sit) / context.config.sit.steps,
+        "device_seconds_per_step": device_seconds(sit) / context.config.sit.steps,
         "points": points,
     }
     context.writer.add_bytes(json.dumps(curve).encode(), CURVE)
@@ -104,11 +105,6 @@ def _outcome(context: StageContext, points: list[dict[str, Any]]) -> Outcome:
     for point in points:
         context.outbox.metrics({key: point["distance"]}, step=point["step"])
     return context.writer.outcome(len(points) * context.config.convergence.images, {key: points[-1]["distance"]})
-
-
-def _device_seconds(sit: Manifest) -> float:
-    """Of the whole training, over all devices."""
-    return float(sit.details.get("device_seconds", sit.seconds))
 
 
 def featurize(spec: Real) -> dict[str, str]:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from pipeline.artifacts import ArtifactWriter, Manifest, check_lease
 from pipeline.errors import ContractError, PipelineError
-from pipeline.inference import weights_names
+from pipeline.inference import device_seconds, weights_names
 from pipeline.training.checkpoint import Checkpoints, add_state
+from pipeline.training.device_time import DeviceTime
 from pipeline.training.history import History, Meter, Reporter
 from pipeline.training.job import STATE, Loop
 from pipeline.training.milestones import Milestones
@@ -106,12 +107,13 @@ def train(trainee: Trainee[Any], loop: Loop, world: World, notice: Callable[[], 
     start = _begin(trainee, loop, world, history, checkpoints, milestones)
     earlier = history.lines_until(start) if start == loop.steps else history.lines
     reporter = Reporter(loop, earlier) if world.rank == 0 else None
+    spent = DeviceTime(loop.storage, loop.work, world.size)
     if start < loop.steps:
-        _run_steps(trainee, loop, world, history, checkpoints, milestones, reporter, start, notice)
+        _run_steps(trainee, loop, world, history, checkpoints, milestones, reporter, spent, start, notice)
     if reporter:
         reporter.close(history.lines_until(loop.steps)[-1])
         checkpoints.wait()
-        _write_result(trainee, loop, history, milestones)
+        _write_result(trainee, loop, history, milestones, spent)
     if world.size > 1:
         dist.barrier()
 
@@ -124,6 +126,7 @@ def _run_steps(
     checkpoints: Checkpoints,
     milestones: Milestones,
     reporter: Reporter | None,
+    spent: DeviceTime,
     start: int,
     notice: Callable[[], float | None],
 ) -> None:
@@ -149,6 +152,7 @@ def _run_steps(
             milestones.write(step, trainee.weights())
         if due and world.rank == 0:
             check_lease(loop.storage, f"{loop.work}/lease.json", loop.lease)
+            spent.write()
             checkpoints.save(step, _full_state(trainee, history, step))
     batches.close()
 
@@ -182,7 +186,9 @@ def _too_many_skipped(skipped: int, newest: int | None, loop: Loop) -> PipelineE
     )
 
 
-def _write_result(trainee: Trainee[Any], loop: Loop, history: History, milestones: Milestones) -> None:
+def _write_result(
+    trainee: Trainee[Any], loop: Loop, history: History, milestones: Milestones, spent: DeviceTime
+) -> None:
     """Write the artifact's files, and their hashes for the driver, which commits."""
     check_lease(loop.storage, f"{loop.work}/lease.json", loop.lease)
     writer = ArtifactWriter(loop.storage, loop.stage, loop.fingerprint)
@@ -195,5 +201,10 @@ def _write_result(trainee: Trainee[Any], loop: Loop, history: History, milestone
     files = writer.files | milestones.files()
     last = {name: value for name, value in history.lines_until(loop.steps)[-1].items() if name != "step"}
     last = {name: value for name, value in last.items() if math.isfinite(value)}
-    result = {"files": {name: record.model_dump() for name, record in files.items()}, "metrics": last}
+    before = 0.0 if loop.shorter is None else device_seconds(loop.shorter)
+    result = {
+        "files": {name: record.model_dump() for name, record in files.items()},
+        "metrics": last,
+        "device_seconds": round(before + spent.total(), 3),
+    }
     loop.storage.write(f"{loop.work}/result.json", json.dumps(result).encode())

@@ -27,7 +27,8 @@ _POLL_SECONDS = 0.5
 def run_training(context: StageContext, **details: Any) -> Outcome:
     """Train on Ray Train until the artifact's files are written; resumes an earlier attempt.
 
-    `details` are stored in the manifest, with the shorter training that it went on from. PipelineError if the workers
+    `details` are stored in the manifest, with the shorter training that it went on from and the device time of all
+    steps. PipelineError if the workers
     raise one, if training fails on them, or as `start_of`.
     """
     storage, work, job = context.storage, context.work, _job(context)
@@ -44,7 +45,7 @@ def run_training(context: StageContext, **details: Any) -> Outcome:
         context.writer.add_stored(name, FileRecord.model_validate(record))
     context.figure(draw_losses, CurvesSpec(storage.root, context.stage, context.fingerprint), "losses.png")
     metrics = {f"{SECTIONS[context.stage]}/{name}": value for name, value in result["metrics"].items()}
-    return context.writer.outcome(job.section.steps, metrics, **details)
+    return context.writer.outcome(job.section.steps, metrics, **details, device_seconds=result["device_seconds"])
 
 
 def _job(context: StageContext) -> Job:
