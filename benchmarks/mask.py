@@ -59,13 +59,12 @@ ROWS = {
     "gain, keep .75": Row(_gain(0.75)),
     "square": Row({"regularizer": "spectral", "mask": "square"}, 1),
     "dct": Row({"regularizer": "spectral", "mask": "dct"}, 1),
-    "none, d = 4": Row({"regularizer": "none", "latent_dim": 4}),
-    "gain, keep .25, d = 4": Row(_gain(0.25, latent_dim=4)),
+    "none, d = 4": Row({"regularizer": "none", "latent_dim": 4}, 1),
+    "gain, keep .25, d = 4": Row(_gain(0.25, latent_dim=4), 1),
     "gain, keep .5, d = 4": Row(_gain(0.5, latent_dim=4), 1),
     "equivariance": Row({"regularizer": "equivariance"}),
     "scale": Row({"regularizer": "scale"}),
     "matching": Row({"regularizer": "matching"}),
-    "spectrum_prior": Row({"regularizer": "spectrum_prior"}),
 }
 
 
