@@ -5,6 +5,7 @@ decisions are stored at the root: a `register` artifact of the same fingerprint 
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from pipeline.workflow import Node, check_inputs, from_champion, index_now, reso
 
 Outcome = Literal["unchanged", "remembered", "promoted", "rejected", "failed"]
 REJECTED = 3  # the exit code of a candidate that the gate did not promote
-_STARTED = ("tokenizer.", "sit.")  # of these sections the job's config has what goes on from the champion
+_STARTED = ("tokenizer", "sit")  # of these sections the job's config has what goes on from the champion
 _HEADLINES = {
     "unchanged": "Nothing to do",
     "remembered": "Nothing to do: this candidate was rejected before",
@@ -84,7 +85,7 @@ def retrain(
     if warm is not None:
         config, text = from_champion(config, warm.steps)
         say(text)
-        sets = [override for override in sets or [] if not override.startswith(_STARTED)]
+        sets = [override for override in sets or [] if re.split("[.=]", override)[0] not in _STARTED]
     decided = _decision(config)
     before = survey(config)
     if decided is not None and not decided.details["promoted"]:

@@ -62,7 +62,7 @@ EVALUATIONS: dict[SamplerMethod, Callable[[int], int]] = {  # of the network, by
     "euler": lambda steps: steps - 1,
     "heun": lambda steps: 2 * steps - 3,
     "ddim": lambda steps: steps - 1,
-    "dopri5": lambda steps: steps,  # it chooses them itself: an assumption
+    "dopri5": lambda _: 81,  # it chooses them itself: 21 to 81 were measured
     "sde": lambda steps: steps,
 }
 

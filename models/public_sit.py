@@ -134,7 +134,10 @@ def from_public(theirs: Mapping[str, Tensor], kind: PublicSit, network: Mapping[
     kept = {name: tensor for name, tensor in theirs.items() if not name.startswith(_OF_TRAINING[kind])}
     _check_shapes(kept, kind, network)
     positions_1NK = sincos_positions(network["grid"] // network["patch_size"], network["width"])
-    if not torch.allclose(kept.pop(_POSITIONS).float().cpu(), positions_1NK, rtol=0.0, atol=_POSITION_TOLERANCE):
+    theirs_1NK = kept.pop(_POSITIONS)
+    rounding = torch.finfo(theirs_1NK.dtype).eps if theirs_1NK.is_floating_point() else 0.0
+    tolerance = _POSITION_TOLERANCE + rounding
+    if not torch.allclose(theirs_1NK.float().cpu(), positions_1NK, rtol=0.0, atol=tolerance):
         raise ValueError(f"{_POSITIONS} is not the table of sines and cosines of SiT")
     ours = {_our_name(name): tensor for name, tensor in kept.items()}
     ours["embed.weight"] = ours["embed.weight"].flatten(1)

@@ -85,7 +85,8 @@ def sample(
         guidance_scale: w in v(null) + w (v(label) - v(null)), on all channels; 1: no guidance, at no cost.
         guidance_interval: [low, high]; there is no guidance in a step whose first t is outside of it.
         step_noise: standard normal like `noise_BDhw` for step i from 0, required only by `sde`.
-        last_step: see `method`.
+        last_step: see `method`. At .04, which is REPA's, samples are a little narrower than the data: of a Gaussian of
+            standard deviation .5, .49 at 250 steps, and .50 at .01.
         tolerances: absolute and relative, of `dopri5`. It bounds the error over the batch, so an image depends on its
             batch within them.
 

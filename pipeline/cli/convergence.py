@@ -47,6 +47,7 @@ def convergence(
     from pipeline.storage import open_storage
     from pipeline.workflow import Runner, resolved, stage_fingerprints
 
+    names = _labels(presets)
     found: dict[str, tuple[str, reports.Training]] = {}
     for preset in presets:
         with Display(own_console()) as display:
@@ -59,9 +60,15 @@ def convergence(
         storage = open_storage(config.root)
         manifest = read_manifest(storage, _STAGE, fingerprint)
         assert manifest is not None
-        found[fingerprint] = preset, reports.read_training(storage, manifest, Path(preset).stem)
+        found[fingerprint] = preset, reports.read_training(storage, manifest, names[preset])
     trainings = [training for _, training in found.values()]
     reports.check_comparable(trainings)
     reports.render_convergence(console, trainings, distance)
     for path in reports.write_convergence(to, trainings, distance):
         console.print(str(path), highlight=False, soft_wrap=True)
+
+
+def _labels(presets: list[str]) -> dict[str, str]:
+    """What presets are called in the figure: their last words, or all of them where these are the same."""
+    stems = {preset: Path(preset).stem for preset in presets}
+    return stems if len(set(stems.values())) == len(stems) else {preset: preset for preset in presets}

@@ -1,7 +1,7 @@
 """import and export of tokenizers and generators: from elsewhere, and for use elsewhere."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -84,7 +84,7 @@ def export_tokenizer(
     """Write a preset's tokenizer to a folder that `models.tokenizers.load` opens; an sd-vae is also diffusers'."""
     from pipeline.inference import export_tokenizer as export
 
-    storage, manifest = _made("tokenizer", preset, set_, root)
+    storage, manifest = _made("train-tokenizer", preset, set_, root)
     for path in export(storage, manifest, to):
         console.print(str(path), highlight=False, soft_wrap=True)
 
@@ -104,7 +104,7 @@ def export_sit(
     from pipeline.workflow import public_kind
 
     layout = public_kind(kind)
-    storage, manifest = _made("sit", preset, set_, root)
+    storage, manifest = _made("train-sit", preset, set_, root)
     export(storage, manifest, layout, to)
     own = manifest.details["statistics"]
     console.print(str(to), highlight=False, soft_wrap=True)
@@ -116,18 +116,32 @@ def export_sit(
     )
 
 
-def _made(
-    what: Literal["tokenizer", "sit"], preset: str, set_: list[str] | None, root: str | None
-) -> "tuple[Storage, Manifest]":
-    """The root, and the artifact there of what the preset trains. ContractError if it is not there."""
+@exporting.command("samples")
+def export_samples(
+    preset: Preset,
+    to: Annotated[Path, typer.Option("--to", parser=local_folder, metavar="FILE", help="New .npz file.")] = Path(
+        "samples.npz"
+    ),
+    set_: Sets = None,
+    root: Root = None,
+) -> None:
+    """Write a preset's samples to a file as ADM's: arr_0 uint8 (N, H, W, 3), arr_1 the labels."""
+    from pipeline.inference import export_samples as export
+
+    count = export(*_made("sample", preset, set_, root), to)
+    console.print(f"{to}: {count:,} images", highlight=False, markup=False, soft_wrap=True)
+
+
+def _made(stage: str, preset: str, set_: list[str] | None, root: str | None) -> "tuple[Storage, Manifest]":
+    """The root, and the artifact of a preset's stage there. ContractError if it is not there."""
     from pipeline.storage import open_storage
     from pipeline.workflow import artifacts_of, resolved, survey
 
     config = resolved(load_config(preset, set_, root), fresh=False)
-    manifest = artifacts_of(survey(config)).get(f"train-{what}")
+    manifest = artifacts_of(survey(config)).get(stage)
     if manifest is None:
         raise ContractError(
-            f"the {what} of {preset} is not at {config.root}",
-            f"Run `python -m pipeline run {preset} --until train-{what}` first (with the same --set and --root).",
+            f"the {stage} artifact of {preset} is not at {config.root}",
+            f"Run `python -m pipeline run {preset} --until {stage}` first (with the same --set and --root).",
         )
     return open_storage(config.root), manifest

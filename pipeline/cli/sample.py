@@ -91,11 +91,13 @@ class _Files(NamedTuple):
     size: int | None
 
     def check(self) -> None:
-        """ConfigError if nothing is asked for, or a size of nothing."""
+        """ConfigError if nothing is asked for, or a size of nothing, or the .npz is there."""
         if self.out is None and self.grid is None and self.npz is None:
             raise ConfigError("there is nothing to write", "Give --out FOLDER, --grid FILE.png or --npz FILE.")
         if self.size is not None and self.grid is None:
             raise ConfigError("--size has no effect without --grid", "Leave it out, or give --grid FILE.png.")
+        if self.npz is not None and self.npz.is_file():
+            raise ConfigError(f"{self.npz} is there already", "Delete it, or choose another file with --npz.")
 
     def make_ready(self) -> None:
         """Make the folders, before anything is drawn. StorageError where one cannot be written."""

@@ -12,6 +12,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from models.choices import SamplerMethod
 from pipeline.config.flat import flattened
 from pipeline.config.kinds import OF_IMPORTED
 from pipeline.config.schema import Config
@@ -56,6 +57,7 @@ def load_config(preset: str, overrides: list[str] | None = None, root: str | Non
     except ValidationError as error:
         raise ConfigError(*_explain(error, f"{preset}, with the site file {site}" if site else preset)) from None
     _check_used(config, given)
+    _check_read(config, given)
     return config
 
 
@@ -168,6 +170,26 @@ def _check_used(config: Config, overrides: list[dict[str, Any]]) -> None:
                     f"{name}.{idle[0]} has no effect: {name}.imported is used as it is, and not trained",
                     "Leave it out.",
                 )
+
+
+# Fields of `sample` that are read with some methods alone.
+_OF_METHODS: dict[str, tuple[SamplerMethod, ...]] = {
+    "last_step": ("sde",),
+    "tolerances": ("dopri5",),
+    "steps": ("euler", "heun", "ddim", "sde"),
+}
+
+
+def _check_read(config: Config, overrides: list[dict[str, Any]]) -> None:
+    """ConfigError for an override of the sampler that its method does not read, and that would yet count."""
+    chosen = config.sample.method
+    for name, methods in _OF_METHODS.items():
+        given = any(name in own for override in overrides if isinstance(own := override.get("sample"), dict))
+        if given and chosen not in methods:
+            raise ConfigError(
+                f"sample.{name} has no effect with sample.method {chosen}",
+                f"Leave it out, or set sample.method to {' or '.join(methods)}.",
+            )
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

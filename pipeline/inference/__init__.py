@@ -11,7 +11,7 @@ from pipeline.lazy import lazy
 
 if TYPE_CHECKING:
     from pipeline.inference.drawing import Batch, Request, Source, draw, trained_source
-    from pipeline.inference.export import export_sit, export_tokenizer
+    from pipeline.inference.export import export_samples, export_sit, export_tokenizer
     from pipeline.inference.networks import load_generator, load_tokenizer, task_device
     from pipeline.inference.picture_files import Parts, output_errors, ready_file, ready_folder, write_pngs
     from pipeline.inference.registered import registered_source
@@ -19,7 +19,7 @@ else:
     __getattr__ = lazy(
         __name__,
         drawing="Batch Request Source draw trained_source",
-        export="export_sit export_tokenizer",
+        export="export_samples export_sit export_tokenizer",
         networks="load_generator load_tokenizer task_device",
         picture_files="Parts output_errors ready_file ready_folder write_pngs",
         registered="registered_source",

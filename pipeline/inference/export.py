@@ -1,10 +1,14 @@
 """Writes networks out of their artifacts, for use without the pipeline.
 
-A tokenizer for `models.tokenizers.load`, or diffusers; a generator for the public code of SiT, REPA and SRA.
+A tokenizer for `models.tokenizers.load`, or diffusers; a generator for the public code of SiT, REPA and SRA; samples
+for ADM's evaluation.
 """
 
+import io
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
 
@@ -12,9 +16,11 @@ from models.choices import PublicSit
 from models.public_sit import to_public
 from models.sit import SiT
 from models.tokenizers import save
-from pipeline.artifacts import Manifest, checked_copy
+from pipeline.artifacts import Manifest, checked_copy, read_checked
 from pipeline.errors import ContractError, StorageError
 from pipeline.inference.details import sit_details
+from pipeline.inference.drawing import Pixels
+from pipeline.inference.picture_files import ready_file, write_npz
 from pipeline.storage import Storage
 
 
@@ -53,6 +59,27 @@ def export_sit(storage: Storage, manifest: Manifest, kind: PublicSit, file: Path
         except ValueError as error:
             raise ContractError(f"{manifest.name}: {error}", "Export it as another kind, or not at all.") from error
         _write_new(file, {"ema": theirs})
+
+
+def export_samples(storage: Storage, manifest: Manifest, file: Path) -> int:
+    """Write the images of a sample artifact to a new file as ADM's evaluation reads them; returns their number.
+
+    StorageError if the file is there or cannot be written, ContractError as `read_checked`.
+    """
+    ready_file(file, "--to")
+    if file.exists():
+        raise StorageError(f"{file} is there already", "Choose another file with --to.")
+    paths = [shard["path"] for shard in manifest.details["shards"]]
+    first_NCHW, labels = _shard(storage, manifest, paths[0])[0], [_shard(storage, manifest, one)[1] for one in paths]
+    batches = (np.moveaxis(_shard(storage, manifest, one)[0], 1, -1) for one in paths)
+    write_npz(file, np.concatenate(labels), first_NCHW.shape[-1], batches, "--to")
+    return sum(map(len, labels))
+
+
+def _shard(storage: Storage, manifest: Manifest, path: str) -> tuple[Pixels, npt.NDArray[np.int64]]:
+    """Images uint8 (N, 3, H, W) and labels of one file of a sample artifact."""
+    with np.load(io.BytesIO(read_checked(storage, manifest, path))) as arrays:
+        return arrays["images"], arrays["labels"]
 
 
 def _write_new(file: Path, tree: dict[str, dict[str, torch.Tensor]]) -> None:

@@ -6,12 +6,12 @@ Legend: N pictures of a file, B of a batch, H W pixels.
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from pipeline.errors import StorageError
@@ -52,6 +52,30 @@ def write_pngs(folder: Path, request: Request, batch: Batch) -> None:
             Image.fromarray(image_HWC).save(path)
 
 
+def write_npz(
+    file: Path, labels_N: npt.NDArray[np.int64], image_size: int, batches: Iterable[Pixels], option: str
+) -> None:
+    """Write an .npz as ADM's, whole or not at all: arr_0 uint8 (N, H, W, 3) of the batches (B, H, W, 3), arr_1 labels.
+
+    One batch is in memory at a time. StorageError, which names the option, if it cannot be written.
+    """
+    shape = (len(labels_N), image_size, image_size, 3)
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
+    new = file.with_name(f"{file.name}.new")
+    with output_errors(file, option):
+        try:
+            with zipfile.ZipFile(new, "w", zipfile.ZIP_STORED) as archive:
+                with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array_header_1_0(member, header)
+                    for images_BHWC in batches:
+                        member.write(np.ascontiguousarray(images_BHWC).data)
+                with archive.open("arr_1.npy", "w") as member:
+                    np.lib.format.write_array(member, labels_N, allow_pickle=False)
+            new.replace(file)
+        finally:
+            new.unlink(missing_ok=True)
+
+
 class Parts:
     """Batches kept beside an .npz until it is whole, so that a second run goes on: FILE.parts/DIGEST-START-STOP.npy.
 
@@ -85,20 +109,11 @@ class Parts:
     def finish(self, request: Request, batch_size: int) -> None:
         """Write the .npz of all batches: arr_0 uint8 (N, H, W, 3), arr_1 int64 (N,), the labels; then remove the parts.
 
-        One batch is in memory at a time. StorageError if it cannot be written.
+        StorageError if it cannot be written.
         """
-        new = self.file.with_name(f"{self.file.name}.new")
+        labels_N = np.array([request.label(place) for place in range(len(request))], dtype=np.int64)
+        write_npz(self.file, labels_N, self._image_size, self._batches(request, batch_size), "--npz")
         with output_errors(self.file, "--npz"):
-            try:
-                with zipfile.ZipFile(new, "w", zipfile.ZIP_STORED) as archive:
-                    with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-                        self._write_images(member, request, batch_size)
-                    with archive.open("arr_1.npy", "w") as member:
-                        labels_N = np.array([request.label(place) for place in range(len(request))], dtype=np.int64)
-                        np.lib.format.write_array(member, labels_N, allow_pickle=False)
-                new.replace(self.file)
-            finally:
-                new.unlink(missing_ok=True)
             self._remove()
 
     def _remove(self) -> None:
@@ -109,16 +124,13 @@ class Parts:
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
 
-    def _write_images(self, member: IO[bytes], request: Request, batch_size: int) -> None:
-        shape = (len(request), self._image_size, self._image_size, 3)
-        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(member, header)
+    def _batches(self, request: Request, batch_size: int) -> Iterator[Pixels]:
         for start in range(0, len(request), batch_size):
             stop = min(start + batch_size, len(request))
             images_BHWC = self.load(start, stop)
             if images_BHWC is None:
                 raise StorageError(f"{self._path(start, stop)} is gone", "Run the same command again.")
-            member.write(np.ascontiguousarray(images_BHWC).data)
+            yield images_BHWC
 
     def _path(self, start: int, stop: int) -> Path:
         return self.folder / f"{self._digest}-{start}-{stop}.npy"

@@ -18,17 +18,34 @@ from pipeline.evaluation import arrival_of, common_goal, ratio
 from pipeline.reports.folder import write_files
 from pipeline.reports.trainings import Training
 
+_COMPARED = {  # what makes distances comparable, and the fields that it is of
+    "distance": "evaluate.network",
+    "images": "convergence.images",
+    "sampling": "sample",
+    "data": "data",
+}
+
 
 def check_comparable(trainings: Sequence[Training]) -> None:
-    """ContractError unless all distances are of the same network and number of images."""
-    for key in ("distance", "images"):
-        first = trainings[0].about[key]
+    """ContractError unless all distances are of the same network, number of images, sampler and data."""
+    first = trainings[0]
+    for key, field in _COMPARED.items():
         for one in trainings[1:]:
-            if one.about[key] != first:
+            if one.about[key] != first.about[key]:
+                theirs, own = _difference(first.about[key], one.about[key])
                 raise ContractError(
-                    f"{one.name} has {key} {one.about[key]}, and {trainings[0].name} {first}",
-                    "Compare trainings with the same evaluate.network and convergence.images.",
+                    f"{one.name} has {key} {own}, and {first.name} {theirs}",
+                    f"Compare trainings with the same {field}.",
                 )
+
+
+def _difference(one: Any, other: Any) -> tuple[Any, Any]:
+    """Both, or, of two mappings, the entries in which they differ, in words."""
+    if not isinstance(one, dict):
+        return one, other
+    names = [name for name in one if one[name] != other.get(name)]
+    told = [", ".join(f"{name} {mapping.get(name)}" for name in names) for mapping in (one, other)]
+    return told[0], told[1]
 
 
 def convergence_rows(trainings: Sequence[Training], goal: float | None) -> tuple[float, list[dict[str, Any]]]:

@@ -4,6 +4,7 @@ What is compared are the fields that the champion's artifacts were made with, no
 others costs no training.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from pipeline.artifacts import SHORT, Manifest, read_manifest
@@ -31,8 +32,9 @@ def from_champion(config: Config, steps: int | None = None) -> Continued:
 
     New images or another recipe: SiT starts from the champion's weights and trains `steps` steps (None: those of the
     config). The champion's tokenizer is used as it is, or, if its own recipe has changed, trained from its weights.
-    Otherwise the trainings are the champion's own, so that nothing trains: a start from itself would be another recipe
-    after each promotion, and train for ever. Without a champion, the config as it is.
+    Otherwise its trainings are used as they are, so that nothing trains: a start from itself would be another recipe
+    after each promotion, and train for ever. Starts are not compared, and whether SiT has trained the steps of the
+    config or `steps` makes no difference. Without a champion, the config as it is.
 
     Args:
         config: resolved, with the revision of its data.
@@ -47,14 +49,12 @@ def from_champion(config: Config, steps: int | None = None) -> Continued:
     if made is None:
         return Continued(config, f"no version of {config.register.name} is {CHAMPION}: the training is from nothing")
     again = config if steps is None else _with_steps(config, steps)
-    compared = config if _begun(made["train-sit"]) in (None, config.sit.start_from) else again
-    changes = {stage: _changes(made[stage], compared) for stage in _MADE}
-    names = sorted({name for names in changes.values() for name in names})
-    if not names:
-        start = _begun(made["train-sit"])
-        own = compared.sit.model_copy(update={"start_from": start})
-        config = _with_tokenizer(compared.model_copy(update={"sit": own}), made["train-tokenizer"], as_it_is=True)
+    as_it_was, changes = _changed(made, config), _changed(made, again)
+    if not any(as_it_was.values()) or not any(changes.values()):
+        used = config.sit.as_it_is(made["train-sit"].fingerprint)
+        config = _with_tokenizer(config.model_copy(update={"sit": used}), made["train-tokenizer"], as_it_is=True)
         return Continued(config, f"the images and the recipe of {made['train-sit'].name}, of the champion, are these")
+    names = sorted({name for names in changes.values() for name in names})
     own = again.sit.model_copy(update={"start_from": made["train-sit"].fingerprint})
     config = again.model_copy(update={"sit": own})
     config = _with_tokenizer(config, made["train-tokenizer"], as_it_is=not changes["train-tokenizer"])
@@ -86,10 +86,9 @@ def _champion_made(config: Config) -> dict[str, Manifest] | None:
     return made
 
 
-def _begun(sit: Manifest) -> str | None:
-    """The artifact that a training of SiT started from."""
-    start: str | None = sit.config.get("sit.start_from")
-    return start
+def _changed(made: Mapping[str, Manifest], config: Config) -> dict[str, list[str]]:
+    """By stage, the fields in which the config differs from what the champion's artifact was made with."""
+    return {stage: _changes(made[stage], config) for stage in _MADE}
 
 
 def _with_steps(config: Config, steps: int) -> Config:

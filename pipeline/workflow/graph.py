@@ -105,7 +105,7 @@ NAMES = tuple(stage.name for stage in STAGES)
 REQUESTED: tuple[Stage, ...] = (
     Stage(
         "convergence",
-        1,
+        2,
         ("prepare", "train-tokenizer", "encode", "train-sit"),
         (*_READING, "seed", "convergence", "sample", "evaluate"),
         without=("sample.count", "evaluate.images", "evaluate.lpips", "evaluate.class_accuracy"),

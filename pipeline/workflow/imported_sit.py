@@ -13,7 +13,9 @@ from models.choices import PublicSit
 from pipeline.artifacts import SHORT, Manifest, broken_files, hash_file, read_manifest
 from pipeline.config import Config
 from pipeline.errors import ConfigError, ContractError, PipelineError
+from pipeline.inference import sit_weights
 from pipeline.storage import open_storage, split_uri
+from pipeline.workflow.fingerprints import stage_fingerprints
 from pipeline.workflow.importing import check_finite, committed_import, import_fingerprint, local_file, refused
 
 if TYPE_CHECKING:
@@ -57,6 +59,17 @@ def sit_faults(config: Config, made: Manifest | None) -> Iterator[PipelineError]
             f"{network['grid']}",
             f"Set data.image_size={factor * network['grid']}, or another tokenizer.",
         )
+    own, theirs = stage_fingerprints(config)["train-tokenizer"], made.inputs.get("train-tokenizer")
+    if own is not None and theirs is not None and theirs != own:
+        yield ContractError(
+            f"{made.name} was trained on latents of train-tokenizer/{theirs[:SHORT]}, and the tokenizer here is "
+            f"train-tokenizer/{own[:SHORT]}",
+            f"Set tokenizer.imported={theirs}, or train a generator for this one.",
+        )
+    try:
+        sit_weights(made, config.sample.ema_decay)
+    except ContractError as error:
+        yield error
     expected = {
         "tokenizer.latent_dim": (config.tokenizer.latent_dim, network["latent_dim"]),
         "data.classes": (config.data.classes, network["classes"]),

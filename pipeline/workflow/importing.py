@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 _COMMANDS = {"train-tokenizer": "import tokenizer", "train-sit": "import sit"}
 
 
+def was_imported(manifest: Manifest) -> bool:
+    """Whether an artifact is of weights that were not trained here."""
+    return "source" in manifest.details
+
+
 def check_not_imported(manifest: Manifest, root: str) -> None:
     """ContractError for an imported artifact, which no stage can make again."""
     if source := manifest.details.get("source"):

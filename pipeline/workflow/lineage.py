@@ -8,6 +8,7 @@ from pipeline.errors import ConfigError, ContractError
 from pipeline.storage import Storage
 from pipeline.workflow.fingerprints import is_read, stage_fingerprints
 from pipeline.workflow.graph import ALL_STAGES, SECTIONS, find_stage, section_of
+from pipeline.workflow.importing import was_imported
 
 
 def find_artifact(storage: Storage, name: str) -> Manifest:
@@ -69,7 +70,7 @@ def config_of(storage: Storage, manifest: Manifest, place: Config, given: Iterab
 def _made_of(storage: Storage, manifest: Manifest) -> tuple[dict[str, Manifest], list[str]]:
     """The artifacts that one was made of, itself among them, by stage; and the trainers' that were imported.
 
-    A trainer's is imported if it was made of others than the rest: of other images, say.
+    A trainer's is imported if it was not trained here, or if it was made of others than the rest: of other images, say.
     """
     known = {one.fingerprint: one for one in all_manifests(storage)}
     made, foreign = {manifest.stage: manifest}, []
@@ -77,7 +78,8 @@ def _made_of(storage: Storage, manifest: Manifest) -> tuple[dict[str, Manifest],
         if stage.name not in made:
             continue
         inputs = made[stage.name].inputs
-        if any(name in made and made[name].fingerprint != fingerprint for name, fingerprint in inputs.items()):
+        others = any(name in made and made[name].fingerprint != fingerprint for name, fingerprint in inputs.items())
+        if stage.name in SECTIONS and (others or was_imported(made[stage.name])):
             foreign.append(stage.name)
         else:
             made |= {name: known[fingerprint] for name, fingerprint in inputs.items() if fingerprint in known}

@@ -100,7 +100,8 @@ def device_hours(
     """
     evaluations = EVALUATIONS[config.sample.method](config.sample.steps)
     teacher = config.sit.aligned_blocks[1] / config.sit.shape[1] if config.sit.alignment != "none" else 0.0
-    guided = evaluations * (2 if config.sample.guidance > 1.0 else 1)
+    low, high = config.sample.guidance_interval
+    guided = evaluations * (1 + (high - low if config.sample.guidance > 1.0 else 0.0))
     gflops = {
         "train-tokenizer": 3 * tokenizer_step_gflops(config) * config.tokenizer.steps * config.tokenizer.batch_size,
         "evaluate-tokenizer": (tokenizer.encode_gflops + LEVELS * tokenizer.decode_gflops)

@@ -65,7 +65,7 @@ def test_two_trainings_in_one_figure_killed_on_the_way(tmp_path: Path) -> None:
     said = done("convergence", *presets, "--to", str(to), *given).stdout
     assert "raw" in said
     assert "fda" in said
-    assert {"convergence.png", "convergence.svg"} <= {path.name for path in to.iterdir()}
+    assert {"figure3.png", "figure3.svg"} <= {path.name for path in to.iterdir()}
     curves = made_by(root, "convergence")
     assert len(curves) == 2
     assert [len(made_by(root, stage)) for stage in ("train-tokenizer", "encode", "train-sit")] == [1, 1, 2]

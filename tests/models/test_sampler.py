@@ -27,8 +27,8 @@ def gaussian(path, prediction="velocity", mean=MEAN):
     return velocity
 
 
-def mixture(path, means=(-2.0, 2.0), std=0.25):
-    """The exact velocity of an equal mixture of two Gaussians in each coordinate."""
+def mixture(path, prediction="velocity", means=(-2.0, 2.0), std=0.25):
+    """The exact velocity of an equal mixture of two Gaussians in each coordinate, by way of a prediction."""
 
     def velocity(z, t_B, label_B):
         at = path(t_B[:, None, None, None])
@@ -36,8 +36,10 @@ def mixture(path, means=(-2.0, 2.0), std=0.25):
         shifts = torch.stack([z - at.alpha * mean for mean in means])
         share = torch.softmax(-(shifts**2) / (2 * variance), 0)
         mean = torch.stack([mean + at.alpha * std**2 / variance * s for mean, s in zip(means, shifts, strict=True)])
-        noise = at.sigma / variance * shifts
-        return at.alpha_rate * (share * mean).sum(0) + at.sigma_rate * (share * noise).sum(0)
+        data, noise = (share * mean).sum(0), (share * at.sigma / variance * shifts).sum(0)
+        if prediction == "velocity":
+            return at.alpha_rate * data + at.sigma_rate * noise
+        return to_velocity(path, data if prediction == "data" else noise, z, t_B, prediction)
 
     return velocity
 
@@ -70,9 +72,11 @@ def test_recovers_an_analytic_gaussian(path, prediction, method):
     assert z.std().item() == pytest.approx(STD, rel=0.04)
 
 
-@pytest.mark.parametrize(("path", "method"), itertools.product(PATHS, METHODS))
-def test_recovers_an_analytic_mixture(path, method):
-    exact = mixture(PATHS[path])
+@pytest.mark.parametrize(
+    ("path", "prediction", "method"), itertools.product(PATHS, ("velocity", "noise", "data"), METHODS)
+)
+def test_recovers_an_analytic_mixture(path, prediction, method):
+    exact = mixture(PATHS[path], prediction)
     z = recovered(exact, path, method)
     upper = z > 0
     assert upper.float().mean().item() == pytest.approx(0.5, abs=0.02)

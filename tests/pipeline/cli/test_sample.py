@@ -121,8 +121,10 @@ def test_options_take_the_place_of_the_preset(world: World, tmp_path: Path) -> N
     base = ("--class", "1,5", "--n", "2")
 
     def drawn(*words: str) -> np.ndarray:
-        world.made(*base, *words, "--npz", str(tmp_path / "x.npz"))
-        return npz(tmp_path / "x.npz")[0]
+        file = tmp_path / "x.npz"
+        file.unlink(missing_ok=True)
+        world.made(*base, *words, "--npz", str(file))
+        return npz(file)[0]
 
     plain = drawn()
     for option, value, field in (
@@ -290,6 +292,7 @@ def test_a_part_that_is_not_whole_is_drawn_again(
         drawn = counted(None)
         world.made(*words)
         assert drawn == [4, 4, 2]
+        (tmp_path / "a.npz").unlink()
 
 
 def np_bytes(array: np.ndarray) -> bytes:
@@ -299,6 +302,13 @@ def np_bytes(array: np.ndarray) -> bytes:
 
 
 # --- refusals ---
+
+
+def test_an_npz_that_is_there_is_not_replaced(world: World, tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(b"somebody's")
+    assert "a.npz is there already. Delete it" in world.refused("--class", "1", "--npz", str(tmp_path / "a.npz"))
+    assert (tmp_path / "a.npz").read_bytes() == b"somebody's"
+
 
 OUT = ("--out", "unused")
 REFUSED = {

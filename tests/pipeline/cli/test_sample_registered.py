@@ -26,6 +26,7 @@ def drawn(registration: Registration, file: Path, *words: str) -> np.ndarray:
     assert done.exit_code == 0, done.output or repr(done.exception)
     with np.load(file) as made:
         images: np.ndarray = made["arr_0"]
+    file.unlink()
     return images
 
 

@@ -385,6 +385,9 @@ BARE = [f"tokenizer.{name}=null" for name in ("width", "depth", "heads", "hidden
             "sit.steps has no effect: sit.imported is used as it is, and not trained",
         ),
         (["sit.imported=0123"], "sit.imported: "),
+        (["sample.last_step=0.1"], "sample.last_step has no effect with sample.method heun. Leave it out, or set"),
+        (["sample.method=dopri5", "sample.steps=9"], "sample.steps has no effect with sample.method dopri5"),
+        (["sample.method=sde", "sample.tolerances=[1e-3,1e-3]"], "sample.tolerances has no effect with"),
         (["sit.patch_size=3"], "sit.patch_size 3 does not divide the 8 x 8 latent of the tokenizer"),
         (
             ["tokenizer.kind=dc-ae", f"tokenizer.imported={'a' * 64}", "tokenizer.patch_size=64", *BARE],

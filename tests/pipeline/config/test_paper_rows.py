@@ -121,7 +121,7 @@ def test_what_is_held_constant_across_settings(preset: str) -> None:
     assert (own.data.image_size, own.data.classes, own.evaluate.network) == (256, 1000, "inception")
     assert own.evaluate.lpips is not None
     assert own.sample == ours.sample.model_copy(update={"guidance": own.sample.guidance})
-    changed = {name: getattr(own.sit, name) for name in ("patch_size", "level", "alignment", "steps")}
+    changed = {name: getattr(own.sit, name) for name in ("patch_size", "level", "alignment", "steps", "milestones")}
     assert own.sit == ours.sit.model_copy(update=changed)
     assert (own.sit.size, own.sit.batch_size, own.sit.learning_rate) == ("XL", 256, 1e-4)
     assert (own.sample.method, EVALUATIONS["sde"](own.sample.steps)) == ("sde", 250)
@@ -130,6 +130,11 @@ def test_what_is_held_constant_across_settings(preset: str) -> None:
         network = {name: getattr(own.tokenizer, name) for name in ("kind", "patch_size", "latent_dim", "regularizer")}
         assert own.tokenizer == ours.tokenizer.model_copy(update=network)
         assert (own.tokenizer.steps, own.tokenizer.batch_size, own.tokenizer.learning_rate) == (500_000, 512, 1e-4)
+
+
+def test_table_6_is_two_curves_over_its_columns() -> None:
+    for preset in ("table6/denoised", "table6/eq-vae"):
+        assert load_config(preset).sit.milestones == (100_000, 200_000, 400_000)
 
 
 def test_the_table_of_the_readme_is_that_of_the_presets() -> None:

@@ -1,6 +1,7 @@
 """The table and figure of several trainings: what they say of curves whose answers are known."""
 
 import json
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -11,9 +12,11 @@ from pipeline.reports import check_comparable, render_convergence, write_converg
 from pipeline.reports.convergence import convergence_rows, markdown
 from pipeline.reports.trainings import Training
 
-ABOUT = {
+ABOUT: dict[str, Any] = {
     "distance": "frechet_distance/efficientnet_lite0",
     "images": 500,
+    "sampling": {"method": "heun", "steps": 13, "guidance": 1.0},
+    "data": "abc",
     "batch_size": 50,
     "training_images": 1000,
     "device_seconds_per_step": 9.0,
@@ -61,8 +64,14 @@ def test_the_screen_says_the_same():
 
 
 def test_what_cannot_be_compared_is_refused():
-    for changes in ({"images": 100}, {"distance": "frechet_distance/inception"}):
-        with pytest.raises(ContractError, match=r"raw2 has (images|distance) .*, and raw "):
+    guided = {**ABOUT["sampling"], "guidance": 1.8}
+    for changes, said in (
+        ({"images": 100}, "images 100, and raw 500.*convergence.images"),
+        ({"distance": "frechet_distance/inception"}, "distance frechet_distance/inception, and raw frechet"),
+        ({"sampling": guided}, r"sampling guidance 1\.8, and raw guidance 1\.0\. .*same sample"),
+        ({"data": "abd"}, "data abd, and raw abc"),
+    ):
+        with pytest.raises(ContractError, match=f"raw2 has {said}"):
             check_comparable([RAW, training("raw2", [1, 2], **changes)])
     check_comparable([RAW, FDA])
 

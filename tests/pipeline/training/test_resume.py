@@ -115,6 +115,19 @@ def test_one_and_two_ranks_train_the_same_model(tmp_path: Path, undisturbed: Ran
 
 
 @pytest.mark.slow
+def test_a_training_that_loses_a_worker_goes_on_along_the_same_curve(tmp_path: Path, undisturbed: Ranks) -> None:
+    """Two ranks until step 15, then one: the last checkpoint is taken up, and the global batches stay the same."""
+    cut = ranks_of(tmp_path, undisturbed.job.stage, 2, 15)
+    run_ranks(cut)
+    again = Ranks(cut.job, 1)
+    run_ranks(again)
+    for a, b in zip(history(undisturbed), history(again), strict=True):
+        for name in a:
+            of_d = name in ("adversarial", "discriminator")
+            assert a[name] == pytest.approx(b[name], rel=5e-3 if of_d else 2e-4, abs=1e-6), (a["step"], name)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_nan_on_one_of_two_ranks_skips_the_step_on_both(tmp_path: Path, stage: str) -> None:
     """Were it made on one of them, the two would not go on as one model, and not as if the other had had it."""

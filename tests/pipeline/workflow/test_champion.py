@@ -12,7 +12,7 @@ from pipeline.config import Config, load_config
 from pipeline.console import Display
 from pipeline.errors import ConfigError, ContractError
 from pipeline.storage import open_storage
-from pipeline.workflow import champion, config_of, from_champion, stage_fingerprints
+from pipeline.workflow import champion, config_of, from_champion, graph, stage_fingerprints
 from pipeline.workflow.runner import Runner
 from tests.pipeline.workflow.world import World, folder_of_images
 
@@ -121,6 +121,29 @@ def test_another_recipe_of_the_tokenizer_trains_it_from_the_champions(
     assert text.endswith("; changed: tokenizer.steps")
     assert "train-tokenizer" in retrained("tokenizer.steps=7")
     assert retrained("tokenizer.steps=7") == []
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train-tokenizer", "encode", "train-sit"])
+def test_an_upgrade_trains_nothing(retrained: Run, source: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    """A version that makes other fingerprints, of a stage up to the generator."""
+    retrained()
+    new_image(source)
+    retrained()
+    raised = graph.find_stage(stage)
+    versions = {raised.name: raised.version + 1}
+    monkeypatch.setattr(graph.Stage, "version", property(lambda one: versions.get(one.name, 2)), raising=False)
+    assert "train-sit" not in retrained()
+    assert "train-tokenizer" not in retrained()
+
+
+def test_a_preset_that_starts_from_the_champion_itself_trains_once(
+    world: World, source: Path, retrained: Run, registry: dict[str, str]
+) -> None:
+    retrained()
+    own = [f"sit.start_from={registry['dvae.input.train-sit']}", "sit.steps=400"]
+    new_image(source)
+    assert "train-sit" in retrained(*own, steps=7)
+    assert retrained(*own, steps=7) == retrained(*own, steps=7) == []
 
 
 def test_a_start_of_the_presets_own_is_for_the_first_training(

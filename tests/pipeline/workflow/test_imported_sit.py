@@ -184,6 +184,36 @@ def test_a_run_uses_it_and_trains_none(world: World) -> None:
     assert unneeded(storage, kept) == []
 
 
+def test_the_config_of_what_was_made_with_it_is_found_at_any_seed(world: World) -> None:
+    """The import has fields of its own, such as a seed, that nobody chose."""
+    chosen = [f"sit.imported={imported(world.root.parent).fingerprint}", "seed=3"]
+    world.run(*chosen)
+    sample = world.manifest("sample", *chosen)
+    assert sample is not None
+    found = config_of(open_storage(str(world.root)), sample, load_config("quickstart", [], str(world.root)))
+    assert stage_fingerprints(found)["sample"] == sample.fingerprint
+    assert found.seed == 3
+
+
+def test_an_average_that_it_has_not_is_missed_before_anything_starts(world: World) -> None:
+    chosen = [f"sit.imported={imported(world.root.parent).fingerprint}", "sample.ema_decay=0.99"]
+    with pytest.raises(ContractError, match=r"has one average alone, not 0\.99"):
+        world.run(*chosen)
+    assert world.made == []
+
+
+def test_a_generator_of_another_tokenizers_latents_is_refused(world: World) -> None:
+    """One of our own may be used as it is, but its latents are those of one tokenizer."""
+    world.run("seed=3")
+    made, tokenizer = world.manifest("train-sit", "seed=3"), world.manifest("train-tokenizer", "seed=3")
+    assert made is not None
+    assert tokenizer is not None
+    chosen = f"sit.imported={made.fingerprint}"
+    with pytest.raises(ContractError, match=rf"was trained on latents of train-tokenizer/{tokenizer.fingerprint[:12]}"):
+        world.run(chosen, "seed=4")
+    assert world.run(chosen, "seed=3") == []
+
+
 def test_without_the_artifact_nothing_starts(world: World) -> None:
     made = imported(world.root.parent, root=world.root.parent / "elsewhere")
     chosen = f"sit.imported={made.fingerprint}"
