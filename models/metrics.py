@@ -1,7 +1,10 @@
 """Metrics of images and of feature sets. The caller puts the feature network into the metric's name.
 
-Shapes: B batch, C channels, H W pixels, N M samples, F features, K classes. Images are uint8 in [0, 255].
+Shapes: B batch, C channels, H W pixels, N M samples, F features, K classes, R resamples. Images are uint8 in [0, 255].
+Their intervals are in `intervals.py`.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -113,17 +116,19 @@ class FrechetReference:
 
         What `distance` gives for the mean and covariance (with N - 1) of each; only its rows that occur are worked on.
         """
-        return torch.stack([self._of_sample(features_NF[count_N > 0].double(), count_N[count_N > 0].double())
-                            for count_N in counts_RN])  # fmt: skip
+        shifted_NF = features_NF.double() - self._mean_F
+        rooted_NF = shifted_NF @ self._root_FF
+        return torch.stack([self._of_resample(shifted_NF, rooted_NF, count_N.double()) for count_N in counts_RN])
 
-    def _of_sample(self, features_NF: Tensor, count_N: Tensor) -> Tensor:
-        total = count_N.sum()
-        mean_F = count_N @ features_NF / total
-        centred_NF = (features_NF - mean_F) * (count_N / (total - 1)).sqrt()[:, None]
-        rooted_NF = centred_NF @ self._root_FF
+    def _of_resample(self, shifted_NF: Tensor, rooted_NF: Tensor, count_N: Tensor) -> Tensor:
+        occurs_N, total = count_N > 0, count_N.sum()
+        weight_N1 = (count_N[occurs_N] / (total - 1)).sqrt()[:, None]
+        mean_F, rooted_mean_F = (count_N @ values_NF / total for values_NF in (shifted_NF, rooted_NF))
+        centred_NF = (shifted_NF[occurs_N] - mean_F) * weight_N1
+        rooted_NF = (rooted_NF[occurs_N] - rooted_mean_F) * weight_N1
         small = rooted_NF @ rooted_NF.mT if len(rooted_NF) < rooted_NF.shape[1] else rooted_NF.mT @ rooted_NF
-        apart = (self._mean_F - mean_F).square().sum()
-        return apart + self._trace + centred_NF.square().sum() - 2 * _trace_of_root(small)
+        spread = self._trace + centred_NF.square().sum()
+        return mean_F.square().sum() + spread - 2 * _trace_of_root(small)
 
 
 def _trace_of_root(symmetric: Tensor) -> Tensor:
@@ -143,11 +148,101 @@ def resample_counts(samples: int, resamples: int, seed: int) -> Tensor:
     return torch.zeros(resamples, samples, dtype=torch.long).scatter_add_(1, drawn_RN, torch.ones_like(drawn_RN))
 
 
+class Estimate(NamedTuple):
+    """An estimate and its standard error."""
+
+    value: float
+    error: float
+
+
+def kid(samples_NF: Tensor, reference_MF: Tensor, block: int = 2048) -> Estimate:
+    """Kernel Inception Distance (Binkowski et al. 2018): the squared MMD for the kernel k(x, y) = (x.y / F + 1)^3.
+
+    The unbiased estimator, over all pairs:
+
+        mean of k(x_i, x_j) over i != j + mean of k(y_i, y_j) over i != j - 2 mean of k(x_i, y_j)
+
+    Its expectation does not depend on the number of samples, so it may come out below zero. (torch-fidelity and others
+    print the mean of it over random subsets of 1,000.) The error is the jackknife's over the samples, with the
+    reference held fixed. In fp64; `block` x `block` values of the kernel are in memory at a time.
+
+    Use the name without the network's only for Inception's pooled features.
+
+    Raises:
+        ValueError: fewer than three samples, or fewer than two in the reference.
+    """
+    samples, references = len(samples_NF), len(reference_MF)
+    if samples < 3 or references < 2:
+        raise ValueError(f"KID needs three samples and two of the reference; there are {samples} and {references}")
+    within_N = _kernel_sums(samples_NF, samples_NF, block) - _own_kernel(samples_NF, samples_NF)
+    across_N = _kernel_sums(samples_NF, reference_MF, block)
+    within_M = _kernel_sums(reference_MF, reference_MF, block) - _own_kernel(reference_MF, reference_MF)
+    fixed = within_M.sum() / (references * (references - 1))
+
+    def estimate(within: Tensor, across: Tensor, count: int) -> Tensor:
+        return within / (count * (count - 1)) - 2 * across / (count * references) + fixed
+
+    without_N = estimate(within_N.sum() - 2 * within_N, across_N.sum() - across_N, samples - 1)
+    return Estimate(float(estimate(within_N.sum(), across_N.sum(), samples)), _jackknife_error(without_N))
+
+
+def paired_kid(samples_NF: Tensor, reference_NF: Tensor, block: int = 2048) -> Estimate:
+    """The same of two versions of the same images, such as reconstructions and originals, in the same order.
+
+    Without the pairs of an image with itself, also across (Gretton et al. 2012, Eq. 4): they would make it too small.
+    The error is the jackknife's over images.
+
+    Raises:
+        ValueError: fewer than three images, or different numbers.
+    """
+    count = len(samples_NF)
+    if count < 3 or len(reference_NF) != count:
+        raise ValueError(f"KID of pairs needs three or more; there are {count} and {len(reference_NF)} images")
+    h_N = torch.zeros(count, dtype=torch.float64, device=samples_NF.device)  # row sums of Gretton's h
+    for one, other, sign in (
+        (samples_NF, samples_NF, 1),
+        (reference_NF, reference_NF, 1),
+        (samples_NF, reference_NF, -1),
+        (reference_NF, samples_NF, -1),
+    ):
+        h_N += sign * (_kernel_sums(one, other, block) - _own_kernel(one, other))
+    without_N = (h_N.sum() - 2 * h_N) / ((count - 1) * (count - 2))
+    return Estimate(float(h_N.sum() / (count * (count - 1))), _jackknife_error(without_N))
+
+
+def _kernel_sums(a_NF: Tensor, b_MF: Tensor, block: int) -> Tensor:
+    """(N,) fp64: the sums of k(a_i, b_j) over j."""
+    features = a_NF.shape[1]
+    return torch.cat(
+        [
+            torch.stack(
+                [
+                    (rows_NF.double() @ columns_MF.double().mT / features + 1).pow(3).sum(1)
+                    for columns_MF in torch.split(b_MF, block)
+                ]
+            ).sum(0)
+            for rows_NF in torch.split(a_NF, block)
+        ]
+    )
+
+
+def _own_kernel(a_NF: Tensor, b_NF: Tensor) -> Tensor:
+    """(N,) fp64: k(a_i, b_i)."""
+    return ((a_NF.double() * b_NF.double()).mean(1) + 1).pow(3)
+
+
+def _jackknife_error(without_N: Tensor) -> float:
+    """The standard error, from an estimate's values without one sample each."""
+    count = len(without_N)
+    return float(((count - 1) * without_N.var(correction=0)).sqrt())
+
+
 def precision_recall(real_NF: Tensor, fake_MF: Tensor, k: int = 3, chunk: int = 1024) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al. 2019): shares, in [0, 1], inside the other set's manifold.
 
     A manifold is the union of balls around its samples with the distance to the k-th nearest neighbour as radius.
-    `chunk` rows of distances, in fp64, are in memory at a time.
+    `chunk` rows of distances, in fp64, are in memory at a time. ADM's protocol: all samples, and the 10,000 images of
+    its reference.
 
     Raises:
         ValueError: a set has no more than k samples.
@@ -178,3 +273,19 @@ def inception_score(logits_NK: Tensor, split_size: int = 5000) -> float:
         log_marginal = log_p.logsumexp(0) - torch.tensor(float(len(part)), device=part.device).double().log()
         scores.append((log_p.exp() * (log_p - log_marginal)).sum(1).mean().exp())
     return float(torch.stack(scores).mean())
+
+
+def resampled_inception_score(logits_NK: Tensor, resamples: int, seed: int, split_size: int = 5000) -> Tensor:
+    """(R,) fp64: the Inception Scores of bootstrap resamples, each split drawn anew from itself.
+
+    The mean KL is the mean of sum p log p minus sum m log m, with m the mean of p, so a resample needs weights alone.
+    """
+    scores = []
+    for index, part in enumerate(torch.split(logits_NK.double(), split_size)):
+        log_p_NK = part.log_softmax(1)
+        p_NK = log_p_NK.exp()
+        weight_RN = resample_counts(len(part), resamples, seed + index).to(p_NK) / len(part)
+        marginal_RK = weight_RN @ p_NK
+        entropy_R = torch.special.entr(marginal_RK).sum(1)
+        scores.append((weight_RN @ (p_NK * log_p_NK).sum(1) + entropy_R).exp())
+    return torch.stack(scores).mean(0)

@@ -11,6 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from models.intervals import bootstrap_interval, centred
+
 Bound = Literal["", "<=", ">="]
 _INTERVAL = (2.5, 97.5)  # percentiles
 _OPPOSITE: dict[Bound, Bound] = {"": "", "<=": ">=", ">=": "<="}  # of a divisor's bound
@@ -26,13 +28,7 @@ class Point:
 
     def around(self) -> tuple[float, float]:
         """The interval of the distance."""
-        low, high = np.percentile(self.centred(), _INTERVAL)
-        return float(low), float(high)
-
-    def centred(self) -> np.ndarray:
-        values = np.asarray(self.resampled)
-        centred: np.ndarray = values - values.mean() + self.distance
-        return centred
+        return bootstrap_interval(self.distance, self.resampled)
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class Curve:
 
     def resamples(self) -> np.ndarray:
         """(R, points): resampled curves."""
-        return np.stack([point.centred() for point in self.points], axis=1)
+        return np.stack([centred(point.distance, point.resampled) for point in self.points], axis=1)
 
     @property
     def steps(self) -> list[int]:

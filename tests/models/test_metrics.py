@@ -11,9 +11,12 @@ from models.metrics import (
     frechet_distance,
     from_uint8,
     inception_score,
+    kid,
+    paired_kid,
     precision_recall,
     psnr_B,
     resample_counts,
+    resampled_inception_score,
     ssim_B,
     to_uint8,
 )
@@ -144,3 +147,75 @@ def test_distances_of_resamples_are_those_of_their_moments(samples, features):
         drawn = fake.repeat_interleave(count, 0).double()
         assert value.item() == pytest.approx(reference.distance(drawn.mean(0), drawn.T.cov()), rel=1e-8)
     assert found[-1].item() == pytest.approx(frechet_distance(real.mean(0), real.T.cov(), *ours))
+
+
+def kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a.double() @ b.double().T / a.shape[1] + 1) ** 3
+
+
+def test_kid_is_the_unbiased_estimator_in_blocks():
+    x, y = torch.randn(37, 5, generator=generator()), torch.randn(50, 5, generator=generator(1)) + 0.3
+    xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
+    expected = (xx.sum() - xx.trace()) / (37 * 36) + (yy.sum() - yy.trace()) / (50 * 49) - 2 * xy.mean()
+    for block in (7, 2048):
+        assert kid(x, y, block).value == pytest.approx(float(expected), rel=1e-12)
+    with pytest.raises(ValueError, match="three samples"):
+        kid(x[:2], y)
+
+
+def test_kid_does_not_depend_on_the_number_of_samples():
+    """Between equal distributions its mean is 0 for few and many, where a Frechet distance grows as samples go."""
+
+    def draws(count: int) -> torch.Tensor:
+        pairs = [torch.randn(2 * count, 4, generator=generator(seed)).split(count) for seed in range(300)]
+        return torch.tensor([kid(x, y).value for x, y in pairs])
+
+    few, many = draws(5), draws(40)
+    for values in (few, many):
+        assert abs(values.mean()) < 3 * values.std() / 300**0.5
+    assert few.min() < 0
+
+
+def test_kid_of_torch_fidelity():
+    """With one subset of all samples theirs is ours."""
+    from torch_fidelity.metric_kid import kernel_poly, mmd2
+
+    x, y = torch.randn(60, 8, generator=generator()), torch.randn(60, 8, generator=generator(1)) + 0.2
+    a, b = x.double().numpy(), y.double().numpy()
+    settings = {"kid_kernel_poly_degree": 3, "kid_kernel_poly_gamma": None, "kid_kernel_poly_coef0": 1}
+    theirs = mmd2(kernel_poly(a, a, **settings), kernel_poly(a, b, **settings), kernel_poly(b, b, **settings))
+    assert kid(x, y).value == pytest.approx(float(theirs), rel=1e-9)
+
+
+def test_the_error_of_kid_is_a_jackknife():
+    x, y = torch.randn(20, 4, generator=generator()), torch.randn(30, 4, generator=generator(1)) + 0.5
+    without = torch.tensor([kid(x[torch.arange(20) != i], y).value for i in range(20)], dtype=torch.float64)
+    expected = ((19 / 20) * (without - without.mean()).square().sum()).sqrt()
+    assert kid(x, y).error == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_kid_of_pairs_leaves_out_the_same_image():
+    x = torch.randn(40, 6, generator=generator())
+    assert paired_kid(x, x).value == pytest.approx(0, abs=1e-12)
+    assert kid(x, x).value < -1e-3, "which an image with itself makes too small"
+    moved = x + 0.3
+    xx, yy, xy = kernel(x, x), kernel(moved, moved), kernel(x, moved)
+    off = [float(matrix.sum() - matrix.trace()) / (40 * 39) for matrix in (xx, yy, xy)]
+    assert paired_kid(x, moved, 16).value == pytest.approx(off[0] + off[1] - 2 * off[2], rel=1e-9)
+    kept = [torch.arange(40) != i for i in range(40)]
+    without = torch.tensor([paired_kid(x[k], moved[k]).value for k in kept], dtype=torch.float64)
+    expected = ((39 / 40) * (without - without.mean()).square().sum()).sqrt()
+    assert paired_kid(x, moved).error == pytest.approx(float(expected), rel=1e-6)
+    with pytest.raises(ValueError, match="40 and 39"):
+        paired_kid(x, moved[1:])
+
+
+def test_inception_scores_of_resamples_are_those_of_the_images_drawn():
+    logits = torch.randn(50, 6, generator=generator())
+    found = resampled_inception_score(logits, 4, seed=3, split_size=30)
+    assert found.shape == (4,)
+    first, second = resample_counts(30, 4, 3), resample_counts(20, 4, 4)
+    for value, one, other in zip(found, first, second, strict=True):
+        drawn = [logits[:30].repeat_interleave(one, 0), logits[30:].repeat_interleave(other, 0)]
+        expected = sum(inception_score(part) for part in drawn) / 2
+        assert value.item() == pytest.approx(expected, rel=1e-10)
