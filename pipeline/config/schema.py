@@ -192,6 +192,9 @@ class ClusterConfig(Section):
         description="Compute the blocks' activations anew in the backward pass: less memory, one more forward pass.",
     )
     deterministic: bool = Field(True, description="Deterministic kernels on GPUs (CPUs always are).")
+    price_per_hour: float | None = Field(
+        None, ge=0, description="Price of a device for an hour, in any currency, for suite plan."
+    )
     device_peak_tflops: float = Field(989.0, gt=0, description="Peak of a device in TFLOP/s, for plan.")
     assumed_mfu: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.4, description="Share of the peak, for plan.")
 

@@ -184,6 +184,7 @@ ANSWERS: dict[str, Answer] = {
     "cluster.keep_checkpoints": (None, "a resumed training is an undisturbed one"),
     "cluster.compile": speed("other kernels"),
     "cluster.deterministic": speed("other kernels"),
+    "cluster.price_per_hour": (None, "what is told: the estimates of suite plan"),
     "cluster.device_peak_tflops": (None, "what is told: the estimates of plan"),
     "cluster.assumed_mfu": (None, "what is told: the estimates of plan"),
     "tracking.uri": place("metrics are sent"),
