@@ -24,6 +24,7 @@ from pipeline.config.schema import Config
 from pipeline.data.loader import ImageLoader, LatentLoader, Plan
 from pipeline.storage.uri import open_storage
 from pipeline.training.examples import reading_plan, training_images, training_latents
+from pipeline.training.world import World
 from tests.support.artifacts import config_at, prepared, trainer_inputs
 
 _REPOSITORY = Path(__file__).parent.parent
@@ -54,7 +55,7 @@ class Case(NamedTuple):
 def images(config: Config, batch_size: int, batches: int, scratch: Path) -> Case:
     """Pixels (B, 3, H, W) of our loader, (B, H, W, 3) of its rivals."""
     store = training_images(open_storage(config.root), prepared(config), config)
-    plan = reading_plan(config, batch_size, config.data.shard_rows, 0, 1)
+    plan = reading_plan(config, config.seed, batch_size, config.data.shard_rows, World.alone())
     size, crop = config.data.image_size, config.data.center_crop
 
     def ours() -> Iterator[Any]:
@@ -76,7 +77,7 @@ def latents(config: Config, rows: int, batch_size: int, batches: int, scratch: P
     """Mean and log-variance."""
     inputs = trainer_inputs(config, "train-sit", scratch, rows)
     store = training_latents(open_storage(config.root), inputs["encode"], config)
-    plan = reading_plan(config, batch_size, config.encode.shard_rows, 0, 1)
+    plan = reading_plan(config, config.seed, batch_size, config.encode.shard_rows, World.alone())
 
     def ours() -> Iterator[Any]:
         with LatentLoader(store, plan, start_step=0, stop_step=batches) as loader:

@@ -29,6 +29,7 @@ from pipeline.config import Config, load_config
 from pipeline.data.loader import ImageLoader, LatentLoader, Prefetcher
 from pipeline.storage.uri import open_storage
 from pipeline.training.examples import reading_plan, training_images, training_latents
+from pipeline.training.world import World
 from pipeline.workflow import artifacts_of, resolved, survey
 
 _FILE_ROWS, _GROUP_ROWS = 10_000, 500
@@ -142,7 +143,7 @@ def reader_peaks(stage: str, words: list[str], root: str, answers: "multiprocess
 def _batches(stage: str, manifest: Manifest, config: Config) -> tuple[Prefetcher[Any], int]:
     """The loader of one epoch, and its number of steps."""
     storage, group = open_storage(config.root), config.data.shard_rows
-    plan = reading_plan(config, _BATCH, group, 0, 1)
+    plan = reading_plan(config, config.seed, _BATCH, group, World.alone())
     if stage == "encode":
         latents = training_latents(storage, manifest, config)
         steps = len(latents) // _BATCH

@@ -40,6 +40,9 @@ def _of_trainer(name: str) -> tuple[Metric, ...]:
 
 
 METRICS: tuple[Metric, ...] = (
+    Metric("size/tokenizer_gflops", "the tokenizer's for one image, 2 for a multiply-add, in closed form", "", "lower"),
+    Metric("size/tokenizer_parameters", "the tokenizer's, in closed form"),
+    Metric("size/sit_parameters", "the generator's, in closed form"),
     Metric("data/rows", "readable images of both splits", "images", on_line=True),
     Metric("data/train_rows", "images of the training split", "images"),
     Metric("data/validation_rows", "images of the validation split", "images"),

@@ -34,6 +34,7 @@ ROOMS = (
     "reports",
     "training",
     "stages",
+    "suites",
     "cli",
 )
 BY_NAME = {("workflow", "stages")}  # the one way up: a stage's body is imported by name when it runs

@@ -3,7 +3,7 @@
 from pipeline.config.checks import check_tracking_uri
 from pipeline.config.fields import Shuffle, WeightFile
 from pipeline.config.flat import flattened, unflattened, values_as_before
-from pipeline.config.generator import SampleConfig, SitConfig
+from pipeline.config.generator import SitConfig
 from pipeline.config.loading import (
     PRESETS,
     fields_changed_here,

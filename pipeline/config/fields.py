@@ -39,6 +39,7 @@ SourceUri = Annotated[
     ),
 ]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 Tolerance = Annotated[float, Field(gt=0.0, lt=1.0)]
 Shuffle = Literal["full", "window"]
@@ -150,6 +151,9 @@ class TrainerConfig(Section):
         None,
         "Artifact whose weights the training starts from, with a new optimizer: its fingerprint, as many digits of it "
         "as tell it from others at the root, or models:/NAME@ALIAS. None: random weights.",
+    )
+    seed: Seed | None = added_field(  # not counted where it is that of the whole, which counts
+        "0.1.0", None, "Seed of the training: weights, order of data, noise. None: `seed`."
     )
     precision: Precision = Field("bf16", description="Autocast of the forward pass; master weights are fp32.")
     checkpoint_every: int = Field(5000, ge=1, description="Steps between checkpoints.")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -183,7 +183,9 @@ class SampleConfig(Section):
     tolerances: tuple[Tolerance, Tolerance] = Field((1e-6, 1e-3), description="Of dopri5, absolute and relative.")
     guidance: float = Field(1.8, ge=1.0, description="Scale of classifier-free guidance; 1: no guidance.")
     guidance_interval: tuple[Share, Share] = Field((0.0, 0.7), description="Interval of times t with guidance.")
-    seed: int = Field(0, ge=0, description="Image i starts from the noise of (seed, i).")
+    seed: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Image i starts from the noise of (seed, i). None: `seed` of the whole."
+    )
     precision: Precision = Field("bf16", description="Autocast of the generator.")
     ema_decay: Decay | None = Field(
         None, description="Which average of the weights: sit.ema_decay or one of sit.ema_decays. None: the first."
@@ -194,20 +196,6 @@ class SampleConfig(Section):
         if self.guidance_interval[0] > self.guidance_interval[1]:
             raise ValueError("guidance_interval must not begin after its end")
         return self
-
-    def sampling(self, **changed: Any) -> dict[str, Any]:
-        """The arguments of `models.generator.Sampling`: everything that determines an image except label and index."""
-        own = {
-            "method": self.method,
-            "steps": self.steps,
-            "guidance": self.guidance,
-            "guidance_interval": self.guidance_interval,
-            "last_step": self.last_step,
-            "tolerances": self.tolerances,
-            "seed": self.seed,
-            "precision": self.precision,
-        }
-        return {**own, **changed}
 
 
 class ConvergenceConfig(Section):

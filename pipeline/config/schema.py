@@ -24,7 +24,7 @@ from pipeline.config.checks import (
     check_workers,
     perceptual_cells,
 )
-from pipeline.config.fields import ModelName, RootUri, Section, Share, Shuffle, SourceUri, Weights
+from pipeline.config.fields import ModelName, RootUri, Section, Seed, Share, Shuffle, SourceUri, Weights
 from pipeline.config.generator import ConvergenceConfig, SampleConfig, SitConfig, check_average
 from pipeline.config.tokenizer import TokenizerConfig
 from pipeline.errors import ConfigError
@@ -192,6 +192,9 @@ class ClusterConfig(Section):
         description="Compute the blocks' activations anew in the backward pass: less memory, one more forward pass.",
     )
     deterministic: bool = Field(True, description="Deterministic kernels on GPUs (CPUs always are).")
+    price_per_hour: float | None = Field(
+        None, ge=0, description="Price of a device for an hour, in any currency, for suite plan."
+    )
     device_peak_tflops: float = Field(989.0, gt=0, description="Peak of a device in TFLOP/s, for plan.")
     assumed_mfu: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.4, description="Share of the peak, for plan.")
 
@@ -215,7 +218,10 @@ class Config(Section):
     weights: RootUri | None = Field(
         None, description="Location of pretrained weights and their weights.yaml. None: the folder weights at the root."
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of all random draws in training.")
+    seed: Seed = Field(
+        0,
+        description="Seed of which images are held out; and of both trainings and of samples, unless they have theirs.",
+    )
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -256,6 +262,35 @@ class Config(Section):
                 f"{needed} pixels, more than data.image_size {size}"
             )
         check_regularizer(own.regularizer, self.grid, self.smallest_side, self.smallest_perceptual_side)
+
+    @property
+    def tokenizer_seed(self) -> int:
+        """The seed of the tokenizer's training."""
+        return self.seed if self.tokenizer.seed is None else self.tokenizer.seed
+
+    @property
+    def sit_seed(self) -> int:
+        """The seed of the generator's training."""
+        return self.seed if self.sit.seed is None else self.sit.seed
+
+    @property
+    def sample_seed(self) -> int:
+        """The seed of the noise that images start from."""
+        return self.seed if self.sample.seed is None else self.sample.seed
+
+    def sampling(self, **changed: Any) -> dict[str, Any]:
+        """The arguments of `models.generator.Sampling`: everything that determines an image except label and index."""
+        own = {
+            "method": self.sample.method,
+            "steps": self.sample.steps,
+            "guidance": self.sample.guidance,
+            "guidance_interval": self.sample.guidance_interval,
+            "last_step": self.sample.last_step,
+            "tolerances": self.sample.tolerances,
+            "seed": self.sample_seed,
+            "precision": self.sample.precision,
+        }
+        return {**own, **changed}
 
     @property
     def grid(self) -> int:

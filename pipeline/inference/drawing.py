@@ -58,7 +58,7 @@ def trained_source(config: Config, artifacts: dict[str, Manifest]) -> Source:
         classes=config.data.class_count,
         class_names=names or [],
         image_size=config.data.image_size,
-        sampling=config.sample.sampling(),
+        sampling=config.sampling(),
         batch_size=config.sample.batch_size,
         open=lambda: _open_trained(config, artifacts),
     )

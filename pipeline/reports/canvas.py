@@ -8,7 +8,7 @@ import io
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 Array = npt.NDArray[Any]
+Form = Literal["png", "svg"]
 
 DPI = 144
 INK, MUTED, GRID = "#1f2933", "#66727f", "#e3e7eb"
@@ -71,10 +72,22 @@ def resized(images_NCHW: Array, side: int) -> list[Array]:
 def page(
     rows: Sequence[Sequence[Array]], names: Sequence[str], title: str, note: str, side: int | None = None
 ) -> bytes:
-    """Rows of square tiles in [0, 255], each row with its name at the left, below a title and a note.
+    """PNG of rows of square tiles in [0, 255], each row with its name at the left, below a title and a note.
 
     `side`: of the tiles on the page; by default their own, times the whole number that comes nearest to 96.
     """
+    return page_in(("png",), rows, names, title, note, side)["png"]
+
+
+def page_in(
+    forms: Sequence[Form],
+    rows: Sequence[Sequence[Array]],
+    names: Sequence[str],
+    title: str,
+    note: str,
+    side: int | None = None,
+) -> dict[Form, bytes]:
+    """The same page in each of these forms. In SVG the text is text, and the tiles are one embedded picture."""
     if side is None:
         side = max(len(tile) for row in rows for tile in row)
         side *= max(1, round(96 / side))
@@ -100,7 +113,7 @@ def page(
                 _MARGIN / width, 1 - middle / height, name, va="center", fontsize=9, color=MUTED, parse_math=False
             )
         headline(figure, _MARGIN / width, title, "\n".join(lines))
-        return png(figure)
+        return drawn(figure, forms)
 
 
 def _enlarged(tile: Array, side: int) -> Array:
@@ -116,6 +129,12 @@ def headline(figure: Figure, left: float, title: str, note: str) -> None:
     height = figure.get_figheight() * DPI
     figure.text(left, 1 - _MARGIN / height, title, va="top", fontsize=12.5, fontweight="bold")
     figure.text(left, 1 - (_MARGIN + 1.35 * LINE) / height, note, va="top", fontsize=9, color=MUTED, linespacing=1.3)
+
+
+def drawn(figure: Figure, forms: Sequence[Form]) -> dict[Form, bytes]:
+    """The figure in each of these forms, in the present style; equal figures give equal bytes."""
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "figure"}):
+        return {form: png(figure) if form == "png" else svg(figure) for form in forms}
 
 
 def svg(figure: Figure) -> bytes:

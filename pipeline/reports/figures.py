@@ -22,8 +22,10 @@ from pipeline.reports.canvas import (
     LINE,
     STYLE,
     Array,
+    Form,
     headline,
     page,
+    page_in,
     png,
     resized,
     tiles,
@@ -45,17 +47,29 @@ def reconstructions(original_BCHW: Array, levels_LBCHW: Array, psnr_L: Sequence[
 def sample_grid(
     images_NCHW: Array, labels_N: Array, names: Sequence[str] | None = None, size: int | None = None, note: str = ""
 ) -> bytes:
-    """Generated uint8 images, a row per class as they come first in `labels_N`, named `names[label]`.
+    """PNG of generated uint8 images, a row per class as they come first in `labels_N`, named `names[label]`.
 
     `size`: side of a picture in pixels, by default at most 128. `note`: what is told below the title, too.
     """
+    return sample_grid_in(("png",), images_NCHW, labels_N, names, size, note)["png"]
+
+
+def sample_grid_in(
+    forms: Sequence[Form],
+    images_NCHW: Array,
+    labels_N: Array,
+    names: Sequence[str] | None = None,
+    size: int | None = None,
+    note: str = "",
+) -> dict[Form, bytes]:
+    """The same in each of these forms."""
     cells = tiles(images_NCHW, most=128) if size is None else resized(images_NCHW, size)
     labels = list(dict.fromkeys(labels_N.tolist()))
     rows = [[cell for cell, label in zip(cells, labels_N, strict=True) if label == row_label] for row_label in labels]
     lines = max(1, (size or 0) // LINE)
     row_names = [_fitted(names[label], lines) if names else f"class {label}" for label in labels]
     told = f"A row for each class that was asked for. {note}".strip()
-    return page(rows, row_names, "Generated images", told, side=size)
+    return page_in(forms, rows, row_names, "Generated images", told, side=size)
 
 
 def _fitted(name: str, lines: int) -> str:
@@ -97,13 +111,13 @@ def _curve(axes: Axes, name: str, steps: list[float], values: list[float]) -> No
     if not values:
         return
     axes.plot(steps, values, color=LEVEL_COLOURS[1], lw=0.9, alpha=0.35)
-    axes.plot(steps, _smoothed(values), color=LEVEL_COLOURS[0], lw=1.5)
+    axes.plot(steps, smoothed(values), color=LEVEL_COLOURS[0], lw=1.5)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     if min(values) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")
 
 
-def _smoothed(values: list[float]) -> Array:
+def smoothed(values: list[float]) -> Array:
     """Centred Gaussian mean over about a twentieth of the curve."""
     sigma = max(0.5, len(values) / 40)
     reach = min(math.ceil(3 * sigma), max(0, (len(values) - 1) // 2))

@@ -34,6 +34,7 @@ tbody tr{border-top:1px solid var(--line)}
 th.number{text-align:right}
 td .number{display:block;text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 code{font:12.5px/1.6 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere}
+a{color:var(--accent)}
 .quiet{color:var(--quiet)}
 .chip{display:inline-block;border-radius:99px;padding:1px 10px;font-size:12.5px;white-space:nowrap;
 color:var(--quiet);background:var(--ground)}
@@ -126,6 +127,10 @@ def code(value: str) -> str:
 
 def lines(values: Sequence[str]) -> str:
     return "<br>".join(code(value) for value in values)
+
+
+def link(uri: str, words: str) -> str:
+    return f'<a href="{escape(uri)}">{escape(words)}</a>'
 
 
 def number(value: str) -> str:

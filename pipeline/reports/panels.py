@@ -1,4 +1,4 @@
-"""Draws the panels of the paper's Figures 1 and 2 for one tokenizer, or several side by side, to PNG bytes.
+"""Draws the panels of the paper's Figures 1 and 2 for one tokenizer, or several side by side, as PNG or SVG.
 
 Legend: B images shown, C components, h w latent grid, L levels.
 """
@@ -25,12 +25,15 @@ from pipeline.reports.canvas import (
     MUTED,
     STYLE,
     Array,
+    Form,
+    drawn,
     headline,
-    page,
-    png,
+    page_in,
     tiles,
 )
 from pipeline.reports.principal import colours
+
+Forms = dict[Form, bytes]
 
 _MOST = 128  # pixels of a side of an image shown
 _NAME = 26  # characters of a name
@@ -38,18 +41,19 @@ _COLUMNS = 3  # panels beside each other
 _SPAN = 3.0  # dB at least on the axis of PSNR, so that a flat curve looks flat
 
 
-def draw_panels(analyses: Sequence[Analysis]) -> dict[str, bytes]:
-    """File name -> PNG. Images shown are those of the first analysis, which all have in common."""
-    return {
-        "figure1a.png": _uniform(analyses),
-        "figure1b.png": _components(analyses),
-        "figure1c.png": _removal(analyses),
-        "figure2.png": _levels(analyses),
-        "spectrum.png": _spectra(analyses),
+def draw_panels(analyses: Sequence[Analysis], forms: Sequence[Form] = ("png",)) -> dict[str, bytes]:
+    """File name -> figure, in each of these forms. Images shown are those of the first analysis, which all have."""
+    panels = {
+        "figure1a": _uniform,
+        "figure1b": _components,
+        "figure1c": _removal,
+        "figure2": _levels,
+        "spectrum": _spectra,
     }
+    return {f"{name}.{form}": data for name, draw in panels.items() for form, data in draw(analyses, forms).items()}
 
 
-def _uniform(analyses: Sequence[Analysis]) -> bytes:
+def _uniform(analyses: Sequence[Analysis], forms: Sequence[Form]) -> Forms:
     """Figure 1(a): latents of images of one colour."""
     plain_BHWC = np.asarray(analyses[0].projections["colour"], np.float64)[:, None, None]
     rows, names = [list(plain_BHWC)], ["image"]
@@ -57,7 +61,8 @@ def _uniform(analyses: Sequence[Analysis]) -> bytes:
         off_dc = value_text("latent/uniform_off_dc", analysis.numbers["metrics"]["latent/uniform_off_dc"])
         rows += [_cells(analysis, "uniform", "scale"), _cells(analysis, "structure", "structure_scale")]
         names += [_lines(analysis, analysis.shape_text), _lines(analysis, "structure,", f"{off_dc} of energy")]
-    return page(
+    return page_in(
+        forms,
         rows,
         names,
         "Latents of images of one colour (Figure 1a)",
@@ -66,14 +71,15 @@ def _uniform(analyses: Sequence[Analysis]) -> bytes:
     )
 
 
-def _components(analyses: Sequence[Analysis]) -> bytes:
+def _components(analyses: Sequence[Analysis], forms: Sequence[Form]) -> Forms:
     """Figure 1(b): latents of images, by tokenizer."""
     rows, names = [tiles(analyses[0].images_BCHW, _MOST)], ["image"]
     for analysis in analyses:
         shown = value_text("latent/pca_variance_share", analysis.numbers["metrics"]["latent/pca_variance_share"])
         rows.append(_cells(analysis, "images", "scale", level=0))
         names.append(_lines(analysis, analysis.shape_text, f"PCA {shown}"))
-    return page(
+    return page_in(
+        forms,
         rows,
         names,
         "Principal components of latents (Figure 1b)",
@@ -82,14 +88,15 @@ def _components(analyses: Sequence[Analysis]) -> bytes:
     )
 
 
-def _levels(analyses: Sequence[Analysis]) -> bytes:
+def _levels(analyses: Sequence[Analysis], forms: Sequence[Form]) -> Forms:
     """Figure 2: latents of images, by level."""
     rows, names = [tiles(analyses[0].images_BCHW, _MOST)], ["image"]
     for analysis in analyses:
         for level in range(len(analysis.projections["images"])):
             rows.append(_cells(analysis, "images", "scale", level))
             names.append(_lines(analysis, f"level {level}"))
-    return page(
+    return page_in(
+        forms,
         rows,
         names,
         "Latents at levels 0 to 3 (Figure 2)",
@@ -112,7 +119,7 @@ def _short(name: str) -> str:
     return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
 
 
-def _removal(analyses: Sequence[Analysis]) -> bytes:
+def _removal(analyses: Sequence[Analysis], forms: Sequence[Form]) -> Forms:
     """Figure 1(c): PSNR over the share of the frequencies that is removed."""
     several = len(analyses) > 1
     width, height = (9.8 if several else 7.2), max(4.4, 1.2 + 0.25 * len(analyses))  # inches
@@ -142,10 +149,10 @@ def _removal(analyses: Sequence[Analysis]) -> bytes:
         count = analyses[0].numbers["images"]
         note = f"Mean over {count} validation images, uint8. A flat curve: the decoder needs no high frequencies."
         headline(figure, left, "Reconstruction without high frequencies (Figure 1c)", note)
-        return png(figure)
+        return drawn(figure, forms)
 
 
-def _spectra(analyses: Sequence[Analysis]) -> bytes:
+def _spectra(analyses: Sequence[Analysis], forms: Sequence[Form]) -> Forms:
     """Radial power spectra of the latents at every level, a panel for each tokenizer."""
     columns = min(_COLUMNS, len(analyses))
     rows = math.ceil(len(analyses) / columns)
@@ -178,7 +185,7 @@ def _spectra(analyses: Sequence[Analysis]) -> bytes:
         figure.legend(handles, labels, loc="upper left", bbox_to_anchor=corner, ncols=len(labels), borderpad=0.0)
         note = "Over the mean power at level 0 without DC: white noise would be the dashed line."
         headline(figure, left / wide, "Radial spectrum of the latents", note)
-        return png(figure)
+        return drawn(figure, forms)
 
 
 def _spectrum(axes: Axes, analysis: Analysis) -> None:

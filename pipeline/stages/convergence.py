@@ -130,14 +130,14 @@ def generate(spec: Drawn) -> dict[str, str]:
     from pipeline.evaluation import extract, write_features
     from pipeline.inference import load_generator, task_device
 
-    device, work, own = task_device(), spec.work, spec.work.config.sample
+    device, work = task_device(), spec.work
     if device.type == "cpu":
         torch.set_num_threads(1)
     storage = open_storage(work.root)
     indices = np.arange(spec.start, spec.stop)
     labels = torch.from_numpy(indices % work.config.data.class_count)
-    generator = load_generator(storage, work.inputs, device, own.ema_decay, spec.milestone)
-    images = generator.draw(labels, indices.tolist(), Sampling(**own.sampling())).cpu()
+    generator = load_generator(storage, work.inputs, device, work.config.sample.ema_decay, spec.milestone)
+    images = generator.draw(labels, indices.tolist(), Sampling(**work.config.sampling())).cpu()
     path = f"{work.folder}/{spec.milestone:08d}-{spec.start:06d}.npz"
     shown = {"images": images[:_SHOWN]} if spec.start == 0 else {}
     write_features(storage, path, {**extract(images, work.config.evaluate), **shown})

@@ -114,7 +114,7 @@ def _facts(config: Config, manifests: dict[str, Manifest]) -> dict[str, Any]:
         "prediction": sit["prediction"],
         "path": sit["path"],
         "statistics": sit["statistics"],
-        "sampling": config.sample.sampling(),
+        "sampling": config.sampling(),
         "batch_size": config.sample.batch_size,
         "code": model_package(),
         "class_names": manifests["prepare"].details.get("class_names"),

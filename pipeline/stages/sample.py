@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome, read_manifest
-from pipeline.config import SampleConfig
 from pipeline.storage import open_storage
 from pipeline.workflow import StageContext
 
@@ -21,7 +20,8 @@ class Spec:
     root: str
     inputs: dict[str, Manifest]
     fingerprint: str
-    config: SampleConfig
+    sampling: dict[str, Any]
+    ema_decay: float | None
     classes: int
     start: int
     stop: int
@@ -35,7 +35,8 @@ def run(context: StageContext) -> Outcome:
             context.storage.root,
             inputs,
             context.fingerprint,
-            own,
+            context.config.sampling(),
+            own.ema_decay,
             context.config.data.class_count,
             start,
             min(own.count, start + own.batch_size),
@@ -71,14 +72,14 @@ def generate(spec: Spec) -> dict[str, Any]:
     from models.generator import Sampling
     from pipeline.inference import load_generator, task_device
 
-    device, own = task_device(), spec.config
+    device = task_device()
     if device.type == "cpu":
         torch.set_num_threads(1)
     storage = open_storage(spec.root)
     indices = np.arange(spec.start, spec.stop)
     labels = indices % spec.classes
-    generator = load_generator(storage, spec.inputs, device, own.ema_decay)
-    images = generator.draw(torch.from_numpy(labels), indices.tolist(), Sampling(**own.sampling()))
+    generator = load_generator(storage, spec.inputs, device, spec.ema_decay)
+    images = generator.draw(torch.from_numpy(labels), indices.tolist(), Sampling(**spec.sampling))
     writer = ArtifactWriter(storage, "sample", spec.fingerprint)
     name = f"images/{spec.start:06d}.npz"
     buffer = io.BytesIO()

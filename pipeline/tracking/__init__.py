@@ -18,5 +18,6 @@ from pipeline.tracking.registry import (
     champion,
     has_version,
     input_tag,
+    runs_page,
 )
 from pipeline.tracking.upload import RunFiles

@@ -11,10 +11,10 @@ from pipeline.config import Config, check_tracking_uri
 from pipeline.errors import ConfigError
 from pipeline.storage import Storage, open_storage
 from pipeline.tracking.errors import RefusedError, TrackingError, file_errors, mlflow_errors
+from pipeline.tracking.registry import KEY_TAG
 from pipeline.tracking.upload import RunFiles
 
 _MAX_METRICS = 1000  # MLflow's limit per batch
-_KEY = "dvae.key"  # the tag by which a run is found
 
 
 def tracking_uri(config: Config) -> str:
@@ -113,7 +113,7 @@ class MlflowWriter:
         client = self.client
         found = client.search_runs(
             [self._experiment_id],
-            f"tags.`{_KEY}` = {_quoted(key)}",
+            f"tags.`{KEY_TAG}` = {_quoted(key)}",
             order_by=["attributes.start_time DESC"],
             max_results=1,
         )
@@ -123,7 +123,7 @@ class MlflowWriter:
         """Reopen the run of this key; create one if there is none, or for a stage that runs again after it finished."""
         run = self._find(key)
         if run is None or (run.info.status == "FINISHED" and event["parent"]):
-            tags = {_KEY: key, **event["tags"]}
+            tags = {KEY_TAG: key, **event["tags"]}
             if event["parent"]:
                 tags["mlflow.parentRunId"] = self.run_of(event["parent"])
             self.client.create_run(self._experiment_id, start_time=event["time"], tags=tags, run_name=event["name"])
@@ -135,7 +135,7 @@ class MlflowWriter:
 
     def _deduplicated(self, key: str, start: int) -> Any:
         """The run just created; deletes duplicates, which MLflow's client creates if it retries after a lost answer."""
-        same = f"tags.`{_KEY}` = {_quoted(key)} AND attributes.start_time = {start}"
+        same = f"tags.`{KEY_TAG}` = {_quoted(key)} AND attributes.start_time = {start}"
         run, *duplicates = self.client.search_runs([self._experiment_id], same, order_by=["attributes.run_id ASC"])
         for duplicate in duplicates:
             self.client.delete_run(duplicate.info.run_id)

@@ -16,6 +16,7 @@ from pipeline.errors import PipelineError
 from pipeline.tracking.errors import TrackingError, tracking_error
 
 FINGERPRINT_TAG = "dvae.fingerprint"
+KEY_TAG = "dvae.key"  # by which a run is found
 CANDIDATE, CHAMPION = "candidate", "champion"  # aliases
 _TIMEOUT_SECONDS = 5.0
 _VERSIONS = (
@@ -72,6 +73,19 @@ def aliased_tags(uri: str, name: str, alias: str) -> dict[str, str] | None:
         return {tag["key"]: tag["value"] for tag in answer["model_version"].get("tags", [])}
     except (AttributeError, KeyError, TypeError) as error:
         raise tracking_error(OSError("no valid JSON from MLflow"), uri) from error
+
+
+def runs_page(uri: str, experiment: str, key: str) -> str | None:
+    """The address of the server's page that shows the run of this key; None if it has no such experiment.
+
+    PipelineError if the query fails.
+    """
+    answer = _query_server(uri, "experiments/get-by-name", experiment_name=experiment)
+    if answer is None:
+        return None
+    number = str(answer.get("experiment", {}).get("experiment_id", ""))
+    wanted = urllib.parse.quote(f"tags.`{KEY_TAG}` = '{key}'")
+    return f"{uri.rstrip('/')}/#/experiments/{number}?searchFilter={wanted}"
 
 
 def _aliased(uri: str, name: str, alias: str) -> str | None:

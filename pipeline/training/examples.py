@@ -16,6 +16,7 @@ from pipeline.data import (
     open_mirror,
 )
 from pipeline.storage import Storage
+from pipeline.training.world import World
 
 Mirrored = Callable[[int, int], None]
 """Is told how many rows are mirrored, and their total."""
@@ -37,10 +38,10 @@ def training_latents(
     return LatentStore(_mirror(storage, encode, shards, LATENT_COLUMNS, config, config.encode.shard_rows, mirrored))
 
 
-def reading_plan(config: Config, batch_size: int, group_rows: int, rank: int, world: int) -> Plan:
-    """The rows that a rank reads at each step."""
+def reading_plan(config: Config, seed: int, batch_size: int, group_rows: int, world: World) -> Plan:
+    """The rows that this rank reads at each step."""
     data = config.data
-    return Plan(config.seed, batch_size, data.shuffle, data.window_rows, group_rows, rank, world)
+    return Plan(seed, batch_size, data.shuffle, data.window_rows, group_rows, world.rank, world.size)
 
 
 def _mirror(

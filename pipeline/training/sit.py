@@ -83,10 +83,10 @@ class SitTrainee:
         mirrored: Mirrored | None = None,
     ) -> None:
         own = self.config = config.sit
-        self.seed, self.world, self.parts = config.seed, world, config.cluster.accumulate
+        self.seed, self.world, self.parts = config.sit_seed, world, config.cluster.accumulate
         encode, tokenizer = inputs["encode"], inputs["train-tokenizer"]
         self.store = training_latents(storage, encode, config, mirrored)
-        self.plan = reading_plan(config, own.batch_size, config.encode.shard_rows, world.rank, world.size)
+        self.plan = reading_plan(config, self.seed, own.batch_size, config.encode.shard_rows, world)
         alignment = alignment_of(config)
         self.model = seeded(lambda: AlignedSiT(SiT(**config.sit_network), alignment), self.seed, "sit", world.device)
         self.averages = [EMA(self.model.sit, decay) for decay in own.averages]

@@ -62,10 +62,10 @@ class TokenizerTrainee:
         mirrored: Mirrored | None = None,
     ) -> None:
         own = self.config = config.tokenizer
-        self.seed, self.world, self.data = config.seed, world, config.data
+        self.seed, self.world, self.data = config.tokenizer_seed, world, config.data
         self.loader_threads, self.parts = config.cluster.loader_threads, config.cluster.accumulate
         self.store = training_images(storage, inputs["prepare"], config, mirrored)
-        self.plan = reading_plan(config, own.batch_size, config.data.shard_rows, world.rank, world.size)
+        self.plan = reading_plan(config, self.seed, own.batch_size, config.data.shard_rows, world)
         self.tokenizer = self._seeded(lambda: build(own.kind, config.tokenizer_network), "tokenizer")
         self.discriminator = self._seeded(
             lambda: PatchDiscriminator(3, own.discriminator_width, own.discriminator_layers), "discriminator"

@@ -12,7 +12,7 @@ from pipeline.workflow.imported_sit import import_sit, public_kind, sit_preset_l
 from pipeline.workflow.importing import check_not_imported
 from pipeline.workflow.lineage import config_of, find_artifact, unneeded
 from pipeline.workflow.longer import shorter_training, steps_of
-from pipeline.workflow.planning import make_plan, print_plan, sit_gflops, tokenizer_step_gflops
+from pipeline.workflow.planning import make_plan, print_plan, sit_gflops, sit_sizes, tokenizer_step_gflops
 from pipeline.workflow.preflight import check_compared, check_reconstructed
 from pipeline.workflow.resolve import check_expected, check_inputs, index_now, resolved
 from pipeline.workflow.runner import Runner, repair

@@ -17,8 +17,19 @@ def counted_config(stage: Stage, config: Config) -> dict[str, Any]:
     Fields added after a release are omitted while they have the value of the old behaviour (`config.added_field`), so
     that an upgrade still finds earlier artifacts.
     """
-    fields = flattened(config, without_added=True)
+    fields = _with_seeds_in_effect(config, flattened(config, without_added=True))
     return {name: _content(value) for name, value in sorted(fields.items()) if is_counted(stage, name)}
+
+
+def _with_seeds_in_effect(config: Config, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with the seed that samples are drawn with, and trainers' own seeds where they are not `seed`.
+
+    So a seed that is written down counts as the same seed that is taken by default.
+    """
+    as_default = {f"{section}.seed" for section in SECTIONS.values() if fields.get(f"{section}.seed") == config.seed}
+    return {name: value for name, value in fields.items() if name not in as_default} | {
+        "sample.seed": config.sample_seed
+    }
 
 
 def uncounted_config(stage: Stage, config: Config) -> dict[str, Any]:

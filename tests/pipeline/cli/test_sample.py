@@ -109,7 +109,7 @@ def test_all_classes_are_the_pictures_of_the_stage(world: World, tmp_path: Path)
     images, labels = npz(tmp_path / "all.npz")
     config = world.config
     inputs = {name: world.artifacts()[name] for name in ("train-tokenizer", "train-sit")}
-    spec = stage.Spec(config.root, inputs, fingerprint_of(config, "sample"), config.sample, 10, 0, 20)
+    spec = stage.Spec(config.root, inputs, fingerprint_of(config, "sample"), config.sampling(), None, 10, 0, 20)
     record = stage.generate(spec)
     folder = artifact_writer(config, "sample").folder
     with np.load(world.folder / "runs" / folder / record["path"]) as made:
@@ -267,7 +267,7 @@ def test_parts_of_another_command_are_not_taken(
 
 def test_other_weights_are_another_command(world: World) -> None:
     asked = Request([1, 2], 3, 10)
-    sampling = world.config.sample.sampling()
+    sampling = world.config.sampling()
     assert asked.digest("weights", sampling) == Request([1, 2], 5, 10).digest("weights", sampling)
     others = [asked.digest("others", sampling), asked.digest("weights", {**sampling, "seed": 1})]
     others += [Request(labels, 3, 10).digest("weights", sampling) for labels in ([2, 1], [1], [1, 2, 3])]

@@ -43,7 +43,7 @@ def test_the_champion_draws_as_its_networks_do(registration, networks, tmp_path)
     tokenizer, sit = networks
     generator = ImageGenerator(tokenizer, sit, LatentStatistics(**STATISTICS), "velocity").eval()
     base = ("--class", "4,7", "--n", "2", *QUICK)
-    own = registration.config().sample
+    own = registration.config()
     for words, asked in (
         ((), {}),
         (

@@ -39,7 +39,7 @@ def test_the_champion_gives_pictures_of_a_class(registration):
 
 def test_the_champion_draws_what_the_sample_stage_draws(registration, networks):
     registration.register(0.95)
-    own = registration.config().sample
+    own = registration.config()
     tokenizer, sit = networks
     generator = ImageGenerator(tokenizer, sit, LatentStatistics(**STATISTICS), "velocity").eval()
     expected = generator.draw(torch.tensor([4, 5]), [14, 15], Sampling(**own.sampling()))
@@ -58,7 +58,7 @@ def test_a_baseline_is_registered_with_the_package_that_it_needs(tmp_path, netwo
     source = registration.client.get_model_version("denoising-vae", "1").source.removeprefix("file://")
     (requirements,) = Path(source).rglob("requirements.txt")
     assert f"diffusers=={version('diffusers')}" in requirements.read_text().splitlines()
-    own = registration.config().sample
+    own = registration.config()
     generator = ImageGenerator(sd_vae, networks[1], LatentStatistics(**STATISTICS), "velocity").eval()
     expected = generator.draw(torch.tensor([4]), [14], Sampling(**own.sampling()))
     pictures = registration.predict({"label": [4], "seed": [14]})

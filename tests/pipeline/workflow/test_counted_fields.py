@@ -36,7 +36,7 @@ def speed(what: str) -> Answer:
 ANSWERS: dict[str, Answer] = {
     "root": place("artifacts lie"),
     "weights": place("pretrained weights lie; of each its content counts"),
-    "seed": ("prepare", "which images are held out; then every draw of both trainings"),
+    "seed": ("prepare", "which images are held out; then every draw of trainings and samples without a seed of theirs"),
     "data.format": ("prepare", "how images and labels are found in files"),
     "data.uri": place("the source lies; what it holds is data.revision"),
     "data.revision": ("prepare", "the content of the source"),
@@ -64,6 +64,7 @@ ANSWERS: dict[str, Answer] = {
     "tokenizer.clip": training("train-tokenizer"),
     "tokenizer.ema_decay": training("train-tokenizer"),
     "tokenizer.start_from": training("train-tokenizer"),
+    "tokenizer.seed": training("train-tokenizer"),
     "tokenizer.precision": ("train-tokenizer", "the rounding of every product, far above the last bits"),
     "tokenizer.checkpoint_every": (None, "a resumed training is an undisturbed one"),
     "tokenizer.log_every": (None, "what is told: the lines of the history, no weight"),
@@ -126,6 +127,7 @@ ANSWERS: dict[str, Answer] = {
     "sit.keep_state": (None, "what is kept for more steps: no weight of this artifact"),
     "sit.start_from": training("train-sit"),
     "sit.ema_decays": ("train-sit", "which averages of the weights there are"),
+    "sit.seed": training("train-sit"),
     "sit.precision": ("train-sit", "the rounding of every product, far above the last bits"),
     "sit.checkpoint_every": (None, "a resumed training is an undisturbed one"),
     "sit.log_every": (None, "what is told: the lines of the history, no weight"),
@@ -182,6 +184,7 @@ ANSWERS: dict[str, Answer] = {
     "cluster.keep_checkpoints": (None, "a resumed training is an undisturbed one"),
     "cluster.compile": speed("other kernels"),
     "cluster.deterministic": speed("other kernels"),
+    "cluster.price_per_hour": (None, "what is told: the estimates of suite plan"),
     "cluster.device_peak_tflops": (None, "what is told: the estimates of plan"),
     "cluster.assumed_mfu": (None, "what is told: the estimates of plan"),
     "tracking.uri": place("metrics are sent"),
@@ -211,6 +214,24 @@ def test_a_field_moves_the_fingerprints_of_what_it_can_move(config: Config, name
     assert (stages[0] if stages else None) == first
     of_a_run = [stage for stage in stages if stage in NAMES]
     assert not of_a_run or of_a_run[-1] == "register", "what comes after is made from it"
+
+
+def test_a_seed_written_down_counts_as_the_same_seed_by_default(config: Config) -> None:
+    for sets in (["tokenizer.seed=0", "sit.seed=0", "sample.seed=0"], ["sit.seed=0"]):
+        assert moved(config, load_config("quickstart", ["data.revision=abc", *sets])) == []
+    seed = load_config("quickstart", ["data.revision=abc", "seed=1"])
+    assert moved(seed, load_config("quickstart", ["data.revision=abc", "seed=1", "sample.seed=1"])) == []
+
+
+def test_a_seed_of_the_generator_trains_no_tokenizer(config: Config) -> None:
+    other = load_config("quickstart", ["data.revision=abc", "sit.seed=1"])
+    after = ["train-sit", "sample", "evaluate-samples", "register", "convergence"]
+    assert moved(config, other) == after
+    assert counted_config(find_stage("train-sit"), other)["sit.seed"] == 1
+    assert "tokenizer.seed" not in counted_config(find_stage("train-tokenizer"), other)
+    assert moved(config, load_config("quickstart", ["data.revision=abc", "sample.seed=1"])) == [
+        name for name in after if name != "train-sit"
+    ]
 
 
 def test_what_is_read_though_it_does_not_count_is_kept(config: Config) -> None:

@@ -1,0 +1,282 @@
+"""The report of a suite: one self-contained HTML page, a table in Markdown, and the figures as files.
+
+Ours stands beside the paper's value. The numbers are made in `summary.py`, the markup in `pipeline.reports.page`.
+"""
+
+import base64
+import shlex
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline import reports
+from pipeline.config import Config, site_root
+from pipeline.errors import PipelineError
+from pipeline.metrics import find_metric
+from pipeline.reports import page
+from pipeline.storage import open_storage
+from pipeline.suites.figures import Picture, pictures_of
+from pipeline.suites.results import Measured, total_hours
+from pipeline.suites.runs import Asked, chosen_rows
+from pipeline.suites.schema import Column, Suite
+from pipeline.suites.summary import INTERVAL, Cell, Line, Verdict, lines_of, verdicts
+from pipeline.tracking import runs_page, tracking_uri
+
+
+class _Content(NamedTuple):
+    """What all three forms of the report say."""
+
+    suite: Suite
+    scale: str
+    lines: list[Line]
+    verdicts: list[Verdict]
+    hours: float
+    runs: tuple[int, int]
+    """Recorded, and all."""
+
+
+def _content(suite: Suite, asked: Asked, found: Sequence[Measured]) -> _Content:
+    suite = _shown(suite, asked.scale)
+    lines = lines_of(suite, chosen_rows(suite, asked), asked.scale, found)
+    done = sum(one.record is not None for one in found)
+    return _Content(suite, asked.scale, lines, verdicts(suite, lines), total_hours([*found]), (done, len(found)))
+
+
+def _shown(suite: Suite, scale: str) -> Suite:
+    """The suite without columns that have neither a metric at this scale nor a printed value, nor a claim."""
+    printed = {name for row in suite.rows for name in row.printed}
+    columns = [column for column in suite.columns if column.key(scale) is not None or column.name in printed]
+    kept = {column.name for column in columns}
+    order = [claim for claim in suite.order if claim.column in kept]
+    return suite.model_copy(update={"columns": tuple(columns), "order": tuple(order)})
+
+
+# --- in words ---
+
+
+def _ours(cell: Cell, column: Column) -> str:
+    if cell.mean is None:
+        return ""
+    half = f" ± {cell.half_width:.{column.digits}f}" if cell.half_width is not None else ""
+    return f"{cell.mean:.{column.digits}f}{half}"
+
+
+def _printed(cell: Cell) -> str:
+    return "" if cell.printed is None else str(cell.printed)
+
+
+def _headings(content: _Content) -> list[tuple[str, str]]:
+    """Of each column ours and the paper's, which has its own name where another metric stands for it here."""
+    headings = []
+    for column in content.suite.columns:
+        title = column.title(content.scale)
+        arrow = {"higher": " ↑", "lower": " ↓", "": ""}[column.better_is]
+        headings.append((title + arrow, "paper" if title == column.name else f"paper's {column.name}"))
+    return headings
+
+
+def _said(verdict: Verdict) -> str:
+    """A claim and what came out, in a sentence."""
+    order = " before ".join(verdict.claim.rows)
+    said = {True: "reproduced", False: "not reproduced", None: "open: a row was not run"}[verdict.reproduced]
+    parts = [
+        f"{pair.better} before {pair.worse} in {pair.agree} of {pair.pairs}" for pair in verdict.pairs if pair.pairs
+    ]
+    share = f"; of pairs of seeds {verdict.share:.0%} agree ({', '.join(parts)})" if verdict.share is not None else ""
+    place = f" ({verdict.claim.place})" if verdict.claim.place else ""
+    return f"{verdict.claim.column}: {order}{place}: {said}{share}."
+
+
+def _facts(content: _Content) -> list[str]:
+    done, runs = content.runs
+    return [
+        *([f"scale {content.scale}"] if content.scale else []),
+        f"{done} of {runs} runs",
+        f"{content.hours:.3g} device-hours",
+        INTERVAL,
+    ]
+
+
+def _about(content: _Content) -> list[str]:
+    """Notes below the table."""
+    suite = content.suite
+    notes = [f"Printed values: {suite.place}. Ours: {INTERVAL}, from two seeds on."]
+    if suite.about:
+        notes.append(suite.about)
+    if content.scale and suite.scales[content.scale].about:
+        notes.append(suite.scales[content.scale].about)
+    for column in suite.columns:
+        key = column.key(content.scale)
+        metric = find_metric(key) if key is not None else None
+        if metric is not None:
+            level = ", at the level of the row's generator" if column.at_level else ""
+            notes.append(f"{column.title(content.scale)}: {key}{level}; {metric.meaning}.")
+    notes += [f"{line.row.name}: {line.row.note}" for line in content.lines if line.row.note]
+    return notes
+
+
+def markdown(content: _Content) -> str:
+    """The report as Markdown, without pictures."""
+    suite = content.suite
+    ours = [" | ".join(both) for both in _headings(content)]
+    parts = [f"# {suite.title}", "", ", ".join(_facts(content)) + ".", ""]
+    parts += [f"| {' | '.join(['row', *ours, 'status'])} |", "|---" * (2 + 2 * len(ours)) + "|"]
+    for group, lines in groupby(content.lines, key=lambda line: line.row.group):
+        if group:
+            parts.append(f"| **{group}** |{' |' * (1 + 2 * len(ours))}")
+        for line in lines:
+            cells = [
+                text
+                for cell, column in zip(line.cells, suite.columns, strict=True)
+                for text in (_ours(cell, column), _printed(cell))
+            ]
+            parts.append(f"| {_named(line)} | {' | '.join([*cells, line.status])} |")
+    if content.verdicts:
+        parts += ["", "## The paper's order", "", *(f"* {_said(verdict)}" for verdict in content.verdicts)]
+    parts += ["", *(f"* {note}" for note in _about(content))]
+    parts += [f"* {line.row.name}: `{command}`" for line in content.lines for command in line.row.commands]
+    return "\n".join(parts) + "\n"
+
+
+def _named(line: Line) -> str:
+    return (line.row.title or line.row.name) + (" (baseline)" if line.row.baseline else "")
+
+
+# --- on the screen ---
+
+
+def render_suite(console: Console, suite: Suite, asked: Asked, found: Sequence[Measured]) -> None:
+    """Print the table and the verdicts."""
+    content = _content(suite, asked, found)
+    table = Table(box=None, pad_edge=False, header_style="bold", title=suite.title)
+    table.add_column("row", overflow="fold")
+    for ours, printed in _headings(content):
+        table.add_column(f"{ours} ({printed})", justify="right")
+    table.add_column("status")
+    for line in content.lines:
+        cells = [
+            " ".join(part for part in (_ours(cell, column), f"({_printed(cell)})" if _printed(cell) else "") if part)
+            for cell, column in zip(line.cells, suite.columns, strict=True)
+        ]
+        table.add_row(escape(_named(line)), *map(escape, cells), line.status)
+    console.print(table)
+    for verdict in content.verdicts:
+        console.print(_said(verdict), highlight=False, soft_wrap=True, markup=False)
+
+
+# --- as files ---
+
+
+def write_suite(suite: Suite, asked: Asked, found: Sequence[Measured], label: str, to: Path | None) -> list[str]:
+    """Write index.html, table.md and the figures; returns their places.
+
+    They go to the folder `to`, by default to `suites/LABEL` at the root. StorageError if they cannot be written.
+    """
+    content, pictures = _content(suite, asked, found), pictures_of(suite, asked.scale, found)
+    files = {
+        "index.html": _html(content, found, pictures).encode(),
+        "table.md": markdown(content).encode(),
+        **{f"{one.name}.{ending}": data for one in pictures for ending, data in one.files.items()},
+    }
+    if to is not None:
+        return [str(path) for path in reports.write_files(to, files)]
+    storage = open_storage(found[0].run.config.root if found else asked.root or site_root())
+    for name, data in files.items():
+        storage.write(f"suites/{label}/{name}", data)
+    return [storage.uri(f"suites/{label}/{name}") for name in files]
+
+
+def _html(content: _Content, found: Sequence[Measured], pictures: Sequence[Picture]) -> str:
+    suite = content.suite
+    body = [
+        page.header(suite.title, _facts(content)),
+        page.section(suite.place, page.table(*_table(content)), _about(content)),
+        page.section("The paper's order", page.table(_CLAIMED, _claims(content))),
+        page.section(
+            "Figures",
+            page.figures([(_data_uri(one.files["png"]), one.caption) for one in pictures]),
+        ),
+        page.section("Runs", page.table(("row", "seed", "status", "device-hours", "run"), _runs(found))),
+        page.section("Commands for public weights", page.table(("row", "command"), _commands(content))),
+    ]
+    return page.document(f"{suite.title} · Denoising-VAE", "".join(body))
+
+
+def _table(content: _Content) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows: each column twice, ours and the paper's."""
+    suite = content.suite
+    headings = ["row", *(text for both in _headings(content) for text in both), "status"]
+    rows = []
+    for group, lines in groupby(content.lines, key=lambda line: line.row.group):
+        if group:
+            rows.append([page.quiet(group), *[""] * (len(headings) - 1)])
+        for line in lines:
+            cells = [
+                markup
+                for cell, column in zip(line.cells, suite.columns, strict=True)
+                for markup in (page.number(_ours(cell, column)), page.number(_printed(cell)))
+            ]
+            rows.append([page.text(_named(line)), *cells, page.chip(line.status, _CHIPS.get(line.status, "resumable"))])
+    return headings, rows
+
+
+_CLAIMED = ("claim", "came out", "pairs of seeds that agree")
+_CHIPS = {"run": "cached", "not run": "new", "by command": "new"}
+
+
+def _claims(content: _Content) -> list[list[str]]:
+    rows = []
+    for one in content.verdicts:
+        word = {True: "reproduced", False: "not reproduced", None: "open"}[one.reproduced]
+        share = f"{one.share:.0%}" if one.share is not None else ""
+        order = f"{one.claim.column}: {' before '.join(one.claim.rows)}"
+        place = f" ({one.claim.place})" if one.claim.place else ""
+        rows.append(
+            [page.text(order + place), page.chip(word, "cached" if one.reproduced else "resumable"), page.number(share)]
+        )
+    return rows
+
+
+def _runs(found: Sequence[Measured]) -> list[list[str]]:
+    """Every run with its place in MLflow: a link to a server's page, or its key in a database."""
+    rows = []
+    for run, record in found:
+        hours = sum(record.device_seconds.values()) / 3600 if record is not None else None
+        rows.append(
+            [
+                page.text(run.row.name),
+                page.number(str(run.seed)),
+                page.chip("run" if record else "not run", "cached" if record else "new"),
+                page.number(f"{hours:.3g}" if hours is not None else ""),
+                _tracked(run.config, record.mlflow) if record is not None else page.code(run.command_line(None)),
+            ]
+        )
+    return rows
+
+
+def _tracked(config: Config, key: str) -> str:
+    uri = tracking_uri(config)
+    if not uri.startswith(("http://", "https://")):
+        return page.code(f"{key}, of mlflow ui --backend-store-uri {shlex.quote(uri)}")
+    try:
+        address = runs_page(uri, config.tracking.experiment, key)
+    except PipelineError:  # the page is worth having without a link
+        address = None
+    return page.link(address, key) if address else page.code(key)
+
+
+def _commands(content: _Content) -> list[list[str]]:
+    return [
+        [page.text(line.row.title or line.row.name), page.code(command)]
+        for line in content.lines
+        for command in line.row.commands
+    ]
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

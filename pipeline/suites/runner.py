@@ -1,0 +1,195 @@
+"""Runs a suite: each run is a process `python -m pipeline run`, at most so many at once, none while another makes what
+it needs.
+
+Killed, the same command goes on: what is recorded is not run again, and stages resume by their fingerprints. A run that
+fails stops no other.
+"""
+
+import ctypes
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from rich.markup import escape
+
+from pipeline.artifacts import artifact_path
+from pipeline.console import Display, own_console
+from pipeline.errors import ContractError
+from pipeline.storage import open_storage
+from pipeline.suites.planning import nodes_of
+from pipeline.suites.results import Record, Results, measured, record_of
+from pipeline.suites.runs import Run
+from pipeline.workflow import Runner, artifacts_of
+
+_POLL_SECONDS = 2.0
+_ROOM_SECONDS = 30.0  # for a process that was asked to end: it saves a checkpoint
+
+
+@dataclass
+class Failure:
+    """A run that ended with an error."""
+
+    run: Run
+    line: str
+    """Its last line on stderr."""
+
+
+@dataclass
+class _Started:
+    """A process at work on a run. Alone, it writes to this screen; beside others, to a log."""
+
+    run: Run
+    process: subprocess.Popen[bytes]
+    errors: Path
+    open_files: list[IO[bytes]] = field(default_factory=list)
+
+    def close(self) -> None:
+        for file in self.open_files:
+            file.close()
+
+    def last_line(self) -> str:
+        lines = [line for line in self.errors.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1].removeprefix("error: ") if lines else f"it ended with code {self.process.returncode}"
+
+
+def run_suite(
+    runs: Sequence[Run],
+    results: Results,
+    root: str | None,
+    logs: Path,
+    at_once: int,
+    say: Callable[[str], None],
+) -> list[Failure]:
+    """Make what is missing, and record each run as it ends; returns those that failed.
+
+    Args:
+        runs: resolved freshly, so that their fingerprints are known.
+        root: as the command line has it, for the commands that repeat a run.
+        logs: a folder for what the processes print.
+        at_once: of them at a time, at most.
+        say: is told a line at a time, in rich's markup.
+    """
+    for one in measured([*runs], results.read()):
+        if one.record is None and not _unmade(one.run):  # by another suite, or before the last call was killed
+            results.add(one.run.identities[one.run.until], recorded(one.run))
+    waiting = [one.run for one in measured([*runs], results.read()) if one.record is None]
+    say(f"{len(runs) - len(waiting)} of {len(runs)} runs are recorded in {escape(results.place)}")
+    failures: list[Failure] = []
+    working: list[_Started] = []
+    logs.mkdir(parents=True, exist_ok=True)
+    with _ended(working):
+        while waiting or working:
+            for started in [one for one in working if one.process.poll() is not None]:
+                working.remove(started)
+                failure = _finish(started, results)
+                failures += [failure] if failure else []
+                say(_told(started.run, failure, root))
+            while len(working) < at_once and (run := _next(waiting, [one.run for one in working])) is not None:
+                waiting.remove(run)
+                say(f"[bold]{escape(run.label)}[/]  {escape(run.preset)}")
+                working.append(_start(run, root, logs, alone=at_once == 1))
+            if working:
+                time.sleep(_POLL_SECONDS)
+    return failures
+
+
+def _told(run: Run, failure: Failure | None, root: str | None) -> str:
+    if failure is None:
+        return f"[green]✓[/] {escape(run.label)}"
+    return f"[red]failed[/] {escape(run.label)}: {escape(failure.line)}\n  {escape(run.command_line(root))}"
+
+
+def _next(waiting: Sequence[Run], working: Sequence[Run]) -> Run | None:
+    """The first run that needs nothing that another is making. Beside none, simply the first."""
+    if not working:
+        return waiting[0] if waiting else None
+    taken = {identity for run in working for identity in _unmade(run)}
+    return next((run for run in waiting if not taken & _unmade(run) and not _goes_on(run, working)), None)
+
+
+def _unmade(run: Run) -> set[str]:
+    """What tells its stages without a current artifact."""
+    return {run.identities[name] for name, node in nodes_of(run).items() if node.status != "cached"}
+
+
+def _goes_on(run: Run, working: Sequence[Run]) -> bool:
+    """Whether one of these trains a shorter generator, which this run may go on from."""
+    return any(
+        other.config.sit.steps < run.config.sit.steps
+        and other.config.sit.keep_state
+        and other.seed == run.seed
+        and other.identities["train-tokenizer"] == run.identities["train-tokenizer"]
+        for other in working
+    )
+
+
+def _end_with_parent() -> None:
+    """In a new process: it is asked to end when this one is killed, or it would hold its lease and train on unseen."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _start(run: Run, root: str | None, logs: Path, alone: bool) -> _Started:
+    name = f"{run.row.name}-{run.seed}".replace("/", "-").replace(" ", "-")
+    errors = logs / f"{name}.err"
+    file = errors.open("wb")
+    files: list[IO[bytes]] = [file]
+    if not alone:
+        files.append((logs / f"{name}.log").open("wb"))
+    assert run.fingerprint is not None  # the source is resolved
+    command = [sys.executable, "-m", "pipeline", *run.command(root), "--expect", run.fingerprint]
+    process = subprocess.Popen(  # one thread, and nothing but a system call
+        command,
+        stdout=None if alone else files[-1],
+        stderr=file,
+        stdin=subprocess.DEVNULL,
+        preexec_fn=_end_with_parent,
+    )
+    return _Started(run, process, errors, files)
+
+
+def _finish(started: _Started, results: Results) -> Failure | None:
+    """Record a run that has ended well; else its failure."""
+    started.close()
+    if started.process.returncode != 0:
+        return Failure(started.run, started.last_line())
+    fingerprint = started.run.fingerprint
+    assert fingerprint is not None
+    try:
+        results.add(fingerprint, recorded(started.run))
+    except ContractError as error:  # its artifact is gone, or was replaced
+        return Failure(started.run, str(error))
+    return None
+
+
+def recorded(run: Run) -> Record:
+    """What is kept of a run whose artifacts are there. ContractError if one is not."""
+    made = artifacts_of([*nodes_of(run).values()])
+    for stage in run.identities:
+        if stage not in made:
+            place = artifact_path(stage, run.identities[stage])
+            raise ContractError(f"{place} is not at {open_storage(run.config.root).root}", "Run again.")
+    return record_of(run, made, Runner(run.config, Display(own_console()), run.preset).key)
+
+
+@contextmanager
+def _ended(working: list[_Started]) -> Iterator[None]:
+    """End the processes that are still at work if this one is interrupted; they go on by the same command."""
+    try:
+        yield
+    finally:
+        for started in working:
+            started.process.terminate()
+        for started in working:
+            try:
+                started.process.wait(_ROOM_SECONDS)
+            except subprocess.TimeoutExpired:
+                started.process.kill()
+                started.process.wait()
+            started.close()

@@ -1,0 +1,153 @@
+"""What came out of a suite, in numbers: means and intervals over seeds, and whether the paper's order came out.
+
+No text is laid out here.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from models import sizes
+from pipeline.config import Config
+from pipeline.suites.results import Measured
+from pipeline.suites.schema import Claim, Column, Row, Suite
+from pipeline.workflow import sit_sizes
+
+# Student's t for 95%, two-sided, with 1, 2, ... degrees of freedom.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+_T_LARGE = 2.131  # from there on the interval is a little too wide
+INTERVAL = "mean ± 95% t-interval over seeds"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of one row: ours over seeds, beside the paper's."""
+
+    values: tuple[float, ...]
+    """One for each seed that was run, in the order of seeds."""
+    printed: float | str | None
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def half_width(self) -> float | None:
+        """Half of the 95% t-interval of the mean over seeds; None for fewer than two."""
+        count = len(self.values)
+        if count < 2:
+            return None
+        quantile = _T[count - 2] if count - 2 < len(_T) else _T_LARGE
+        return quantile * statistics.stdev(self.values) / math.sqrt(count)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table."""
+
+    row: Row
+    status: str
+    """`run`, `n of m seeds`, `not run`, `by command`."""
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows that follow each other in a claimed order."""
+
+    better: str
+    worse: str
+    agree: int
+    pairs: int
+    """Of seeds: each of the one row with each of the other."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claimed order, and what came out."""
+
+    claim: Claim
+    pairs: tuple[Pair, ...]
+    reproduced: bool | None
+    """Whether the means are in this order; None unless every row of it was run."""
+
+    @property
+    def share(self) -> float | None:
+        """Of all pairs of seeds, those that agree; None without any."""
+        total = sum(pair.pairs for pair in self.pairs)
+        return sum(pair.agree for pair in self.pairs) / total if total else None
+
+
+def lines_of(suite: Suite, rows: Sequence[Row], scale: str, found: Sequence[Measured]) -> list[Line]:
+    """The table's rows."""
+    lines = []
+    for row in rows:
+        own = [one for one in found if one.run.row.name == row.name]
+        cells = tuple(
+            Cell(tuple(value / column.unit for value in _values(column, scale, own)), row.printed.get(column.name))
+            for column in suite.columns
+        )
+        lines.append(Line(row, _status(row, own), cells))
+    return lines
+
+
+def _status(row: Row, own: Sequence[Measured]) -> str:
+    done = sum(one.record is not None for one in own)
+    if not own:
+        return "by command" if row.commands and row.preset is None else "not run"
+    if done == len(own):
+        return "run"
+    return f"{done} of {len(own)} seeds" if done else "not run"
+
+
+def _values(column: Column, scale: str, own: Sequence[Measured]) -> Iterator[float]:
+    """The column's number of each seed that was run; a closed form is the same for every one, and needs none."""
+    key = column.key(scale)
+    if key is None:
+        return
+    if key in _SIZES:
+        if own:
+            yield _SIZES[key](own[0].run.config)
+        return
+    for run, record in own:
+        level = run.config.sit.level if column.at_level else 0
+        name = f"{key}_level{level}" if level else key
+        if record is not None and name in record.metrics:
+            yield record.metrics[name]
+
+
+def _tokenizer(config: Config) -> sizes.TokenizerSizes:
+    return sizes.tokenizer_sizes(config.tokenizer.kind, config.tokenizer_network)
+
+
+_SIZES: dict[str, Callable[[Config], float]] = {
+    "size/tokenizer_gflops": lambda config: _tokenizer(config).gflops,
+    "size/tokenizer_parameters": lambda config: _tokenizer(config).parameters,
+    "size/sit_parameters": lambda config: sit_sizes(config)["parameters"],
+}
+
+
+def verdicts(suite: Suite, lines: Sequence[Line]) -> list[Verdict]:
+    """Each claim against the table. Rows that are not in the table, or were not run, leave it open."""
+    return [_verdict(claim, suite, {line.row.name: line for line in lines}) for claim in suite.order]
+
+
+def _verdict(claim: Claim, suite: Suite, lines: dict[str, Line]) -> Verdict:
+    index = [column.name for column in suite.columns].index(claim.column)
+    lower = suite.columns[index].better_is == "lower"
+
+    def values(name: str) -> tuple[float, ...]:
+        return lines[name].cells[index].values if name in lines else ()
+
+    def is_better(one: float, other: float) -> bool:
+        return one < other if lower else one > other
+
+    pairs = []
+    for better, worse in pairwise(claim.rows):
+        both = [(one, other) for one in values(better) for other in values(worse)]
+        pairs.append(Pair(better, worse, sum(is_better(*pair) for pair in both), len(both)))
+    means = [statistics.fmean(found) for name in claim.rows if (found := values(name))]
+    whole = len(means) == len(claim.rows)
+    return Verdict(claim, tuple(pairs), all(is_better(*two) for two in pairwise(means)) if whole else None)

@@ -1,0 +1,116 @@
+"""A suite's file: what is refused, in one line with the nearest name; and those that come with the code."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import load_config
+from pipeline.errors import ConfigError
+from pipeline.suites import Asked, load_suite, preset_of, runs_of, suite_names
+from pipeline.suites.schema import Suite
+from tests.pipeline.suites.user import TREE, written
+from tests.support.paper_rows import header
+
+SUITES = {name: load_suite(name) for name in suite_names()}
+PLACES = [(name, scale) for name, suite in SUITES.items() for scale in suite.scale_names]
+
+
+def refused(folder: Path, **changes: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_suite(written(folder, **changes))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+ROW = {"name": "none", "preset": "quickstart"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem", "hint"),
+    [
+        ({"rows": [{**ROW, "preset": "quickstrat"}]}, "row none: unknown preset 'quickstrat'", "mean 'quickstart'?"),
+        ({"columns": [{"name": "FD", "metric": "samples/sfdi"}], "order": []}, "unknown metric", "'samples/sfid'?"),
+        ({"order": [{"column": "FD", "rows": ["fda", "nine"]}]}, "order: unknown row 'nine'", "Did you mean 'none'?"),
+        ({"order": [{"column": "FDD", "rows": ["fda", "none"]}]}, "unknown column 'FDD'", "Did you mean 'FD'?"),
+        ({"rows": [{**ROW, "prnted": {}}], "order": []}, "rows.0.prnted: unknown key", "Did you mean 'printed'?"),
+        ({"tittle": "x"}, "tittle: unknown key", "Did you mean 'title'?"),
+        ({"rows": [ROW, ROW], "order": []}, "rows: 'none' stands twice", "Correct the file."),
+        ({"rows": [{**ROW, "at": {"digits": {}}}], "order": []}, "unknown scale 'digits'", "There is none."),
+        ({"rows": [{**ROW, "printed": {"FDX": 1}}], "order": []}, "row none: printed: unknown column 'FDX'", "'FD'?"),
+        ({"until": "evaluate-everything"}, "unknown stage 'evaluate-everything'", "prepare"),
+        ({"title": None}, "title: ", "Correct the file."),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_in_a_line(tmp_path, changes, problem, hint):
+    line = refused(tmp_path, **changes)
+    assert problem in line
+    assert hint in line
+
+
+def test_a_suite_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match=r"unknown suite 'tabel5'. Did you mean 'table5'\? A file of your own ends"):
+        load_suite("tabel5")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_suite(str(tmp_path / "mysweep.yaml"))
+
+
+def test_a_users_suite_has_the_name_of_its_file(tmp_path):
+    suite = load_suite(written(tmp_path))
+    assert (suite.name, suite.scale_names, len(suite.rows)) == ("mysweep", [""], len(TREE["rows"]))  # type: ignore[arg-type]
+
+
+# --- those that come with the code ---
+
+
+def test_every_table_and_figure_of_the_paper_is_a_suite():
+    assert suite_names() == [f"figure{i}" for i in range(1, 6)] + [f"table{i}" for i in range(1, 7)]
+
+
+@pytest.mark.parametrize(("name", "scale"), PLACES)
+def test_rows_resolve_at_every_scale_and_share_tokenizers(name, scale, tmp_path):
+    """What is to be equal is; a tokenizer is trained once a seed."""
+    source = [] if scale == "digits" else ["data.uri=s3://bucket/images"]
+    runs = runs_of(SUITES[name], Asked(scale, 2, (), source, str(tmp_path)), fresh=False)
+    assert runs
+    trainings = {run.identities["train-tokenizer"] for run in runs}
+    networks = {(run.seed, run.config.tokenizer.model_copy(update={"seed": None}).model_dump_json()) for run in runs}
+    imported = {run.config.tokenizer.imported for run in runs} - {None}
+    assert len(trainings) == len(networks) - len(imported)
+
+
+@pytest.mark.parametrize("name", [name for name in SUITES if name.startswith("table")])
+def test_printed_values_are_those_of_the_presets(name):
+    """A row's preset of the paper's scale says the same numbers in its header."""
+    for row in SUITES[name].rows:
+        preset = preset_of(SUITES[name], row, "imagenet")
+        if preset is None or not preset.startswith("table"):
+            continue
+        said = header(preset)
+        for column, printed in (("rFID", said.rfid), ("gFID", said.gfid)):
+            if column in row.printed:
+                assert float(row.printed[column]) in [float(one) for one in printed.split(", ")], (row.name, column)
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_claimed_orders_are_those_of_the_printed_values(name):
+    suite = SUITES[name]
+    rows = {row.name: row for row in suite.rows}
+    better = {column.name: column.better_is for column in suite.columns}
+    for claim in suite.order:
+        values = [float(rows[row].printed[claim.column]) for row in claim.rows if claim.column in rows[row].printed]
+        for first, second in pairwise(values):
+            assert first < second if better[claim.column] == "lower" else first > second, claim
+
+
+def test_the_small_scales_are_small():
+    """Table 5 on digits: the quickstart's networks and steps, which the budget in its header is of."""
+    for run in runs_of(SUITES["table5"], Asked("digits", 3), fresh=False):
+        own, quickstart = run.config, load_config("quickstart")
+        assert (own.sit.steps, own.sample.count, own.tokenizer.steps) == (
+            quickstart.sit.steps, quickstart.sample.count, quickstart.tokenizer.steps
+        )  # fmt: skip
+
+
+def test_a_suite_is_frozen_and_typed():
+    assert all(isinstance(suite, Suite) for suite in SUITES.values())
