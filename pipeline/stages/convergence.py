@@ -95,7 +95,7 @@ def _outcome(context: StageContext, points: list[dict[str, Any]]) -> Outcome:
     curve = {
         "distance": f"frechet_distance/{own.network}",
         "images": context.config.convergence.images,
-        "sampling": {name: value for name, value in context.config.sample.sampling().items() if name != "seed"},
+        "sampling": {name: value for name, value in context.config.sampling().items() if name != "seed"},
         "data": context.config.data.revision,
         "batch_size": context.config.sit.batch_size,
         "training_images": context.inputs["encode"].rows,
