@@ -82,9 +82,7 @@ def plan(
     if as_json:
         print(json.dumps(planned, indent=1))  # noqa: T201
         return
-    chosen = suites.chosen_rows(opened.suite, opened.asked)
-    idle = [row for row in chosen if suites.preset_of(opened.suite, row, opened.asked.scale) is None]
-    suites.print_suite_plan(console, opened.suite, idle, planned)
+    suites.print_suite_plan(console, suites.chosen_rows(opened.suite, opened.asked), planned)
 
 
 @app.command()

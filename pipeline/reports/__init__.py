@@ -12,6 +12,7 @@ from pipeline.reports.comparison import Found, read_analyses, render_comparison,
 from pipeline.reports.convergence import (
     check_comparable,
     convergence_rows,
+    faster,
     render_convergence,
     write_convergence,
 )

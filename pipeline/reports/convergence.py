@@ -95,12 +95,13 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{_sign(row['bound'])}{row['steps']:,.0f}",
         f"{row['epochs']:.3g}",
         f"{row['device_hours']:.3g}",
-        _faster(row.get("times_as_fast")),
+        faster(row.get("times_as_fast")),
         f"{row['last_distance']:.4g} ({low:.4g} to {high:.4g})",
     ]
 
 
-def _faster(found: dict[str, Any] | None) -> str:
+def faster(found: dict[str, Any] | None) -> str:
+    """How many times as fast, in words: `times_as_fast` of a row, or None for the training that is compared with."""
     if found is None:
         return "1"
     if found["value"] is None:

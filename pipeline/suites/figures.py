@@ -41,7 +41,9 @@ class Drawn:
 
     @property
     def title(self) -> str:
-        return self.run.row.title or self.run.row.name
+        """Of its row, with the group, since rows of two groups may have one title."""
+        row = self.run.row
+        return f"{row.title or row.name} ({row.group})" if row.group else row.title or row.name
 
 
 def pictures_of(suite: Suite, scale: str, found: Sequence[Measured]) -> list[Picture]:
@@ -93,12 +95,9 @@ def _convergence(_: Classes, first: Sequence[Drawn]) -> list[Picture]:
         return []
     reports.check_comparable(trainings)
     goal, rows = reports.convergence_rows(trainings, None)
-    faster = [
-        f"{row['name']} {row['times_as_fast']['value']:.2f} times as fast as {trainings[0].name}"
-        for row in rows[1:]
-        if row["times_as_fast"]["value"] is not None
-    ]
-    caption = f"Figure 3: distance over training steps, one seed. To {goal:.4g}: {'; '.join(faster) or 'one training'}."
+    faster = [f"{row['name']}: {reports.faster(row['times_as_fast'])} times as fast" for row in rows[1:]]
+    beside = f" Beside {trainings[0].name}, {'; '.join(faster)}." if faster else ""
+    caption = f"Figure 3: distance over training steps, seed 0. To a distance of {goal:.4g}.{beside}"
     return _grouped(reports.draw_curves(trainings, goal), {"figure3": caption})
 
 
@@ -107,7 +106,7 @@ def _losses(_: Classes, first: Sequence[Drawn]) -> list[Picture]:
     curves = [_loss_curve(one) for one in _having(first, "train-sit") if "history.jsonl" in one.made["train-sit"].files]
     if not curves:
         return []
-    return _grouped(reports.draw_losses(curves), {"figure4": "Figure 4: diffusion loss over training steps, one seed."})
+    return _grouped(reports.draw_losses(curves), {"figure4": "Figure 4: diffusion loss over training steps, seed 0."})
 
 
 def _loss_curve(one: Drawn) -> "reports.LossCurve":  # in quotes: its module, which draws, is loaded on use

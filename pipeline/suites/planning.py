@@ -1,7 +1,7 @@
 """What a suite would run, what its runs share, and what that costs. Nothing is started."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -9,10 +9,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.console import duration
-from pipeline.suites.results import Measured
+from pipeline.suites.results import Measured, hours_text
 from pipeline.suites.runs import Run
-from pipeline.suites.schema import Row, Suite
-from pipeline.workflow import SECTIONS, Node, make_plan, stages_until, survey
+from pipeline.suites.schema import Row
+from pipeline.workflow import SECTIONS, Node, make_plan, section_of, stages_until, survey
 
 
 class Surveyed(NamedTuple):
@@ -76,21 +76,32 @@ def make_suite_plan(found: Sequence[Surveyed]) -> dict[str, Any]:
     return {
         "runs": [{"row": one.run.row.name, "seed": one.run.seed, "status": one.status} for one in found],
         "stages": stages,
-        "trainings": sum(stages[stage]["missing"] for stage in SECTIONS if stage in stages),
+        "trainings": len(_trainings(found) & missing),
         "device_hours": sum(stage["device_hours"] for stage in stages.values()),
         "device_hours_missing": left,
         "price": left * price if price is not None else None,
     }
 
 
-def print_suite_plan(console: Console, suite: Suite, idle: Collection[Row], plan: dict[str, Any]) -> None:
-    """Print it. `idle`: rows that are not run at this scale."""
+def _trainings(found: Sequence[Surveyed]) -> set[str]:
+    """What tells the trainings; an imported network is none."""
+    return {
+        one.run.identities[stage]
+        for one in found
+        for stage in SECTIONS
+        if stage in one.run.identities and section_of(one.run.config, stage).imported is None
+    }
+
+
+def print_suite_plan(console: Console, rows: Sequence[Row], plan: dict[str, Any]) -> None:
+    """Print it. `rows`: all that were asked for, of which some may not be run at this scale."""
     runs = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("row", "seed", "status"):
         runs.add_column(heading)
     for run in plan["runs"]:
         runs.add_row(escape(run["row"]), str(run["seed"]), run["status"])
-    for row in idle:
+    planned = {run["row"] for run in plan["runs"]}
+    for row in [row for row in rows if row.name not in planned]:
         runs.add_row(escape(row.name), "", "by command" if row.commands else "printed only")
     console.print(runs)
     console.print()
@@ -107,7 +118,7 @@ def print_suite_plan(console: Console, suite: Suite, idle: Collection[Row], plan
             duration(left * 3600) if left else "",
         )
     console.print(stages)
-    for row in suite.rows:
+    for row in rows:
         for command in row.commands:
             console.print(f"{row.name}: {command}", highlight=False, soft_wrap=True, markup=False)
     console.print(_sums(plan), highlight=False, soft_wrap=True)
@@ -118,5 +129,6 @@ def _sums(plan: dict[str, Any]) -> str:
     price = plan["price"]
     cost = f", {price:,.2f} at cluster.price_per_hour" if price is not None else ""
     return (
-        f"{len(plan['runs'])} runs, {plan['trainings']} trainings to do; {left:,.3g} of {whole:,.3g} device-hours{cost}"
+        f"{len(plan['runs'])} runs, {plan['trainings']} trainings to do; {hours_text(left)} of {hours_text(whole)} "
+        f"device-hours{cost}"
     )

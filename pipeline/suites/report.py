@@ -5,7 +5,7 @@ Ours stands beside the paper's value. The numbers are made in `summary.py`, the 
 
 import base64
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from pipeline.metrics import find_metric
 from pipeline.reports import page
 from pipeline.storage import open_storage
 from pipeline.suites.figures import Picture, pictures_of
-from pipeline.suites.results import Measured, total_hours
+from pipeline.suites.results import Measured, hours_text, total_hours
 from pipeline.suites.runs import Asked, chosen_rows
 from pipeline.suites.schema import Column, Suite
 from pipeline.suites.summary import INTERVAL, Cell, Line, Verdict, lines_of, verdicts
@@ -48,11 +48,13 @@ def _content(suite: Suite, asked: Asked, found: Sequence[Measured]) -> _Content:
 
 
 def _shown(suite: Suite, scale: str) -> Suite:
-    """The suite without columns that have neither a metric at this scale nor a printed value, nor a claim."""
+    """The suite without columns that have neither a metric at this scale nor a printed value, and without claims on
+    what is not measured here.
+    """
     printed = {name for row in suite.rows for name in row.printed}
     columns = [column for column in suite.columns if column.key(scale) is not None or column.name in printed]
-    kept = {column.name for column in columns}
-    order = [claim for claim in suite.order if claim.column in kept]
+    here = {column.name for column in columns if column.key(scale) is not None}
+    order = [claim for claim in suite.order if claim.column in here]
     return suite.model_copy(update={"columns": tuple(columns), "order": tuple(order)})
 
 
@@ -66,18 +68,37 @@ def _ours(cell: Cell, column: Column) -> str:
     return f"{cell.mean:.{column.digits}f}{half}"
 
 
-def _printed(cell: Cell) -> str:
+def _printed(cell: Cell, _: Column) -> str:
     return "" if cell.printed is None else str(cell.printed)
 
 
-def _headings(content: _Content) -> list[tuple[str, str]]:
-    """Of each column ours and the paper's, which has its own name where another metric stands for it here."""
-    headings = []
-    for column in content.suite.columns:
+class _Part(NamedTuple):
+    """A column of the report: ours or the paper's of a column of the suite."""
+
+    heading: str
+    column: int
+    text: Callable[[Cell, Column], str]
+
+    def of(self, line: Line, suite: Suite) -> str:
+        return self.text(line.cells[self.column], suite.columns[self.column])
+
+
+def _parts(content: _Content) -> list[_Part]:
+    """Ours where there is a metric at this scale, and the paper's where it prints something.
+
+    The paper's has its own name where another metric stands for it here.
+    """
+    parts = []
+    for index, column in enumerate(content.suite.columns):
         title = column.title(content.scale)
         arrow = {"higher": " ↑", "lower": " ↓", "": ""}[column.better_is]
-        headings.append((title + arrow, "paper" if title == column.name else f"paper's {column.name}"))
-    return headings
+        measured = column.key(content.scale) is not None
+        if measured:
+            parts.append(_Part(title + arrow, index, _ours))
+        if any(line.cells[index].printed is not None for line in content.lines):
+            plain = "paper" if measured and title == column.name else f"paper's {column.name}"
+            parts.append(_Part(plain, index, _printed))
+    return parts
 
 
 def _said(verdict: Verdict) -> str:
@@ -97,7 +118,7 @@ def _facts(content: _Content) -> list[str]:
     return [
         *([f"scale {content.scale}"] if content.scale else []),
         f"{done} of {runs} runs",
-        f"{content.hours:.3g} device-hours",
+        f"{hours_text(content.hours)} device-hours",
         INTERVAL,
     ]
 
@@ -122,20 +143,18 @@ def _about(content: _Content) -> list[str]:
 
 def markdown(content: _Content) -> str:
     """The report as Markdown, without pictures."""
-    suite = content.suite
-    ours = [" | ".join(both) for both in _headings(content)]
-    parts = [f"# {suite.title}", "", ", ".join(_facts(content)) + ".", ""]
-    parts += [f"| {' | '.join(['row', *ours, 'status'])} |", "|---" * (2 + 2 * len(ours)) + "|"]
+    columns = _parts(content)
+    parts = [f"# {content.suite.title}", "", ", ".join(_facts(content)) + ".", ""]
+    parts += [
+        f"| {' | '.join(['row', *(one.heading for one in columns), 'status'])} |",
+        "|---" * (2 + len(columns)) + "|",
+    ]
     for group, lines in groupby(content.lines, key=lambda line: line.row.group):
         if group:
-            parts.append(f"| **{group}** |{' |' * (1 + 2 * len(ours))}")
+            parts.append(f"| **{group}** |{' |' * (1 + len(columns))}")
         for line in lines:
-            cells = [
-                text
-                for cell, column in zip(line.cells, suite.columns, strict=True)
-                for text in (_ours(cell, column), _printed(cell))
-            ]
-            parts.append(f"| {_named(line)} | {' | '.join([*cells, line.status])} |")
+            cells = [one.of(line, content.suite) for one in columns]
+            parts.append(f"| {' | '.join([_named(line), *cells, line.status])} |")
     if content.verdicts:
         parts += ["", "## The paper's order", "", *(f"* {_said(verdict)}" for verdict in content.verdicts)]
     parts += ["", *(f"* {note}" for note in _about(content))]
@@ -155,14 +174,11 @@ def render_suite(console: Console, suite: Suite, asked: Asked, found: Sequence[M
     content = _content(suite, asked, found)
     table = Table(box=None, pad_edge=False, header_style="bold", title=suite.title)
     table.add_column("row", overflow="fold")
-    for ours, printed in _headings(content):
-        table.add_column(f"{ours} ({printed})", justify="right")
+    for part in _parts(content):
+        table.add_column(part.heading, justify="right")
     table.add_column("status")
     for line in content.lines:
-        cells = [
-            " ".join(part for part in (_ours(cell, column), f"({_printed(cell)})" if _printed(cell) else "") if part)
-            for cell, column in zip(line.cells, suite.columns, strict=True)
-        ]
+        cells = [part.of(line, content.suite) for part in _parts(content)]
         table.add_row(escape(_named(line)), *map(escape, cells), line.status)
     console.print(table)
     for verdict in content.verdicts:
@@ -179,7 +195,7 @@ def write_suite(suite: Suite, asked: Asked, found: Sequence[Measured], label: st
     """
     content, pictures = _content(suite, asked, found), pictures_of(suite, asked.scale, found)
     files = {
-        "index.html": _html(content, found, pictures).encode(),
+        "index.html": _html(content, found, pictures, asked.root).encode(),
         "table.md": markdown(content).encode(),
         **{f"{one.name}.{ending}": data for one in pictures for ending, data in one.files.items()},
     }
@@ -191,7 +207,7 @@ def write_suite(suite: Suite, asked: Asked, found: Sequence[Measured], label: st
     return [storage.uri(f"suites/{label}/{name}") for name in files]
 
 
-def _html(content: _Content, found: Sequence[Measured], pictures: Sequence[Picture]) -> str:
+def _html(content: _Content, found: Sequence[Measured], pictures: Sequence[Picture], root: str | None) -> str:
     suite = content.suite
     body = [
         page.header(suite.title, _facts(content)),
@@ -201,26 +217,22 @@ def _html(content: _Content, found: Sequence[Measured], pictures: Sequence[Pictu
             "Figures",
             page.figures([(_data_uri(one.files["png"]), one.caption) for one in pictures]),
         ),
-        page.section("Runs", page.table(("row", "seed", "status", "device-hours", "run"), _runs(found))),
+        page.section("Runs", page.table(("row", "seed", "status", "device-hours", "run"), _runs(found, root))),
         page.section("Commands for public weights", page.table(("row", "command"), _commands(content))),
     ]
     return page.document(f"{suite.title} · Denoising-VAE", "".join(body))
 
 
 def _table(content: _Content) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows: each column twice, ours and the paper's."""
-    suite = content.suite
-    headings = ["row", *(text for both in _headings(content) for text in both), "status"]
+    """Headings and rows."""
+    parts = _parts(content)
+    headings = ["row", *(part.heading for part in parts), "status"]
     rows = []
     for group, lines in groupby(content.lines, key=lambda line: line.row.group):
         if group:
             rows.append([page.quiet(group), *[""] * (len(headings) - 1)])
         for line in lines:
-            cells = [
-                markup
-                for cell, column in zip(line.cells, suite.columns, strict=True)
-                for markup in (page.number(_ours(cell, column)), page.number(_printed(cell)))
-            ]
+            cells = [page.number(part.of(line, content.suite)) for part in parts]
             rows.append([page.text(_named(line)), *cells, page.chip(line.status, _CHIPS.get(line.status, "resumable"))])
     return headings, rows
 
@@ -242,7 +254,7 @@ def _claims(content: _Content) -> list[list[str]]:
     return rows
 
 
-def _runs(found: Sequence[Measured]) -> list[list[str]]:
+def _runs(found: Sequence[Measured], root: str | None) -> list[list[str]]:
     """Every run with its place in MLflow: a link to a server's page, or its key in a database."""
     rows = []
     for run, record in found:
@@ -252,8 +264,8 @@ def _runs(found: Sequence[Measured]) -> list[list[str]]:
                 page.text(run.row.name),
                 page.number(str(run.seed)),
                 page.chip("run" if record else "not run", "cached" if record else "new"),
-                page.number(f"{hours:.3g}" if hours is not None else ""),
-                _tracked(run.config, record.mlflow) if record is not None else page.code(run.command_line(None)),
+                page.number(hours_text(hours) if hours is not None else ""),
+                _tracked(run.config, record.mlflow) if record is not None else page.code(run.command_line(root)),
             ]
         )
     return rows

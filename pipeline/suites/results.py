@@ -172,6 +172,11 @@ def measured(runs: list[Run], records: Mapping[str, Record]) -> list[Measured]:
     ]
 
 
+def hours_text(hours: float) -> str:
+    """Hours in three digits or more: 0.62, 12.3, 1,091."""
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
+
+
 def total_hours(found: list[Measured]) -> float:
     """Device-hours of all recorded runs; a stage that several share counts once."""
     seconds: dict[str, Any] = {}

@@ -142,6 +142,13 @@ def _overrides(fields: Fields) -> list[str]:
 
 def check_equal(suite: Suite, runs: Sequence[Run]) -> None:
     """ConfigError, with both values, unless all rows have the suite's `equal` in common."""
+    fields = list(flattened(runs[0].config)) if runs else []
+    known = [*dict.fromkeys(name.partition(".")[0] for name in fields), *fields]
+    for name in suite.equal if runs else ():
+        if name not in known:
+            raise ConfigError(
+                f"suite {suite.name}: equal: unknown field '{name}'", f"As to fields, {nearest(name, known)}"
+            )
     for run in runs[1:]:
         here, first = flattened(run.config), flattened(runs[0].config)
         for name in sorted(here):

@@ -96,7 +96,7 @@ def lines_of(suite: Suite, rows: Sequence[Row], scale: str, found: Sequence[Meas
 def _status(row: Row, own: Sequence[Measured]) -> str:
     done = sum(one.record is not None for one in own)
     if not own:
-        return "by command" if row.commands and row.preset is None else "not run"
+        return "by command" if row.commands else "not run"
     if done == len(own):
         return "run"
     return f"{done} of {len(own)} seeds" if done else "not run"

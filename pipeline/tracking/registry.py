@@ -83,7 +83,10 @@ def runs_page(uri: str, experiment: str, key: str) -> str | None:
     answer = _query_server(uri, "experiments/get-by-name", experiment_name=experiment)
     if answer is None:
         return None
-    number = str(answer.get("experiment", {}).get("experiment_id", ""))
+    try:
+        number = str(answer["experiment"]["experiment_id"])
+    except (KeyError, TypeError) as error:
+        raise tracking_error(OSError("no valid JSON from MLflow"), uri) from error
     wanted = urllib.parse.quote(f"tags.`{KEY_TAG}` = '{key}'")
     return f"{uri.rstrip('/')}/#/experiments/{number}?searchFilter={wanted}"
 

@@ -16,7 +16,7 @@ import yaml
 from tests.support import PROJECT
 from tests.support.whole_runs import TINY, one_line
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]
 
 NOWHERE = "12" * 32  # a tokenizer that nobody has imported
 UNTOLD = {f"tokenizer.{name}": None for name in ("width", "depth", "heads", "hidden")}
@@ -71,7 +71,7 @@ def test_killed_with_a_row_that_fails_to_the_report(tmp_path: Path) -> None:
     suite, root = written(tmp_path), tmp_path / "runs"
     killed_while_it_trains(suite, root)
     assert list(root.glob(".work/train-tokenizer/*/checkpoints/*/state.json"))
-    done = subprocess.run(command(suite, root), cwd=PROJECT, text=True, capture_output=True, timeout=550, check=False)
+    done = subprocess.run(command(suite, root), cwd=PROJECT, text=True, capture_output=True, timeout=1000, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     line = one_line(done.stderr, "1 of 3 runs failed", "lost, seed 0: tokenizer.imported 121212121212 is not at ")
     assert "`python -m pipeline run quickstart --until evaluate-samples " in line

@@ -58,6 +58,11 @@ def test_rows_that_differ_where_they_must_not(tmp_path):
         runs(tmp_path, 1, rows=rows, order=[])
 
 
+def test_what_is_to_be_equal_is_a_field(tmp_path):
+    with pytest.raises(ConfigError, match=r"equal: unknown field 'tokenizr'. As to fields, did you mean 'tokenizer'\?"):
+        runs(tmp_path, 1, equal=["tokenizr"])
+
+
 def test_an_override_that_is_wrong_names_the_row(tmp_path):
     rows = [{"name": "a", "preset": "quickstart", "set": {"sit.stepz": 9}}]
     with pytest.raises(ConfigError, match=r"row a: sit.stepz: unknown key"):
@@ -90,6 +95,14 @@ def test_a_plan_says_what_is_shared_and_what_it_costs(tmp_path):
     assert [run["status"] for run in rest["runs"]] == ["recorded"] * 2 + ["new"] * 4
     assert rest["trainings"] == 6
     assert rest["device_hours_missing"] == pytest.approx(plan["device_hours"] * 2 / 3)
+
+
+def test_an_imported_tokenizer_is_no_training(tmp_path):
+    """Of Table 1's: EQ-VAE's tokenizer is trained, and SD-VAE's public weights are not; both have a generator."""
+    asked = Asked("imagenet", 1, ("sd-vae", "eq-vae"), ("data.uri=s3://bucket/images",), str(tmp_path))
+    plan = make_suite_plan(surveyed(measured(runs_of(load_suite("table1"), asked, fresh=False), {})))
+    assert plan["trainings"] == 3
+    assert plan["stages"]["train-tokenizer"]["artifacts"] == 2
 
 
 def test_without_a_price_there_is_none(tmp_path):

@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
-from pipeline.suites import Asked, load_suite, preset_of, runs_of, suite_names
+from pipeline.suites import Asked, load_suite, runs_of, suite_names
+from pipeline.suites.runs import preset_of
 from pipeline.suites.schema import Suite
 from tests.pipeline.suites.user import TREE, written
 from tests.support.paper_rows import header

@@ -17,7 +17,7 @@ from pipeline.tracking.courier import deliver
 from pipeline.tracking.errors import TrackingError
 from pipeline.tracking.mlflow import MlflowWriter, tracking_uri
 from pipeline.tracking.outbox import Outbox
-from pipeline.tracking.registry import aliased_tags, champion, has_version, input_tag
+from pipeline.tracking.registry import aliased_tags, champion, has_version, input_tag, runs_page
 from tests.support.registration import Registration, digest
 from tests.support.tls import certificate
 
@@ -49,6 +49,21 @@ def test_what_answers_is_no_registry(service, monkeypatch, body):
     monkeypatch.setattr(Service, "body", body)
     with pytest.raises(TrackingError, match="is not MLflow"):
         champion(service, "m")
+
+
+@pytest.mark.parametrize("body", [b"hello", b'{"experiment": 3}', b'{"ok": 1}'])
+def test_what_answers_has_no_page_of_runs(service, monkeypatch, body):
+    monkeypatch.setattr(Service, "body", body)
+    with pytest.raises(TrackingError, match="is not MLflow"):
+        runs_page(service, "denoising-vae", "quickstart-ab")
+
+
+def test_the_page_of_a_run_is_a_search_for_its_key(service, monkeypatch):
+    monkeypatch.setattr(Service, "body", b'{"experiment": {"experiment_id": "7", "name": "denoising-vae"}}')
+    page = runs_page(f"{service}/", "denoising-vae", "quickstart-ab")
+    assert page == f"{service}/#/experiments/7?searchFilter=tags.%60dvae.key%60%20%3D%20%27quickstart-ab%27"
+    monkeypatch.setattr(Service, "body", b'{"error_code": "RESOURCE_DOES_NOT_EXIST"}')
+    assert runs_page(service, "denoising-vae", "quickstart-ab") is None
 
 
 @pytest.mark.parametrize(
