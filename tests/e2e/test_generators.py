@@ -101,7 +101,8 @@ def test_a_public_generator_samples_and_is_registered(tmp_path: Path, monkeypatc
     done("export", "sit", "repa", "quickstart", *given, "--to", str(out))
     again = torch.load(out, weights_only=True)
     again = again.get("ema", again)
-    assert all(torch.equal(again[name], weights[name]) for name in again)
+    names = [name for name in again if not name.startswith("projectors")]  # of REPA's training, which was left behind
+    torch.testing.assert_close(*({name: one[name] for name in names} for one in (again, weights)), atol=1e-6, rtol=0)
 
 
 def test_longer_then_from_there(undisturbed: Path, tmp_path: Path) -> None:
@@ -109,7 +110,8 @@ def test_longer_then_from_there(undisturbed: Path, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     for stage in ("prepare", "train-tokenizer", "encode"):
         shutil.copytree(undisturbed / stage, root / stage)
-    own = sets("sit.keep_state=true", "sit.ema_decays=[0.5]", "sit.milestones=[10]")
+    constant = ["sit.decay=constant", "sit.warmup=0"]
+    own = sets("sit.keep_state=true", "sit.ema_decays=[0.5]", "sit.milestones=[10]", *constant)
     call("run", root, *own, *sets("sit.steps=20"), "--until", "train-sit")
     longer = call("run", root, *own, *sets("sit.steps=30"), "--until", "train-sit")
     (first, second) = sorted(made_by(root, "train-sit"), key=lambda one: int(one.config["sit.steps"]))
