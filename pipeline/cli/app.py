@@ -2,7 +2,7 @@
 
 import typer
 
-from pipeline.cli import artifact, config, convergence, data, exchange, running, sample, tracking, weights
+from pipeline.cli import artifact, config, convergence, data, evaluate, exchange, running, sample, tracking, weights
 from pipeline.cli.options import run_app
 
 app = typer.Typer(
@@ -14,6 +14,7 @@ app = typer.Typer(
 app.add_typer(running.app)
 app.add_typer(sample.app)
 app.add_typer(convergence.app)
+app.add_typer(evaluate.app)
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")

@@ -42,6 +42,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 Tolerance = Annotated[float, Field(gt=0.0, lt=1.0)]
 Shuffle = Literal["full", "window"]
+Split = Literal["train", "validation"]
 ModelName = Annotated[str, AfterValidator(model_name)]
 
 
