@@ -66,6 +66,7 @@ EVALUATIONS: dict[SamplerMethod, Callable[[int], int]] = {  # of the network, by
     "sde": lambda steps: steps,
 }
 
-FeatureNetwork = Literal["inception", "efficientnet_lite0"]
+FeatureNetwork = Literal["inception", "efficientnet_lite0", "self"]
+FurtherNetwork = Literal["efficientnet_lite0", "self"]  # those that need no file of weights
 Precision = Literal["fp32", "bf16"]
 EvaluationPrecision = Literal["fp32", "tf32", "bf16"]

@@ -5,7 +5,7 @@ A key may end with a level (`reconstruction/psnr_level2`) or with the network wh
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -112,21 +112,47 @@ METRICS: tuple[Metric, ...] = (
     Metric("samples/classifier_accuracy", "accuracy of that classifier on held-out real images", "%", "higher"),
     Metric(
         "samples/frechet_distance",
-        "samples against the training split, in this network's features",
+        "samples against the reference of real images, in this network's features",
         better="lower",
         headline="Frechet distance",
         on_line=True,
     ),
     Metric(
-        "convergence/frechet_distance",
-        "samples of the last milestone against the training split, in this network's features",
+        "samples/frechet_distance_to_reconstructions",
+        "samples against reconstructions of real images at the generator's level: without what the tokenizer loses",
+        better="lower",
+    ),
+    Metric(
+        "samples/kid",
+        "Kernel Inception Distance, unbiased, of samples to the reference: the one to read with few samples",
         better="lower",
         on_line=True,
     ),
-    Metric("samples/sfid", "samples against the training split, in Inception's spatial features", better="lower"),
+    Metric(
+        "samples/kid_to_reconstructions",
+        "the same to reconstructions of real images at the generator's level: without what the tokenizer loses",
+        better="lower",
+    ),
+    Metric(
+        "floor/frechet_distance",
+        "reconstructions of real images at the generator's level against the reference: no samples come below",
+        better="lower",
+        on_line=True,
+    ),
+    Metric("floor/kid", "Kernel Inception Distance, unbiased, of the same", better="lower", on_line=True),
+    Metric("floor/sfid", "the same Frechet distance in Inception's spatial features", better="lower"),
+    Metric("reference/images", "real images that samples are compared with", "images", on_line=True),
+    Metric("classifier/accuracy", "of the network self, on held-out real images", "%", "higher", on_line=True),
+    Metric(
+        "convergence/frechet_distance",
+        "samples of the last milestone against the reference of real images, in this network's features",
+        better="lower",
+        on_line=True,
+    ),
+    Metric("samples/sfid", "samples against the reference, in Inception's spatial features", better="lower"),
     Metric("samples/inception_score", "Inception Score of the samples", better="higher"),
-    Metric("samples/precision", "samples inside the real images' manifold", "%", "higher"),
-    Metric("samples/recall", "real images inside the samples' manifold", "%", "higher"),
+    Metric("samples/precision", "samples inside the manifold of the reference's 10,000 images", "%", "higher"),
+    Metric("samples/recall", "these images inside the samples' manifold", "%", "higher"),
     Metric(
         "reconstruction/rfid",
         "Frechet distance to the originals, in Inception's features",
@@ -172,14 +198,26 @@ def value_text(key: str, value: float) -> str:
     return f"{number} {unit}".strip()
 
 
-def on_line(measured: dict[str, float]) -> list[str]:
+def interval_text(interval: tuple[float, float] | None, key: str = "") -> str:
+    """A metric's 95% interval, to stand behind its value: ` (470 to 492)`; empty if it has none."""
+    if interval is None:
+        return ""
+    low, high = (value_text(key, end) for end in interval)
+    return f" ({low.removesuffix(' %').removesuffix(' dB')} to {high})"
+
+
+def on_line(measured: dict[str, float], intervals: Mapping[str, tuple[float, float]]) -> list[str]:
     """The metrics in a stage's last line: names without the first part of the key, values with five digits."""
     return [
-        f"{key.partition('/')[2]} {measured[key]:.5g}"
+        f"{key.partition('/')[2]} {measured[key]:.5g}{_short(intervals.get(key))}"
         for metric in METRICS
         if metric.on_line
         for key in _of(metric, measured)
     ]
+
+
+def _short(interval: tuple[float, float] | None) -> str:
+    return f" ({interval[0]:.4g} to {interval[1]:.4g})" if interval else ""
 
 
 def headlines(measured: dict[str, float]) -> list[tuple[str, str, Metric]]:

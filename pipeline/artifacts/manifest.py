@@ -52,6 +52,11 @@ class Manifest(BaseModel):
         return artifact_path(self.stage, self.fingerprint)
 
     @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95% intervals of its metrics, of those that have one."""
+        return {key: (low, high) for key, (low, high) in self.details.get("intervals", {}).items()}
+
+    @property
     def content(self) -> str:
         """One digest over all files."""
         lines = "".join(f"{record.sha256} {path}\n" for path, record in sorted(self.files.items()))

@@ -2,7 +2,19 @@
 
 import typer
 
-from pipeline.cli import artifact, config, convergence, data, exchange, running, sample, suite, tracking, weights
+from pipeline.cli import (
+    artifact,
+    config,
+    convergence,
+    data,
+    evaluate,
+    exchange,
+    running,
+    sample,
+    suite,
+    tracking,
+    weights,
+)
 from pipeline.cli.options import run_app
 
 app = typer.Typer(
@@ -15,6 +27,7 @@ app.add_typer(running.app)
 app.add_typer(sample.app)
 app.add_typer(convergence.app)
 app.add_typer(suite.app, name="suite")
+app.add_typer(evaluate.app)
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")

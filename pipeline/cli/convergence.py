@@ -32,6 +32,10 @@ def convergence(
             "--distance", min=0.0, help="At which trainings are compared. By default the smallest that all reach."
         ),
     ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option("--network", help="Whose distance, such as self-digits. By default the gate's."),
+    ] = None,
     set_: Sets = None,
     root: Root = None,
     debug: Debug = False,
@@ -60,7 +64,7 @@ def convergence(
         storage = open_storage(config.root)
         manifest = read_manifest(storage, _STAGE, fingerprint)
         assert manifest is not None
-        found[fingerprint] = preset, reports.read_training(storage, manifest, names[preset])
+        found[fingerprint] = preset, reports.read_training(storage, manifest, names[preset], network)
     trainings = [training for _, training in found.values()]
     reports.check_comparable(trainings)
     reports.render_convergence(console, trainings, distance)

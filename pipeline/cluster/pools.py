@@ -11,7 +11,7 @@ from pipeline.config import ClusterConfig
 from pipeline.errors import PipelineError
 
 _NODE_SECONDS = 600.0  # wait for a node that was lost or is about to join
-_WITHOUT_DEVICE = ("prepare", "register")
+_WITHOUT_DEVICE = ("prepare", "classifier", "register")
 
 
 def device_of(config: ClusterConfig) -> str:

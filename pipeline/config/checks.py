@@ -2,14 +2,20 @@
 
 import difflib
 import re
+from collections.abc import Sequence
 
-from models.choices import LEVELS, FeatureNetwork, Mask, RegularizerKind
+from models.choices import LEVELS, Mask, RegularizerKind
 from models.sizes import check_filter_size, check_mask, check_matching, scaled_sides
 from pipeline import metrics
 
 # With tasks, not workers.
-SHARING_STAGES = ("evaluate-tokenizer", "analyze", "encode", "sample", "evaluate-samples", "convergence")
+SHARING_STAGES = (
+    "evaluate-tokenizer", "analyze", "encode", "sample", "reference", "floor", "evaluate-samples", "convergence",
+)  # fmt: skip
 _LPIPS_SIDE = 16  # pixels
+_OF_SAMPLES = (  # what is measured of samples in every network's features
+    "frechet_distance", "frechet_distance_to_reconstructions", "kid", "kid_to_reconstructions", "precision", "recall",
+)  # fmt: skip
 _SMALLEST_SHARE = 0.01
 _LARGEST_DIVIDED = 1 << 16  # of what all divisors are looked for
 
@@ -132,37 +138,51 @@ def check_lpips(name: str, image_size: int) -> None:
         raise ValueError(f"{name} needs images of {_LPIPS_SIDE} pixels; data.image_size is {image_size}")
 
 
-def judging_metrics(network: FeatureNetwork, class_accuracy: bool, lpips: bool) -> set[str]:
-    """The keys that both evaluation stages measure with these settings: what a gate can compare."""
+def check_own_network(name: str | None, classes: int | None) -> None:
+    """ValueError if the network `self`, a classifier of the data's own classes, cannot be trained or named."""
+    if name is None:
+        raise ValueError("evaluate: the network self is named after its data; set data.name, such as cifar10")
+    if classes == 1:
+        raise ValueError(
+            "evaluate: the network self is a classifier, and data.classes is 1; take efficientnet_lite0 or inception"
+        )
+
+
+def judging_metrics(networks: Sequence[str], class_accuracy: bool, lpips: bool) -> set[str]:
+    """The keys that both evaluation stages measure with these settings: what a gate can compare.
+
+    `networks`: their names in keys.
+    """
     levels = ["", *(f"_level{level}" for level in range(1, LEVELS))]
     measures = ["psnr", "ssim", *(["lpips"] if lpips else [])]
-    measures += ["rfid", "sfid", "inception_score"] if network == "inception" else [f"frechet_distance/{network}"]
-    keys = {f"reconstruction/{measure}{level}" for measure in measures for level in levels}
-    keys |= {f"samples/{measure}/{network}" for measure in ("frechet_distance", "precision", "recall")}
-    if network == "inception":
-        keys |= {"samples/sfid", "samples/inception_score"}
+    keys = set[str]()
+    for network in networks:
+        of_inception = network == "inception"
+        measures += ["rfid", "sfid", "inception_score"] if of_inception else [f"frechet_distance/{network}"]
+        keys |= {f"samples/{measure}/{network}" for measure in _OF_SAMPLES}
+        keys |= {"samples/sfid", "samples/inception_score"} if of_inception else set()
+        keys |= {f"samples/class_accuracy/{network}"} if network.startswith("self-") else set()
+    keys |= {f"reconstruction/{measure}{level}" for measure in measures for level in levels}
     return keys | ({"samples/class_accuracy", "samples/classifier_accuracy"} if class_accuracy else set())
 
 
-def check_metrics(gate: str, network: FeatureNetwork, network_size: int, class_accuracy: bool, lpips: bool) -> None:
+def check_gate(gate: str, networks: Sequence[str], class_accuracy: bool, lpips: bool) -> None:
     """ValueError if the evaluation does not measure the gate's metric with this config."""
-    measured = judging_metrics(network, class_accuracy, lpips)
+    measured = judging_metrics(networks, class_accuracy, lpips)
     if metrics.find_metric(gate) is None:
         close = difflib.get_close_matches(gate, measured, n=1)
         raise ValueError(
             f"register.gate.metric: no stage measures '{gate}'" + (f"; did you mean '{close[0]}'?" if close else "")
         )
-    if network == "inception" and network_size != 299:
-        raise ValueError("evaluate.network_size must be 299 for inception")
-    if gate.startswith("samples/frechet_distance/") and not gate.endswith(f"/{network}"):
-        raise ValueError(f"register.gate.metric: {gate} is not measured with evaluate.network {network}")
-    if gate.startswith("samples/class") and not class_accuracy:
+    if gate.startswith("samples/frechet_distance/") and gate.rpartition("/")[2] not in networks:
+        raise ValueError(f"register.gate.metric: {gate} is not measured with evaluate.network {networks[0]}")
+    if gate.startswith("samples/class") and gate not in measured:
         raise ValueError(f"register.gate.metric: {gate} is not measured with evaluate.class_accuracy off")
     if gate.startswith("reconstruction/lpips") and not lpips:
         raise ValueError(f"register.gate.metric: {gate} is not measured without evaluate.lpips")
     if gate not in measured:
         raise ValueError(
-            f"register.gate.metric: {gate} is not among what evaluate.network {network} measures: "
+            f"register.gate.metric: {gate} is not among what evaluate.network {networks[0]} measures: "
             f"{', '.join(sorted(measured))}"
         )
 

@@ -43,6 +43,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 Tolerance = Annotated[float, Field(gt=0.0, lt=1.0)]
 Shuffle = Literal["full", "window"]
+Split = Literal["train", "validation"]
 ModelName = Annotated[str, AfterValidator(model_name)]
 
 

@@ -10,21 +10,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from models.choices import EvaluationPrecision, FeatureNetwork, Precision
+from models.choices import EvaluationPrecision, FeatureNetwork, FurtherNetwork, Precision
 from models.sizes import smallest_discriminator_image
 from pipeline.config.checks import (
     check_factor,
+    check_gate,
     check_gpu_shares,
     check_lpips,
     check_masks,
-    check_metrics,
+    check_own_network,
     check_patch,
     check_regularizer,
     check_tracking_uri,
     check_workers,
     perceptual_cells,
 )
-from pipeline.config.fields import ModelName, RootUri, Section, Seed, Share, Shuffle, SourceUri, Weights
+from pipeline.config.fields import ModelName, RootUri, Section, Seed, Share, Shuffle, SourceUri, Split, Weights
 from pipeline.config.generator import ConvergenceConfig, SampleConfig, SitConfig, check_average
 from pipeline.config.tokenizer import TokenizerConfig
 from pipeline.errors import ConfigError
@@ -38,6 +39,13 @@ class DataConfig(Section):
         "folder",
         description="Format of the source: scikit-learn's built-in digits, one folder per class (as ImageNet), "
         "Parquet files with image and label columns (as Hugging Face), or WebDataset tars.",
+    )
+    name: str | None = Field(
+        None,
+        pattern="^[a-z0-9][a-z0-9.-]*$",
+        max_length=40,
+        description="Name of the data, in the keys of what is measured by a classifier of them: self-NAME. None: "
+        "digits for the digits; else the network self is refused.",
     )
     uri: SourceUri | None = Field(
         None,
@@ -79,6 +87,11 @@ class DataConfig(Section):
     quarantine_budget: Share = Field(0.01, description="Share of unreadable images above which the stage fails.")
 
     @property
+    def known_name(self) -> str | None:
+        """The name, as set or as the format has it."""
+        return self.name or ("digits" if self.format == "digits" else None)
+
+    @property
     def class_count(self) -> int:
         """The number of classes. ConfigError if neither the config nor the source's index has it."""
         if self.classes is None:
@@ -98,7 +111,12 @@ class EvaluateConfig(Section):
     images: int = Field(50_000, ge=1, description="Maximum number of validation images to reconstruct.")
     batch_size: int = Field(64, ge=1, description="Images per forward pass.")
     network: FeatureNetwork = Field(
-        "inception", description="Feature network of the Frechet distances; their keys contain its name."
+        "inception",
+        description="Feature network of the distances, whose keys contain its name. self: a small classifier, trained "
+        "on the training split, whose name in keys is self- and data.name.",
+    )
+    also: tuple[FurtherNetwork, ...] = Field(
+        (), description="Further networks that the same images are measured by; an efficientnet_lite0 of the package."
     )
     network_weights: Weights | None = Field(
         None, description="Its weights. None: inception, and for efficientnet_lite0 those in its Python package."
@@ -106,8 +124,15 @@ class EvaluateConfig(Section):
     lpips: Weights | None = Field(
         None, description="VGG-16's weights, such as vgg16, to measure LPIPS of reconstructions. None: not measured."
     )
-    network_size: int = Field(299, ge=32, description="Side to which images are resized for the network, in pixels.")
-    reference_images: int = Field(50_000, ge=2, description="Training images in the reference of a Frechet distance.")
+    network_size: int = Field(
+        299, ge=32, description="Side to which images are resized for ImageNet's networks, in pixels."
+    )
+    reference_split: Split = Field(
+        "train", description="The split that samples are compared with: train, the field's habit, or validation."
+    )
+    reference_images: int | None = Field(
+        None, ge=2, description="How many of its images. None: all; fewer make a Frechet distance larger."
+    )
     precision: EvaluationPrecision = Field(
         "fp32",
         description="fp32, tf32: TF32 products on GPUs, or bf16: also autocast of the tokenizer, in analyze too.",
@@ -122,6 +147,19 @@ class EvaluateConfig(Section):
         if not isinstance(given, dict) or given.get("network", "inception") != "inception":
             return given
         return {**given, "network_weights": given.get("network_weights") or "inception"}
+
+    @property
+    def networks(self) -> tuple[FeatureNetwork, ...]:
+        """All of them, that of the gate first."""
+        return (self.network, *self.also)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "EvaluateConfig":
+        if len(set(self.networks)) < len(self.networks):
+            raise ValueError(f"also: {', '.join(self.networks)} names a network twice")
+        if self.network == "self" and self.network_weights is not None:
+            raise ValueError("network_weights: the network self is trained here; leave it out, or set null")
+        return self
 
 
 class EncodeConfig(Section):
@@ -145,7 +183,11 @@ class GateConfig(Section):
     )
     direction: Literal["lower", "higher"] = Field("lower", description="Whether lower or higher is better.")
     minimum: float | None = Field(None, description="Worst value for any champion, including the first.")
-    margin: float = Field(0.0, ge=0, description="Minimum improvement of a candidate over the champion.")
+    margin: Annotated[float, Field(ge=0)] | Literal["interval"] = Field(
+        0.0,
+        description="Minimum improvement of a candidate over the champion. interval: more than the 95% interval of the "
+        "difference, from those of both.",
+    )
 
 
 class RegisterConfig(Section):
@@ -249,8 +291,11 @@ class Config(Section):
         for name, weights in (("tokenizer.lpips", self.tokenizer.lpips), ("evaluate.lpips", own.lpips)):
             if weights is not None:
                 check_lpips(name, size)
-        measures_lpips = own.lpips is not None
-        check_metrics(self.register.gate.metric, own.network, own.network_size, own.class_accuracy, measures_lpips)
+        if "self" in own.networks:
+            check_own_network(self.data.known_name, self.data.classes)
+        if own.network == "inception" and own.network_size != 299:
+            raise ValueError("evaluate.network_size must be 299 for inception")
+        check_gate(self.register.gate.metric, self.network_names, own.class_accuracy, own.lpips is not None)
         return self
 
     def _check_training(self) -> None:
@@ -291,6 +336,18 @@ class Config(Section):
             "precision": self.sample.precision,
         }
         return {**own, **changed}
+
+    @property
+    def network_names(self) -> tuple[str, ...]:
+        """The names of the feature networks in keys of metrics, that of the gate first."""
+        return tuple(
+            f"self-{self.data.known_name}" if network == "self" else network for network in self.evaluate.networks
+        )
+
+    @property
+    def modelled_level(self) -> int:
+        """The level whose latents the generator models: an imported one those of level 0."""
+        return 0 if self.sit.imported is not None else self.sit.level
 
     @property
     def grid(self) -> int:

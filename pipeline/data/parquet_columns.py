@@ -40,6 +40,17 @@ def find_columns(schema: pa.Schema, path: str, image: str | None, label: str | N
     return images[0], labels[0]
 
 
+def image_column(schema: pa.Schema, path: str) -> str:
+    """The column of the images alone, by its name. DataError as `find_columns`."""
+    found = _candidates(schema, None, IMAGE_COLUMNS, _has_images)
+    if len(found) != 1 or not _has_images(schema.field(found[0]).type):
+        raise DataError(
+            f"{path}: one column of encoded images is wanted; it has {', '.join(schema.names)}",
+            f"Name it {IMAGE_COLUMNS[0]}.",
+        )
+    return found[0]
+
+
 def names_of_labels(schema: pa.Schema, label: str) -> tuple[str, ...]:
     """The names of a `ClassLabel` of Hugging Face's datasets; empty if the column is none."""
     try:

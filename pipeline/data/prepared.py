@@ -31,15 +31,14 @@ class Rows:
     rows: tuple[int, ...]
 
 
-def choose_rows(prepare: Manifest, split: Split, most: int) -> list[Rows]:
-    """At most `most` images of a split, evenly spaced (a source may be sorted by class), in order.
+def choose_rows(prepare: Manifest, split: Split, most: int | None) -> list[Rows]:
+    """At most `most` images of a split (None: all), evenly spaced (a source may be sorted by class), in order.
 
     In units of up to 256 images, none of which spans two files.
     """
     files = prepare.details["splits"][split]
     total = sum(file["rows"] for file in files)
-    count = min(most, total)
-    chosen = np.arange(count, dtype=np.int64) * total // max(1, count)
+    chosen = spaced(total, total if most is None else most)
     units, start = list[Rows](), 0
     for file in files:
         rows = chosen[(chosen >= start) & (chosen < start + file["rows"])] - start
@@ -49,6 +48,24 @@ def choose_rows(prepare: Manifest, split: Split, most: int) -> list[Rows]:
         ]
         start += file["rows"]
     return units
+
+
+def thinned(units: Sequence[Rows], most: int) -> list[Rows]:
+    """At most `most` of the units' rows, evenly spaced (`spaced`), in order."""
+    kept, found, start = spaced(sum(len(unit.rows) for unit in units), most), list[Rows](), 0
+    for unit in units:
+        inside = kept[(kept >= start) & (kept < start + len(unit.rows))] - start
+        if len(inside):
+            found.append(Rows(unit.path, tuple(unit.rows[place] for place in inside.tolist())))
+        start += len(unit.rows)
+    return found
+
+
+def spaced(total: int, most: int) -> np.ndarray:
+    """At most `most` of the numbers 0 to total - 1, evenly spaced, in order: int64."""
+    count = min(most, total)
+    chosen: np.ndarray = np.arange(count, dtype=np.int64) * total // max(1, count)
+    return chosen
 
 
 def read_images(storage: Storage, prepare: Manifest, unit: Rows, data: DataConfig) -> tuple[Pixels, Labels]:

@@ -1,72 +1,116 @@
-"""Distances between two sets of images from their stored features, for both evaluation stages."""
+"""What is measured between two sets of images from their stored features, for the evaluation stages.
+
+Every metric has a 95% interval over the images that are measured, with what they are compared with held fixed.
+"""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from models.choices import FeatureNetwork
+from models.intervals import bootstrap_interval
 from models.metrics import (
     FrechetReference,
-    frechet_distance,
     inception_score,
+    kid,
+    paired_kid,
     precision_recall,
     resample_counts,
+    resampled_inception_score,
 )
-from pipeline.config import EvaluateConfig
-from pipeline.evaluation.features import evaluation_device, kinds_of, moments, read_features
+from pipeline.evaluation.features import all_features
+from pipeline.evaluation.measured import Measured
+from pipeline.evaluation.networks import Network
+from pipeline.evaluation.reference import Moments, Statistics, gathered
 from pipeline.storage import Storage
 
 NEIGHBOURS = 3  # k of precision and recall
-_MANIFOLD = 10_000  # images per side for precision and recall, as in the ADM evaluator
+RESAMPLES = 100
+_SEED = 0  # of the resamples: the same for all that is compared
+_ENOUGH = 10  # samples a feature with which a Frechet distance's bias is small
 
 
-def frechet_between(storage: Storage, one: Sequence[str], other: Sequence[str], kind: str = "pool") -> float:
-    """The Frechet distance between the features of one kind in two groups of files."""
-    return frechet_distance(*moments(storage, one, kind), *moments(storage, other, kind))
-
-
-def resampled_frechet(
-    storage: Storage, real: Sequence[str], fake: Sequence[str], resamples: int, seed: int
-) -> tuple[float, list[float]]:
-    """The Frechet distance of the pooled features in two groups of files, and those of resamples of the second."""
-    reference = FrechetReference(*moments(storage, real, "pool"))
-    fake_NF = torch.cat(list(read_features(storage, fake, "pool"))).to(evaluation_device())
-    counts_RN = resample_counts(len(fake_NF), resamples, seed).to(fake_NF.device)
+def resampled_frechet(features_NF: Tensor, reference: Moments) -> tuple[float, list[float]]:
+    """The Frechet distance of these features to a Gaussian, and those of `RESAMPLES` bootstrap resamples of them."""
+    counts_RN = resample_counts(len(features_NF), RESAMPLES, _SEED).to(features_NF.device)
     whole_1N = torch.ones_like(counts_RN[:1])
-    distance, *resampled = reference.resampled(fake_NF, torch.cat([whole_1N, counts_RN])).tolist()
+    compared = FrechetReference(reference.mean_F, reference.covariance_FF)
+    distance, *resampled = compared.resampled(features_NF, torch.cat([whole_1N, counts_RN])).tolist()
     return distance, resampled
 
 
+def add_frechet(measured: Measured, key: str, features_NF: Tensor, reference: Moments) -> None:
+    distance, resampled = resampled_frechet(features_NF, reference)
+    measured.add(key, distance, bootstrap_interval(distance, resampled))
+
+
+def add_inception_score(measured: Measured, key: str, logits_NK: Tensor) -> None:
+    score = inception_score(logits_NK)
+    resampled = resampled_inception_score(logits_NK, RESAMPLES, _SEED).tolist()
+    measured.add(key, score, bootstrap_interval(score, resampled))
+
+
 def reconstruction_metrics(
-    storage: Storage, original: Sequence[str], reconstruction: Sequence[str], network: FeatureNetwork
-) -> dict[str, float]:
+    storage: Storage, original: Sequence[str], reconstruction: Sequence[str], network: Network
+) -> Measured:
     """rFID, r-sFID and the Inception Score of reconstructions; with another network its Frechet distance alone."""
-    kinds = kinds_of(storage, original[0])
-    names = {"pool": "rfid" if network == "inception" else f"frechet_distance/{network}", "spatial": "sfid"}
-    found = {name: frechet_between(storage, original, reconstruction, kind)
-             for kind, name in names.items() if kind in kinds}  # fmt: skip
-    if "logits" in kinds:
-        found["inception_score"] = inception_score(torch.cat(list(read_features(storage, reconstruction, "logits"))))
-    return {f"reconstruction/{name}": value for name, value in found.items()}
+    of_inception = network.kind == "inception"
+    names = {"pool": "rfid" if of_inception else f"frechet_distance/{network.name}", "spatial": "sfid"}
+    measured, originals = Measured(), gathered(storage, original, network)
+    for kind in network.distances:
+        features_NF = all_features(storage, reconstruction, f"{network.name}/{kind}")
+        add_frechet(measured, f"reconstruction/{names[kind]}", features_NF, originals.moments[kind])
+    if of_inception:
+        logits_NK = all_features(storage, reconstruction, f"{network.name}/logits")
+        add_inception_score(measured, "reconstruction/inception_score", logits_NK)
+    return measured
+
+
+def floor_metrics(storage: Storage, paths: Sequence[str], reference: Statistics, network: Network) -> Measured:
+    """Distances of reconstructions of the images whose features the reference keeps, in their order."""
+    measured = Measured()
+    names = {"pool": f"floor/frechet_distance/{network.name}", "spatial": "floor/sfid"}
+    for kind in network.distances:
+        features_NF = all_features(storage, paths, f"{network.name}/{kind}")
+        add_frechet(measured, names[kind], features_NF, reference.moments[kind])
+    pool_NF = all_features(storage, paths, f"{network.name}/pool")
+    measured.add_estimate(f"floor/kid/{network.name}", *paired_kid(pool_NF, reference.features_NF))
+    return measured
 
 
 def sample_metrics(
-    storage: Storage, real: Sequence[str], fake: Sequence[str], config: EvaluateConfig
-) -> dict[str, float]:
-    """All metrics that are computed from features, by key; the keys contain the network's name."""
-    kinds, network = kinds_of(storage, fake[0]), config.network
-    names = {"pool": f"samples/frechet_distance/{network}", "spatial": "samples/sfid"}
-    metrics = {name: frechet_between(storage, real, fake, kind) for kind, name in names.items() if kind in kinds}
-    sides = [_subsampled(torch.cat(list(read_features(storage, paths, "pool")))) for paths in (real, fake)]
-    precision, recall = precision_recall(sides[0], sides[1], k=NEIGHBOURS)
-    metrics |= {f"samples/precision/{network}": precision, f"samples/recall/{network}": recall}
-    if "logits" in kinds:
-        metrics["samples/inception_score"] = inception_score(torch.cat(list(read_features(storage, fake, "logits"))))
-    return metrics
+    storage: Storage, paths: Sequence[str], reference: Statistics, floor: Statistics, network: Network
+) -> Measured:
+    """All that is computed from the features of samples, by key; the keys contain the network's name.
+
+    Against the reference, and against reconstructions of its images at the generator's level (`floor`). Precision and
+    recall in ADM's protocol: all samples against the 10,000 images whose features the reference keeps.
+    """
+    measured, name = Measured(), network.name
+    pool_NF = all_features(storage, paths, f"{name}/pool")
+    for ending, other in (("", reference), ("_to_reconstructions", floor)):
+        add_frechet(measured, f"samples/frechet_distance{ending}/{name}", pool_NF, other.moments["pool"])
+        measured.add_estimate(f"samples/kid{ending}/{name}", *kid(pool_NF, other.features_NF))
+    precision, recall = precision_recall(reference.features_NF, pool_NF, k=NEIGHBOURS)
+    measured.add_share(f"samples/precision/{name}", precision, len(pool_NF))
+    measured.add_share(f"samples/recall/{name}", recall, len(reference.features_NF))
+    if network.kind == "inception":
+        spatial_NF = all_features(storage, paths, f"{name}/spatial")
+        add_frechet(measured, "samples/sfid", spatial_NF, reference.moments["spatial"])
+        add_inception_score(measured, "samples/inception_score", all_features(storage, paths, f"{name}/logits"))
+    if network.kind == "self":
+        read_N = all_features(storage, paths, f"{name}/logits").argmax(1)
+        right_N = read_N == all_features(storage, paths, "labels")
+        measured.add_share(f"samples/class_accuracy/{name}", float(right_N.double().mean()), len(right_N))
+    return measured
 
 
-def _subsampled(features_NF: Tensor) -> Tensor:
-    """At most `_MANIFOLD` rows, evenly spaced, on the task's device."""
-    count = min(_MANIFOLD, len(features_NF))
-    return features_NF[torch.arange(count) * len(features_NF) // count].to(evaluation_device())
+def too_few(samples: int, features: int, network: str) -> str | None:
+    """A line on the bias of a Frechet distance with fewer samples than features; None if there are enough."""
+    if samples > features:
+        return None
+    return (
+        f"{samples:,} images for the {features:,} features of {network}: their covariance has not full rank, and the "
+        f"Frechet distance is too large, by more the fewer they are; compare equal numbers, or read kid, which has no "
+        f"bias. {features + 1:,} are the least, {_ENOUGH * features:,} would do"
+    )

@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from models.intervals import Interval
 from pipeline.artifacts import SHORT, Manifest
 from pipeline.config import Config, preset_label
 from pipeline.console import duration
 from pipeline.errors import ContractError
-from pipeline.metrics import find_metric, headlines, level_of, value_text
+from pipeline.metrics import find_metric, headlines, interval_text, level_of, value_text
 from pipeline.reports import page
 from pipeline.storage import Storage
 from pipeline.workflow import Node
@@ -36,12 +37,15 @@ _CAPTIONS = {  # in the order of the page
 
 
 def collect(config: Config, nodes: list[Node], storage: Storage) -> dict[str, Any]:
-    """Each stage's status and duration in seconds (0 if not done), the metrics of all stages, the classes' names."""
+    """Each stage's status and duration in seconds (0 if not done), the metrics of all stages with their 95% intervals,
+    notes on how they were measured, the classes' names.
+    """
     stages = {
         node.stage.name: {"status": node.status, "seconds": node.manifest.seconds if node.manifest else 0.0}
         for node in nodes
     }
-    metrics = {name: value for node in nodes if node.manifest for name, value in node.manifest.metrics.items()}
+    made = [node.manifest for node in nodes if node.manifest]
+    metrics = {name: value for manifest in made for name, value in manifest.metrics.items()}
     source = config.data.uri or config.data.format
     return {
         "source": source,
@@ -49,6 +53,8 @@ def collect(config: Config, nodes: list[Node], storage: Storage) -> dict[str, An
         "class_names": _class_names(nodes),
         "stages": stages,
         "metrics": metrics,
+        "intervals": {name: interval for manifest in made for name, interval in manifest.intervals.items()},
+        "notes": _notes(nodes),
     }
 
 
@@ -87,9 +93,12 @@ def render_table(console: Console, report: dict[str, Any]) -> None:
     if explained:
         metrics.add_column("meaning", style="dim")
     for name, value in report["metrics"].items():
-        metrics.add_row(name, value_text(name, value), *([_meaning(name)] if explained else []))
+        interval = interval_text(report["intervals"].get(name), name)
+        metrics.add_row(name, value_text(name, value) + interval, *([_meaning(name)] if explained else []))
     console.print()
     console.print(metrics)
+    for note in report["notes"]:
+        console.print(escape(note), highlight=False, soft_wrap=True)
     if names := report["class_names"]:
         console.print()
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
@@ -110,10 +119,10 @@ def render_html(config: Config, nodes: list[Node], storage: Storage, name: str) 
     report = collect(config, nodes, storage)
     body = [
         page.header(name, _facts(config, nodes)),
-        page.cards(_headline(report["metrics"])),
+        page.cards(_headline(report["metrics"], report["intervals"])),
         page.section("Stages", page.table(("stage", "status", "time", "", "rows", "fingerprint"), _stage_rows(nodes))),
         page.section("Figures", page.figures(_figures(nodes, storage))),
-        page.section("Metrics", _metric_tables(report["metrics"]), _notes(nodes)),
+        page.section("Metrics", _metric_tables(report["metrics"], report["intervals"]), report["notes"]),
         page.section("Config of each stage", "".join(page.folded(*part) for part in _configs(nodes))),
         page.section("Lineage", page.table(("stage", "inputs", "code", "created", "location"), _lineage_rows(nodes))),
     ]
@@ -144,12 +153,12 @@ def _classes(config: Config, names: list[str]) -> str:
     return f"{count}: {shown}{', …' if len(names) > _NAMED else ''}" if names else count
 
 
-def _headline(metrics: dict[str, float]) -> list[tuple[str, str, str]]:
+def _headline(metrics: dict[str, float], intervals: dict[str, Interval]) -> list[tuple[str, str, str]]:
     """(title, value, explanation) of the headline metrics that were measured."""
     cards = []
     for title, key, metric in headlines(metrics):
         network = key.removeprefix(metric.key).strip("/")
-        note = f"{metric.better} is better"
+        note = f"{metric.better} is better{interval_text(intervals.get(key), key)}"
         cards.append((title, value_text(key, metrics[key]), f"{network}, {note}" if network else note))
     return cards
 
@@ -199,21 +208,26 @@ def _data_uri(storage: Storage, manifest: Manifest, name: str) -> str:
         ) from None
 
 
-def _metric_tables(metrics: dict[str, float]) -> str:
+def _metric_tables(metrics: dict[str, float], intervals: dict[str, Interval]) -> str:
     """One table of metrics that are measured at every level, one of all others."""
     levelled = {level_of(name)[0] for name in metrics if level_of(name)[1]}
     by_level, rest = list[list[str]](), list[list[str]]()
-    for name, value in metrics.items():
+    for name in metrics:
         metric = find_metric(name)
         explanation = [page.text(metric.better if metric else ""), page.quiet(_meaning(name))]
         if name in levelled:
             names = [name, *(f"{name}_level{level}" for level in (1, 2, 3))]
-            cells = [page.number(value_text(key, metrics[key]) if key in metrics else "") for key in names]
+            cells = [_with_interval(key, metrics, intervals) if key in metrics else page.number("") for key in names]
             by_level.append([page.code(name), *cells, *explanation])
         elif level_of(name)[0] not in levelled:
-            rest.append([page.code(name), page.number(value_text(name, value)), *explanation])
+            rest.append([page.code(name), _with_interval(name, metrics, intervals), *explanation])
     levels = page.table(("metric", "level 0", "level 1", "level 2", "level 3", "better", "meaning"), by_level)
     return (levels if by_level else "") + page.table(("metric", "value", "better", "meaning"), rest)
+
+
+def _with_interval(key: str, metrics: dict[str, float], intervals: dict[str, Interval]) -> str:
+    interval = interval_text(intervals.get(key), key).strip()
+    return page.number(value_text(key, metrics[key])) + (page.number(interval) if interval else "")
 
 
 def _notes(nodes: list[Node]) -> list[str]:
@@ -225,9 +239,10 @@ def _notes(nodes: list[Node]) -> list[str]:
             source = details["source"]
             notes.append(f"{node.stage.name}: imported from {source['uri']}, sha256 {source['sha256']}.")
         if "reference" in details:
-            notes.append(f"{node.stage.name}: the reference of the Frechet distance is {details['reference']}.")
+            notes.append(f"{node.stage.name}: the reference of the distances is {details['reference']}.")
         if "classifier" in details:
             notes.append(f"{node.stage.name}: {details['classifier']}.")
+        notes += [f"{node.stage.name}: {note}." for note in details.get("notes", [])]
     return notes
 
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from models.intervals import bootstrap_interval
 from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome
 from pipeline.config import Config
-from pipeline.data import Rows, choose_rows, read_images
+from pipeline.evaluation import Measured
 from pipeline.inference import device_seconds
+from pipeline.reports import curve_file
 from pipeline.storage import open_storage
 from pipeline.workflow import StageContext
 
-CURVE = "curve.json"
-_RESAMPLES = 100
 _SHOWN = 10  # images of a milestone, in the figure
 
 
@@ -34,15 +34,6 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Real:
-    """One task: some training images."""
-
-    work: Work
-    index: int
-    images: Rows
-
-
-@dataclass(frozen=True)
 class Drawn:
     """One task: images `start` to `stop` - 1 of a milestone."""
 
@@ -54,11 +45,11 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Compared:
-    """One task: a milestone's features against the real ones."""
+    """One task: a milestone's features against the reference."""
 
     work: Work
+    network: int  # its place among the config's
     milestone: int
-    real: tuple[str, ...]
     drawn: tuple[str, ...]
 
 
@@ -66,14 +57,6 @@ def run(context: StageContext) -> Outcome:
     config, inputs = context.config, dict(context.inputs)
     milestones = config.sit.milestones  # which `check_start` has asked for
     work = Work(context.storage.root, inputs, context.fingerprint, f"{context.work}/features", config)
-    units = choose_rows(inputs["prepare"], "train", config.evaluate.reference_images)
-    real = context.map(
-        featurize,
-        [Real(work, index, unit) for index, unit in enumerate(units)],
-        [len(unit.rows) for unit in units],
-        unit="images",
-        gpu=True,
-    )
     count, batch = config.convergence.images, config.sample.batch_size
     parts = [
         Drawn(work, step, start, min(count, start + batch)) for step in milestones for start in range(0, count, batch)
@@ -82,44 +65,43 @@ def run(context: StageContext) -> Outcome:
     of_step: dict[int, list[str]] = {step: [] for step in milestones}
     for part, record in zip(parts, drawn, strict=True):
         of_step[part.milestone].append(record["path"])
-    paths = tuple(record["path"] for record in real)
-    compared = [Compared(work, step, paths, tuple(of_step[step])) for step in milestones]
+    networks = range(len(config.network_names))
+    compared = [Compared(work, network, step, tuple(of_step[step])) for network in networks for step in milestones]
     points = context.map(compare, compared, [1] * len(compared), unit="distances", gpu=True)
     context.figure(draw_milestones, Shown(work, {step: own[0] for step, own in of_step.items()}), "milestones.png")
-    return _outcome(context, points)
+    curves = [points[place * len(milestones) : (place + 1) * len(milestones)] for place in networks]
+    return _outcome(context, dict(zip(config.network_names, curves, strict=True)))
 
 
-def _outcome(context: StageContext, points: list[dict[str, Any]]) -> Outcome:
-    """The curve as JSON, and its points as metrics by step."""
-    own, sit = context.config.evaluate, context.inputs["train-sit"]
-    curve = {
-        "distance": f"frechet_distance/{own.network}",
+def _outcome(context: StageContext, curves: dict[str, list[dict[str, Any]]]) -> Outcome:
+    """The curve of each network as JSON, and its points as metrics by step."""
+    sit = context.inputs["train-sit"]
+    about = {
+        "reference": context.inputs["reference"].details["reference"],
         "images": context.config.convergence.images,
         "sampling": {name: value for name, value in context.config.sampling().items() if name != "seed"},
         "data": context.config.data.revision,
         "batch_size": context.config.sit.batch_size,
         "training_images": context.inputs["encode"].rows,
         "device_seconds_per_step": device_seconds(sit) / context.config.sit.steps,
-        "points": points,
     }
-    context.writer.add_bytes(json.dumps(curve).encode(), CURVE)
-    key = f"convergence/frechet_distance/{own.network}"
-    for point in points:
-        context.outbox.metrics({key: point["distance"]}, step=point["step"])
-    return context.writer.outcome(len(points) * context.config.convergence.images, {key: points[-1]["distance"]})
-
-
-def featurize(spec: Real) -> dict[str, str]:
-    """Write the features of some training images to the work folder."""
-    import torch
-
-    from pipeline.evaluation import extract, write_features
-
-    work, storage = spec.work, open_storage(spec.work.root)
-    images, _ = read_images(storage, work.inputs["prepare"], spec.images, work.config.data)
-    path = f"{work.folder}/real-{spec.index:06d}.npz"
-    write_features(storage, path, extract(torch.from_numpy(images), work.config.evaluate))
-    return {"path": path}
+    measured = Measured()
+    for network, points in curves.items():
+        distance, last = f"frechet_distance/{network}", points[-1]
+        curve = {"distance": distance, **about, "points": points}
+        context.writer.add_bytes(json.dumps(curve).encode(), curve_file(network))
+        for point in points:
+            context.outbox.metrics({f"convergence/{distance}": point["distance"]}, step=point["step"])
+        interval = bootstrap_interval(last["distance"], last["resampled"])
+        measured.add(f"convergence/{distance}", last["distance"], interval)
+    rows = len(context.config.sit.milestones) * context.config.convergence.images
+    return context.writer.outcome(
+        rows,
+        measured.metrics,
+        intervals=measured.intervals,
+        reference=about["reference"],
+        networks=list(curves),
+    )
 
 
 def generate(spec: Drawn) -> dict[str, str]:
@@ -127,7 +109,7 @@ def generate(spec: Drawn) -> dict[str, str]:
     import torch
 
     from models.generator import Sampling
-    from pipeline.evaluation import extract, write_features
+    from pipeline.evaluation import extract, networks_of, write_features
     from pipeline.inference import load_generator, task_device
 
     device, work = task_device(), spec.work
@@ -140,16 +122,19 @@ def generate(spec: Drawn) -> dict[str, str]:
     images = generator.draw(labels, indices.tolist(), Sampling(**work.config.sampling())).cpu()
     path = f"{work.folder}/{spec.milestone:08d}-{spec.start:06d}.npz"
     shown = {"images": images[:_SHOWN]} if spec.start == 0 else {}
-    write_features(storage, path, {**extract(images, work.config.evaluate), **shown})
+    networks = networks_of(work.config, work.inputs, work.root)
+    write_features(storage, path, {**extract(images, networks, work.config.evaluate), **shown})
     return {"path": path}
 
 
 def compare(spec: Compared) -> dict[str, Any]:
-    """A milestone's distance, and those of its resamples."""
-    from pipeline.evaluation import resampled_frechet
+    """A milestone's distance in one network's features, and those of its resamples."""
+    from pipeline.evaluation import all_features, read_statistics, resampled_frechet
 
-    storage = open_storage(spec.work.root)
-    distance, resampled = resampled_frechet(storage, spec.real, spec.drawn, _RESAMPLES, spec.work.config.seed)
+    storage, network = open_storage(spec.work.root), spec.work.config.network_names[spec.network]
+    reference = read_statistics(storage, spec.work.inputs["reference"], network)
+    features_NF = all_features(storage, spec.drawn, f"{network}/pool")
+    distance, resampled = resampled_frechet(features_NF, reference.moments["pool"])
     return {"step": spec.milestone, "distance": distance, "resampled": resampled}
 
 

@@ -1,8 +1,8 @@
 """evaluate-samples: metrics of the generator's images against real ones.
 
-Frechet distance, precision and recall against training images, in the features of the network in their names; with
-Inception also Inception Score and sFID; and, if configured, the accuracy of a classifier, trained on real images only,
-on the samples' requested classes.
+Frechet distance, KID, precision and recall against the reference, in the features of the networks in their names; the
+same distances against reconstructions of the reference's images; with Inception also Inception Score and sFID; with the
+network `self` the share of samples that it reads as their requested class; and, if configured, the accuracy of an SVC.
 """
 
 import io
@@ -13,7 +13,8 @@ import numpy as np
 
 from pipeline.artifacts import Manifest, Outcome, read_checked
 from pipeline.config import Config
-from pipeline.data import Labels, Pixels, Rows, Split, choose_rows, read_images
+from pipeline.data import Labels, Pixels, Split, choose_rows, read_images
+from pipeline.evaluation import Measured
 from pipeline.storage import Storage, open_storage
 from pipeline.workflow import StageContext, check_compared
 
@@ -25,8 +26,7 @@ class Work:
     """The common inputs of all tasks."""
 
     root: str
-    prepare: Manifest
-    sample: Manifest
+    inputs: dict[str, Manifest]
     folder: str  # of the features, at the root
     config: Config
 
@@ -40,35 +40,34 @@ class Shards:
 
 @dataclass(frozen=True)
 class Spec:
-    """One task: the features of these images, real or generated."""
+    """One task: the features of these images."""
 
     work: Work
-    side: str
     index: int
-    images: Rows | Shards
+    images: Shards
 
 
 def run(context: StageContext) -> Outcome:
-    own, prepare, sample = context.config.evaluate, context.inputs["prepare"], context.inputs["sample"]
-    work = Work(context.storage.root, prepare, sample, f"{context.work}/features", context.config)
-    reference = choose_rows(prepare, "train", own.reference_images)
-    real = sum(len(unit.rows) for unit in reference)
-    fake = sum(shard["rows"] for shard in sample.details["shards"])
-    check_compared(real, fake)
-    specs = [Spec(work, "real", index, unit) for index, unit in enumerate(reference)]
-    weights = [len(unit.rows) for unit in reference]
-    for index, (shards, rows) in enumerate(_grouped(sample)):
-        specs.append(Spec(work, "fake", index, shards))
-        weights.append(rows)
-    records = context.map(featurize, specs, weights, unit="images", gpu=True)
-    paths = {side: tuple(r["path"] for r in records if r["side"] == side) for side in ("real", "fake")}
-    (metrics,) = context.map(compare, [Comparison(work, paths["real"], paths["fake"])], [1], unit="distance", gpu=True)
-    details: dict[str, Any] = {"reference": f"{real} images of the training split", "samples": fake}
+    own, inputs = context.config.evaluate, dict(context.inputs)
+    work = Work(context.storage.root, inputs, f"{context.work}/features", context.config)
+    count = sum(shard["rows"] for shard in inputs["sample"].details["shards"])
+    check_compared(inputs["reference"].rows, count)
+    groups, measured = _grouped(inputs["sample"]), Measured()
+    specs = [Spec(work, index, shards) for index, (shards, _) in enumerate(groups)]
+    records = context.map(featurize, specs, [rows for _, rows in groups], unit="images", gpu=True)
+    paths, notes = tuple(record["path"] for record in records), list[str]()
+    comparisons = [Comparison(work, paths, place) for place in range(len(own.networks))]
+    for record in context.map(compare, comparisons, [1] * len(comparisons), unit="networks", gpu=True):
+        measured.update(record)
+        notes += [record["note"]] if record["note"] else []
+    for note in notes:
+        context.say(note)
+    details: dict[str, Any] = {"reference": inputs["reference"].details["reference"], "samples": count, "notes": notes}
     if own.class_accuracy:
         (record,) = context.map(classify, [work], [1], unit="classifier")
-        metrics = {**metrics, **record["metrics"]}
+        measured.update(record)
         details["classifier"] = record["words"]
-    return context.writer.outcome(fake, metrics, **details)
+    return context.writer.outcome(count, measured.metrics, intervals=measured.intervals, **details)
 
 
 def _grouped(sample: Manifest) -> list[tuple[Shards, int]]:
@@ -95,50 +94,56 @@ def read_samples(storage: Storage, sample: Manifest, shards: Shards) -> tuple[Pi
 
 
 def featurize(spec: Spec) -> dict[str, str]:
-    """Write the features of one task's images to the work folder."""
+    """Write the features of one task's images, and the labels that were asked for, to the work folder."""
     import torch
 
-    from pipeline.evaluation import extract, write_features
+    from pipeline.evaluation import extract, networks_of, write_features
 
     work, storage = spec.work, open_storage(spec.work.root)
-    if isinstance(spec.images, Rows):
-        images, _ = read_images(storage, work.prepare, spec.images, work.config.data)
-    else:
-        images, _ = read_samples(storage, work.sample, spec.images)
-    path = f"{work.folder}/{spec.side}-{spec.index:06d}.npz"
-    write_features(storage, path, extract(torch.from_numpy(images), work.config.evaluate))
-    return {"side": spec.side, "path": path}
+    images, labels = read_samples(storage, work.inputs["sample"], spec.images)
+    networks = networks_of(work.config, work.inputs, work.root)
+    path = f"{work.folder}/{spec.index:06d}.npz"
+    features = extract(torch.from_numpy(images), networks, work.config.evaluate)
+    write_features(storage, path, {**features, "labels": torch.from_numpy(labels)})
+    return {"path": path}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The feature files of real and generated images."""
+    """One task: all features by one network."""
 
     work: Work
-    real: tuple[str, ...]
-    fake: tuple[str, ...]
+    paths: tuple[str, ...]
+    network: int  # its place among the config's
 
 
-def compare(spec: Comparison) -> dict[str, float]:
-    """The metrics that are computed from features."""
-    from pipeline.evaluation import sample_metrics
+def compare(spec: Comparison) -> dict[str, Any]:
+    """The metrics that are computed from one network's features, and a line if there are too few images for it."""
+    from pipeline.evaluation import networks_of, read_statistics, sample_metrics, too_few
 
-    return sample_metrics(open_storage(spec.work.root), spec.real, spec.fake, spec.work.config.evaluate)
+    work, storage = spec.work, open_storage(spec.work.root)
+    network = networks_of(work.config, work.inputs, work.root)[spec.network]
+    reference, floor = (read_statistics(storage, work.inputs[stage], network.name) for stage in ("reference", "floor"))
+    measured = sample_metrics(storage, spec.paths, reference, floor, network)
+    samples = sum(shard["rows"] for shard in work.inputs["sample"].details["shards"])
+    return {**measured.record(), "note": too_few(samples, reference.features_NF.shape[1], network.name)}
 
 
 def classify(work: Work) -> dict[str, Any]:
     """Accuracy of an SVC, trained on real training images, on held-out real images and on the samples."""
     from pipeline.evaluation import CLASSIFIER_IMAGES, classify_samples
 
-    storage = open_storage(work.root)
+    storage, sample = open_storage(work.root), work.inputs["sample"]
     train, held_out = (_real(storage, work, split, CLASSIFIER_IMAGES) for split in ("train", "validation"))
-    shards = Shards(tuple(shard["path"] for shard in work.sample.details["shards"]))
-    result = classify_samples(train, held_out, read_samples(storage, work.sample, shards))
-    metrics = {"samples/class_accuracy": result.samples, "samples/classifier_accuracy": result.held_out}
-    return {"metrics": metrics, "words": result.description}
+    shards = Shards(tuple(shard["path"] for shard in sample.details["shards"]))
+    samples, measured = read_samples(storage, sample, shards), Measured()
+    result = classify_samples(train, held_out, samples)
+    measured.add_share("samples/class_accuracy", result.samples, len(samples[1]))
+    measured.add_share("samples/classifier_accuracy", result.held_out, len(held_out[1]))
+    return {**measured.record(), "words": result.description}
 
 
 def _real(storage: Storage, work: Work, split: Split, most: int) -> tuple[Pixels, Labels]:
-    units = choose_rows(work.prepare, split, most)
-    parts = [read_images(storage, work.prepare, unit, work.config.data) for unit in units]
+    prepare = work.inputs["prepare"]
+    parts = [read_images(storage, prepare, unit, work.config.data) for unit in choose_rows(prepare, split, most)]
     return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])

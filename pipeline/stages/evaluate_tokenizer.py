@@ -1,10 +1,11 @@
 """evaluate-tokenizer: reconstruction metrics on validation images, for latents of every level, against the originals.
 
 PSNR, SSIM, and LPIPS if its weights are configured, as means over uint8 images; and the Frechet distance between
-reconstructions and originals, in the features of the network in its name: with Inception's that is rFID, beside it
-r-sFID and the Inception Score of the reconstructions.
+reconstructions and originals, in the features of the networks in their names: with Inception's that is rFID, beside it
+r-sFID and the Inception Score of the reconstructions. Each has its 95% interval over images.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from models.choices import LEVELS
+from models.intervals import normal_interval
 from pipeline.artifacts import ArtifactWriter, Manifest, Outcome
 from pipeline.config import Config, WeightFile
 from pipeline.data import Rows, choose_rows, read_images
@@ -33,8 +35,7 @@ class Work:
     """The common inputs of all tasks."""
 
     root: str
-    prepare: Manifest
-    tokenizer: Manifest
+    inputs: dict[str, Manifest]
     fingerprint: str
     folder: str  # of the features, at the root
     config: Config
@@ -51,51 +52,58 @@ class Spec:
 
 def run(context: StageContext) -> Outcome:
     own, prepare = context.config.evaluate, context.inputs["prepare"]
-    work = Work(
-        context.storage.root,
-        prepare,
-        context.inputs["train-tokenizer"],
-        context.fingerprint,
-        f"{context.work}/features",
-        context.config,
-    )
+    folder = f"{context.work}/features"
+    work = Work(context.storage.root, dict(context.inputs), context.fingerprint, folder, context.config)
     units = choose_rows(prepare, "validation", own.images)
     rows = sum(len(unit.rows) for unit in units)
     check_reconstructed(rows)
     specs = [Spec(work, index, unit) for index, unit in enumerate(units)]
     records = context.map(measure, specs, [len(unit.rows) for unit in units], unit="images", gpu=True)
-    comparisons = [Comparison(work, len(units), level) for level in range(LEVELS)]
-    distances = context.map(compare, comparisons, [1] * LEVELS, unit="levels", gpu=True)
+    comparisons = [
+        Comparison(work, len(units), level, network) for network in range(len(own.networks)) for level in range(LEVELS)
+    ]
+    distances = context.map(compare, comparisons, [1] * len(comparisons), unit="distances", gpu=True)
     context.figure(draw, work, "reconstructions.png", gpu=True)
-    metrics = _means(records)
-    for level, measured in enumerate(distances):
-        metrics |= {_at_level(name, level): value for name, value in measured.items()}
-    return context.writer.outcome(rows, metrics, images=rows, reference="the validation images themselves")
+    metrics, intervals = _means(records)
+    for comparison, measured in zip(comparisons, distances, strict=True):
+        for known, found in ((metrics, measured["metrics"]), (intervals, measured["intervals"])):
+            known |= {_at_level(name, comparison.level): value for name, value in found.items()}
+    return context.writer.outcome(
+        rows, metrics, intervals=intervals, images=rows, reference="the validation images themselves"
+    )
 
 
 def _at_level(name: str, level: int) -> str:
     return f"{name}_level{level}" if level else name
 
 
-def _means(records: list[dict[str, Any]]) -> dict[str, float]:
-    """The mean of each measure over images: `reconstruction/psnr` at level 0, `reconstruction/psnr_level1` etc."""
-    rows, means = sum(record["rows"] for record in records), {}
+def _means(records: list[dict[str, Any]]) -> tuple[dict[str, float], dict[str, Any]]:
+    """The mean of each measure over images: `reconstruction/psnr` at level 0, `reconstruction/psnr_level1` etc.
+
+    And the intervals of the means.
+    """
+    rows, means, intervals = sum(record["rows"] for record in records), dict[str, float](), dict[str, Any]()
     for name in records[0]["sums"]:
-        total = np.sum([record["sums"][name] for record in records], axis=0)
+        total, squares = (np.sum([record[kind][name] for record in records], axis=0) for kind in ("sums", "squares"))
         for level in range(LEVELS):
-            means[_at_level(f"reconstruction/{name}", level)] = float(total[level] / rows)
-    return means
+            key, mean = _at_level(f"reconstruction/{name}", level), float(total[level] / rows)
+            variance = max(0.0, float(squares[level]) / rows - mean**2) * rows / (rows - 1)
+            means[key], intervals[key] = mean, normal_interval(mean, math.sqrt(variance / rows))
+    return means, intervals
 
 
 def measure(spec: Spec) -> dict[str, Any]:
-    """Reconstruct one task's images; returns sums of the measures per level, writes features to the work folder."""
+    """Reconstruct one task's images; returns sums of the measures and of their squares per level, writes features to
+    the work folder.
+    """
     import torch
 
-    from pipeline.evaluation import evaluation_device, extract, write_features
+    from pipeline.evaluation import evaluation_device, extract, networks_of, write_features
 
     config, storage, device = spec.work.config, open_storage(spec.work.root), evaluation_device()
-    images = torch.from_numpy(read_images(storage, spec.work.prepare, spec.images, config.data)[0])
+    images = torch.from_numpy(read_images(storage, spec.work.inputs["prepare"], spec.images, config.data)[0])
     sums: dict[str, list[float]] = {}
+    squares: dict[str, list[float]] = {}
     made: list[list[Tensor]] = [[] for _ in range(LEVELS)]
     for x_BCHW in torch.split(images, config.evaluate.batch_size):
         x_BCHW = x_BCHW.to(device)
@@ -103,10 +111,12 @@ def measure(spec: Spec) -> dict[str, Any]:
             made[level].append(y_BCHW.cpu())
             for name, values_B in _measures(config, x_BCHW, y_BCHW).items():
                 sums.setdefault(name, [0.0] * LEVELS)[level] += float(values_B.sum())
+                squares.setdefault(name, [0.0] * LEVELS)[level] += float(values_B.double().square().sum())
     sides = {_ORIGINAL: images, **{_side(level): torch.cat(pixels) for level, pixels in enumerate(made)}}
+    networks = networks_of(config, spec.work.inputs, spec.work.root)
     for side, pixels in sides.items():
-        write_features(storage, _features_path(spec.work, side, spec.index), extract(pixels, config.evaluate))
-    return {"rows": len(images), "sums": sums}
+        write_features(storage, _features_path(spec.work, side, spec.index), extract(pixels, networks, config.evaluate))
+    return {"rows": len(images), "sums": sums, "squares": squares}
 
 
 def _side(level: int) -> str:
@@ -125,7 +135,7 @@ def _reconstructions(work: Work, x_BCHW: "Tensor") -> "list[Tensor]":
     from pipeline.evaluation import tensor_cores, tokenizer_autocast
     from pipeline.inference import load_tokenizer
 
-    tokenizer, latent_filter = load_tokenizer(open_storage(work.root), work.tokenizer, x_BCHW.device)
+    tokenizer, latent_filter = load_tokenizer(open_storage(work.root), work.inputs["train-tokenizer"], x_BCHW.device)
     precision = work.config.evaluate.precision
     with torch.inference_mode(), tensor_cores(precision), tokenizer_autocast(precision, x_BCHW.device):
         z_BDhw = tokenizer.encode(from_uint8(x_BCHW)).mean_BDhw
@@ -157,23 +167,24 @@ def _lpips(weights: WeightFile, device: "torch.device") -> "LPIPS":
 
 @dataclass(frozen=True)
 class Comparison:
-    """The features of all `measure` tasks, at one level."""
+    """The features of all `measure` tasks, at one level, by one network."""
 
     work: Work
     tasks: int
     level: int
+    network: int  # its place among the config's
 
 
-def compare(spec: Comparison) -> dict[str, float]:
+def compare(spec: Comparison) -> dict[str, Any]:
     """The distances between originals and the level's reconstructions, by key."""
-    from pipeline.evaluation import reconstruction_metrics
+    from pipeline.evaluation import networks_of, reconstruction_metrics
 
     original, reconstruction = (
         [_features_path(spec.work, side, index) for index in range(spec.tasks)]
         for side in (_ORIGINAL, _side(spec.level))
     )
-    network = spec.work.config.evaluate.network
-    return reconstruction_metrics(open_storage(spec.work.root), original, reconstruction, network)
+    network = networks_of(spec.work.config, spec.work.inputs, spec.work.root)[spec.network]
+    return reconstruction_metrics(open_storage(spec.work.root), original, reconstruction, network).record()
 
 
 def draw(work: Work) -> dict[str, Any]:
@@ -185,8 +196,9 @@ def draw(work: Work) -> dict[str, Any]:
     from pipeline.reports import reconstructions
 
     storage, device = open_storage(work.root), evaluation_device()
-    units = choose_rows(work.prepare, "validation", min(_SHOWN, work.config.evaluate.images))
-    x_BCHW = np.concatenate([read_images(storage, work.prepare, unit, work.config.data)[0] for unit in units])
+    prepare = work.inputs["prepare"]
+    units = choose_rows(prepare, "validation", min(_SHOWN, work.config.evaluate.images))
+    x_BCHW = np.concatenate([read_images(storage, prepare, unit, work.config.data)[0] for unit in units])
     x = torch.from_numpy(x_BCHW).to(device)
     levels = _reconstructions(work, x)
     psnr = [float(psnr_B(y, x).mean()) for y in levels]

@@ -5,7 +5,6 @@ version points. A repeated attempt finds its version by fingerprint and only set
 """
 
 import json
-import math
 import os
 import shutil
 import time
@@ -14,14 +13,16 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from models.choices import TOKENIZER_PACKAGES
+from models.intervals import Interval
 from pipeline.artifacts import Manifest, Outcome, git_sha, read_manifest
-from pipeline.config import Config, GateConfig
+from pipeline.config import Config
 from pipeline.errors import ContractError, PipelineError
 from pipeline.inference import MODEL_FILE, copy_model_package, model_package, sit_details, sit_weights
 from pipeline.reports import all_metrics, model_card
+from pipeline.stages.register_gate import Champion, decide
 from pipeline.tracking import (
     CANDIDATE,
     CHAMPION,
@@ -37,20 +38,13 @@ from pipeline.tracking import (
 from pipeline.workflow import StageContext
 
 _METRIC_TAG = "dvae.metric."
+_INTERVAL_TAG = "dvae.interval."
 _DECISION_TAG = "dvae.decision"
 _GATE_SECONDS = 60.0  # a gate takes seconds
 _FOLDER = "model"  # of the model, in the run's artifacts
 _AGAIN = "Run again when that is mended; all other stages are done."
 # Packages that loading the model, and drawing from it, requires.
 _NEEDED = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch", "torchdiffeq")
-
-
-class Champion(NamedTuple):
-    """The current champion: its version, and its value of the gate's metric, None if it has none."""
-
-    version: str
-    value: float | None
-    fingerprint: str | None = None  # of the register artifact that created it
 
 
 def run(context: StageContext) -> Outcome:
@@ -66,7 +60,8 @@ def run(context: StageContext) -> Outcome:
         version = _find_version(writer.client, context) or _create_version(
             context, writer.client, run_id, manifests, metrics
         )
-        promoted, decision = _apply_gate(writer.client, context, version, metrics[gate.metric])
+        interval = _intervals(manifests).get(gate.metric)
+        promoted, decision = _apply_gate(writer.client, context, version, metrics[gate.metric], interval)
     context.outbox.tags({"dvae.model_version": version, _DECISION_TAG: decision})
     return context.writer.outcome(
         1,
@@ -85,6 +80,11 @@ def _manifests(context: StageContext) -> dict[str, Manifest]:
     if prepared is None:
         raise ContractError(f"the prepare artifact {fingerprint} of the latents is missing", "Run prepare again.")
     return {"prepare": prepared, **context.inputs}
+
+
+def _intervals(manifests: dict[str, Manifest]) -> dict[str, Interval]:
+    """95% intervals of the metrics that have one."""
+    return {key: interval for manifest in manifests.values() for key, interval in manifest.intervals.items()}
 
 
 # --- the model ---
@@ -281,13 +281,16 @@ def _tags(context: StageContext, manifests: dict[str, Manifest], metrics: dict[s
     tags = {FINGERPRINT_TAG: context.fingerprint, "dvae.git_sha": git_sha() or "unknown"}
     tags.update({input_tag(stage): manifest.fingerprint for stage, manifest in manifests.items()})
     tags.update({f"{_METRIC_TAG}{metric}": repr(value) for metric, value in metrics.items()})
+    tags.update({f"{_INTERVAL_TAG}{key}": json.dumps(interval) for key, interval in _intervals(manifests).items()})
     return tags
 
 
 # --- the gate ---
 
 
-def _apply_gate(client: Any, context: StageContext, version: str, value: float) -> tuple[bool, str]:
+def _apply_gate(
+    client: Any, context: StageContext, version: str, value: float, interval: Interval | None
+) -> tuple[bool, str]:
     """Set the version's aliases according to the gate. Returns whether it is champion, and the reason.
 
     The decision is recorded last: whoever waits for it finds the champion that it made.
@@ -298,7 +301,7 @@ def _apply_gate(client: Any, context: StageContext, version: str, value: float) 
     if champion is not None and context.fingerprint == champion.fingerprint:  # its files may have been lost
         promoted, decision = True, f"version {version} is already champion"
     else:
-        promoted, reason = decide(own.gate, value, champion)
+        promoted, reason = decide(own.gate, value, champion, interval)
         decision = f"version {version} was {'' if promoted else 'not '}promoted: {reason}"
     context.lease.check()
     client.set_registered_model_alias(own.name, CANDIDATE, version)
@@ -342,30 +345,10 @@ def _champion(client: Any, name: str, metric: str) -> Champion | None:
     if version is None:
         return None
     tags = client.get_model_version(name, version).tags
-    value = tags.get(f"{_METRIC_TAG}{metric}")
-    return Champion(str(version), None if value is None else float(value), tags.get(FINGERPRINT_TAG))
-
-
-def decide(gate: GateConfig, value: float, champion: Champion | None) -> tuple[bool, str]:
-    """Whether a candidate with this value of the gate's metric becomes champion, and the reason.
-
-    The first champion needs only the minimum. A later one must be better than the champion, and by the margin.
-    """
-    candidate = f"{gate.metric} {value:.6g}"
-    sign = 1.0 if gate.direction == "higher" else -1.0
-    if not math.isfinite(value):
-        return False, f"{candidate} is not finite"
-    if gate.minimum is not None and sign * (value - gate.minimum) < 0:
-        return False, f"{candidate} does not reach the minimum {gate.minimum:.6g} ({gate.direction} is better)"
-    if champion is None:
-        least = "no minimum is set" if gate.minimum is None else f"the minimum is {gate.minimum:.6g}"
-        return True, f"{candidate}, the first champion ({least})"
-    rival = f"champion version {champion.version}"
-    if champion.value is None:
-        return False, f"{rival} has no value of {gate.metric} to compare with; move the alias by hand to replace it"
-    gain = sign * (value - champion.value)
-    if gain <= 0:
-        return False, f"{candidate} is not better than {champion.value:.6g} of {rival}"
-    if gain < gate.margin and not math.isclose(gain, gate.margin):
-        return False, f"{candidate} beats {champion.value:.6g} of {rival} by less than the margin {gate.margin:.6g}"
-    return True, f"{candidate} beats {champion.value:.6g} of {rival}"
+    value, interval = tags.get(f"{_METRIC_TAG}{metric}"), tags.get(f"{_INTERVAL_TAG}{metric}")
+    return Champion(
+        str(version),
+        None if value is None else float(value),
+        tags.get(FINGERPRINT_TAG),
+        None if interval is None else tuple(json.loads(interval)),
+    )

@@ -46,7 +46,7 @@ class Run:
     def identities(self) -> dict[str, str]:
         """What tells each of its stages from those of other runs: the fingerprint, or one with stand-ins."""
         known = stage_fingerprints(_stood_in(self.config))
-        names = [stage.name for stage in stages_until(self.until)]
+        names = [stage.name for stage in stages_until(self.until) if stage.exists(self.config)]
         return {name: self.prints[name] or known[name] or name for name in names}
 
     @property

@@ -33,5 +33,7 @@ def weights_used(config: Config) -> Iterator[Use]:
 def layout_taken(use: Use, config: Config) -> Layout:
     """The network whose weights the field takes."""
     if use.field == "network_weights":
-        return config.evaluate.network
+        network = config.evaluate.network
+        assert network != "self"  # which takes none: EvaluateConfig
+        return network
     return _TAKEN[use.field]

@@ -13,7 +13,7 @@ from pipeline.workflow.importing import check_not_imported
 from pipeline.workflow.lineage import config_of, find_artifact, unneeded
 from pipeline.workflow.longer import shorter_training, steps_of
 from pipeline.workflow.planning import make_plan, print_plan, sit_gflops, sit_sizes, tokenizer_step_gflops
-from pipeline.workflow.preflight import check_compared, check_reconstructed
+from pipeline.workflow.preflight import check_compared, check_labelled, check_reconstructed
 from pipeline.workflow.resolve import check_expected, check_inputs, index_now, resolved
 from pipeline.workflow.runner import Runner, repair
 from pipeline.workflow.starts import start_of

@@ -60,6 +60,7 @@ def _content(value: Any) -> Any:
 def stage_fingerprints(config: Config) -> dict[str, str | None]:
     """Each stage's fingerprint: sha256 over its name, version, counted config and inputs' fingerprints, in hex.
 
+    Of the stages that exist with this config.
     None for every stage while `data.revision` is unknown, since the content of the source determines all of them, and
     for a stage and those after it while a weight file of it is, or the artifact that it starts from. A tokenizer or a
     generator that was imported has the fingerprint of its import (`imported.py`, `imported_sit.py`).
@@ -67,6 +68,8 @@ def stage_fingerprints(config: Config) -> dict[str, str | None]:
     known: dict[str, str | None] = {}
     imported = imported_stages(config)
     for stage in ALL_STAGES:
+        if not stage.exists(config):
+            continue
         if stage.name in imported:
             known[stage.name] = imported[stage.name]
             continue
@@ -77,7 +80,7 @@ def stage_fingerprints(config: Config) -> dict[str, str | None]:
             "stage": stage.name,
             "version": stage.version,
             "config": counted_config(stage, config),
-            "inputs": {name: known[name] for name in stage.inputs},
+            "inputs": {name: known[name] for name in stage.inputs_with(config)},
         }
         known[stage.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return known
@@ -91,7 +94,7 @@ def imported_stages(config: Config) -> dict[str, str]:
 
 def _is_determined(stage: Stage, config: Config, known: dict[str, str | None]) -> bool:
     """Whether the source, the stage's inputs, its weight files and the artifact that it starts from are known."""
-    if config.data.revision is None or None in (known[name] for name in stage.inputs):
+    if config.data.revision is None or None in (known[name] for name in stage.inputs_with(config)):
         return False
     unknown = [f"{use.section}.{use.field}" for use in weights_used(config) if use.file.sha256 is None]
     for trainer, section in SECTIONS.items():

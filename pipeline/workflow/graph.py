@@ -12,6 +12,10 @@ from pipeline.config import Config, SitConfig, TokenizerConfig
 from pipeline.errors import ConfigError
 
 
+def _always(config: Config) -> bool:  # noqa: ARG001
+    return True
+
+
 @dataclass(frozen=True)
 class Stage:
     """One pure step from (some config fields, the input artifacts) to one artifact."""
@@ -24,6 +28,11 @@ class Stage:
     # Fields that it reads, though no example, weight or latent depends on them: tolerances, places, what is only told.
     # The manifest keeps them apart, for a repair.
     uncounted: tuple[str, ...] = ()
+    exists: Callable[[Config], bool] = _always  # a stage that a config has no use for is no input of others either
+
+    def inputs_with(self, config: Config) -> tuple[str, ...]:
+        """Its inputs that exist with this config."""
+        return tuple(name for name in self.inputs if find_stage(name).exists(config))
 
     @property
     def body(self) -> Callable[..., Any]:
@@ -44,6 +53,15 @@ class Stage:
 
 _READING = ("data.image_size", "data.center_crop")  # how a stored image is converted to the models' input
 _ORDER = ("data.shuffle", "data.window_rows", "seed")
+# How features are taken.
+_FEATURES = (
+    "evaluate.network",
+    "evaluate.network_weights",
+    "evaluate.network_size",
+    "evaluate.also",
+    "evaluate.precision",
+)
+_BATCH = ("evaluate.batch_size",)
 
 STAGES: tuple[Stage, ...] = (
     Stage(
@@ -51,7 +69,7 @@ STAGES: tuple[Stage, ...] = (
         2,
         (),
         ("data", "seed"),
-        without=(*_READING, "data.horizontal_flip", "data.shuffle", "data.window_rows"),
+        without=(*_READING, "data.name", "data.horizontal_flip", "data.shuffle", "data.window_rows"),
         uncounted=("data.uri", "data.validation_uri", "data.quarantine_budget"),  # the revision stands for the URIs
     ),
     Stage(
@@ -62,12 +80,18 @@ STAGES: tuple[Stage, ...] = (
         uncounted=("tokenizer.checkpoint_every", "tokenizer.log_every"),
     ),
     Stage(
+        "classifier",
+        1,
+        ("prepare",),
+        (*_READING, "data.horizontal_flip", "data.name", "seed"),
+        exists=lambda config: "self" in config.evaluate.networks,
+    ),
+    Stage(
         "evaluate-tokenizer",
-        2,
-        ("prepare", "train-tokenizer"),
-        (*_READING, "evaluate"),
-        without=("evaluate.class_accuracy",),
-        uncounted=("evaluate.batch_size",),
+        3,
+        ("prepare", "train-tokenizer", "classifier"),
+        (*_READING, *_FEATURES, "evaluate.images", "evaluate.lpips"),
+        uncounted=_BATCH,
     ),
     Stage("analyze", 2, ("prepare", "train-tokenizer"), (*_READING, "evaluate.precision")),
     Stage(
@@ -86,12 +110,25 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage("sample", 2, ("train-tokenizer", "encode", "train-sit"), ("sample",)),
     Stage(
-        "evaluate-samples",
+        "reference",
         1,
-        ("prepare", "sample"),
-        (*_READING, "evaluate"),
-        without=("evaluate.images", "evaluate.lpips"),
-        uncounted=("evaluate.batch_size",),
+        ("prepare", "classifier"),
+        (*_READING, *_FEATURES, "evaluate.reference_split", "evaluate.reference_images"),
+        uncounted=_BATCH,
+    ),
+    Stage(
+        "floor",
+        1,
+        ("prepare", "train-tokenizer", "classifier", "reference"),
+        (*_READING, *_FEATURES, "sit.level", "sit.imported"),
+        uncounted=_BATCH,
+    ),
+    Stage(
+        "evaluate-samples",
+        2,
+        ("prepare", "classifier", "reference", "floor", "sample"),
+        (*_READING, *_FEATURES, "evaluate.class_accuracy"),
+        uncounted=_BATCH,
     ),
     Stage(
         "register",
@@ -106,10 +143,10 @@ REQUESTED: tuple[Stage, ...] = (
     Stage(
         "convergence",
         2,
-        ("prepare", "train-tokenizer", "encode", "train-sit"),
-        (*_READING, "seed", "convergence", "sample", "evaluate"),
-        without=("sample.count", "evaluate.images", "evaluate.lpips", "evaluate.class_accuracy"),
-        uncounted=("evaluate.batch_size",),
+        ("train-tokenizer", "classifier", "encode", "train-sit", "reference"),
+        (*_READING, *_FEATURES, "seed", "convergence", "sample"),
+        without=("sample.count",),
+        uncounted=_BATCH,
     ),
 )
 ALL_STAGES = (*STAGES, *REQUESTED)
@@ -121,6 +158,12 @@ def find_stage(name: str) -> Stage:
         if stage.name == name:
             return stage
     raise ConfigError(f"unknown stage '{name}'", f"Use one of {', '.join(stage.name for stage in ALL_STAGES)}.")
+
+
+def check_exists(config: Config, name: str | None) -> None:
+    """ConfigError if the config has no such stage; None is the whole run."""
+    if name is not None and not find_stage(name).exists(config):
+        raise ConfigError(f"{name}: no network of this config is self", "Set evaluate.also=[self], or leave it out.")
 
 
 def section_of(config: Config, stage: str) -> TokenizerConfig | SitConfig:

@@ -37,7 +37,7 @@ def _shorter(config: Config, stage: str, storage: Storage) -> Iterator[Manifest]
     section = SECTIONS[stage]
     own = section_of(config, stage)
     prints = stage_fingerprints(config)
-    inputs = {name: read_manifest(storage, name, prints[name] or "") for name in find_stage(stage).inputs}
+    inputs = {name: read_manifest(storage, name, prints[name] or "") for name in find_stage(stage).inputs_with(config)}
     contents = {name: made.content for name, made in inputs.items() if made is not None}
     found = [made for made in all_manifests(storage) if made.stage == stage and f"{section}.steps" in made.config]
     for made in sorted(found, key=steps_of, reverse=True):

@@ -12,6 +12,7 @@ from pipeline.cluster import tasks_per_gpu
 from pipeline.config import Config
 from pipeline.console import duration
 from pipeline.data import DIGITS, read_index
+from pipeline.evaluation import MANIFOLD
 from pipeline.storage import open_storage
 from pipeline.weights import missing_weights
 from pipeline.workflow.fingerprints import imported_stages
@@ -109,11 +110,18 @@ def device_hours(
         "encode": tokenizer.encode_gflops * images,
         "train-sit": (3 + teacher) * sit * config.sit.steps * config.sit.batch_size,
         "sample": (guided * sit + tokenizer.decode_gflops) * config.sample.count,
+        "floor": (tokenizer.encode_gflops + tokenizer.decode_gflops) * _floor_images(config, images, validation_images),
     }
     for imported in imported_stages(config):
         del gflops[imported]
     speed = config.cluster.device_peak_tflops * 1e3 * config.cluster.assumed_mfu
     return {name: work / speed / 3600 for name, work in gflops.items()}
+
+
+def _floor_images(config: Config, images: int, validation_images: int) -> int:
+    """The reference's images that are reconstructed."""
+    there = images if config.evaluate.reference_split == "train" else validation_images
+    return min(config.evaluate.reference_images or there, there, MANIFOLD)
 
 
 def make_plan(config: Config, nodes: list[Node]) -> dict[str, Any]:

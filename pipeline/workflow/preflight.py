@@ -33,8 +33,10 @@ def check_start(config: Config, stages: Collection[str]) -> None:
         raise ConfigError("convergence: sit.milestones is empty, so that there is nothing to sample", "Set some steps.")
     if "evaluate-samples" in stages:
         check_compared(config.evaluate.reference_images, config.sample.count)
-        if config.evaluate.class_accuracy and config.data.class_count < 2:
-            raise _no_classifier(config, "the source has one class")
+    if "classifier" in stages and config.data.class_count < 2:
+        raise _no_own_network("the source has one class")
+    if "evaluate-samples" in stages and config.evaluate.class_accuracy and config.data.class_count < 2:
+        raise _no_classifier(config, "the source has one class")
 
 
 def check_packages(kind: TokenizerKind) -> None:
@@ -53,10 +55,25 @@ def check_images(config: Config, stages: Collection[str], prepare: Manifest) -> 
     if "evaluate-tokenizer" in stages:
         check_reconstructed(min(config.evaluate.images, rows["validation"]))
     if "evaluate-samples" in stages:
-        check_compared(min(config.evaluate.reference_images, rows["train"]), config.sample.count)
-        counts = prepare.details.get("class_counts")  # not recorded by earlier versions
-        if config.evaluate.class_accuracy and counts and sum(count > 0 for count in counts["train"]) < 2:
+        own = config.evaluate
+        there = rows[own.reference_split]
+        check_compared(min(own.reference_images or there, there), config.sample.count)
+        if own.class_accuracy and _trained_classes(prepare) == 1:
             raise _no_classifier(config, "the training images have one class")
+    if "classifier" in stages:
+        check_labelled(config, prepare)
+
+
+def check_labelled(config: Config, prepare: Manifest) -> None:
+    """ConfigError if there is nothing to tell apart for the network self."""
+    if config.data.class_count < 2 or _trained_classes(prepare) == 1:
+        raise _no_own_network("the training images have one class")
+
+
+def _trained_classes(prepare: Manifest) -> int | None:
+    """The classes that have an image for training; None where that is not recorded, as by earlier versions."""
+    counts = prepare.details.get("class_counts")
+    return sum(count > 0 for count in counts["train"]) if counts else None
 
 
 def check_reconstructed(images: int) -> None:
@@ -68,11 +85,12 @@ def check_reconstructed(images: int) -> None:
         )
 
 
-def check_compared(real: int, samples: int) -> None:
-    """PipelineError if there are too few images for precision and recall."""
-    if min(real, samples) < _COMPARED:
+def check_compared(real: int | None, samples: int | None = None) -> None:
+    """PipelineError if there are too few images for precision and recall; None: a number that is not known yet."""
+    if min(count for count in (real, samples, _COMPARED) if count is not None) < _COMPARED:
+        found = " and ".join(str(count) for count in (real, samples) if count is not None)
         raise PipelineError(
-            f"evaluate-samples needs {_COMPARED} real and generated images; there are {real} and {samples}",
+            f"evaluate-samples needs {_COMPARED} real and generated images; there are {found}",
             "Raise sample.count, or evaluate.reference_images.",
         )
 
@@ -121,4 +139,11 @@ def _no_classifier(config: Config, reason: str) -> ConfigError:
     other = ", and another register.gate.metric" if gate.startswith("samples/class") else ""
     return ConfigError(
         f"evaluate.class_accuracy needs two classes, and {reason}", f"Set evaluate.class_accuracy=false{other}."
+    )
+
+
+def _no_own_network(reason: str) -> ConfigError:
+    return ConfigError(
+        f"evaluate: the network self is a classifier, and {reason}",
+        "Set evaluate.network=efficientnet_lite0 and evaluate.also=[].",
     )

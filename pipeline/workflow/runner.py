@@ -40,7 +40,7 @@ from pipeline.storage import Storage, open_storage
 from pipeline.weights import check_file, fetch_weights, weights_used
 from pipeline.workflow.context import StageContext
 from pipeline.workflow.fingerprints import counted_config, is_counted, stage_fingerprints, uncounted_config
-from pipeline.workflow.graph import ALL_STAGES, NAMES, Stage, find_stage, stages_until
+from pipeline.workflow.graph import ALL_STAGES, NAMES, Stage, check_exists, find_stage, stages_until
 from pipeline.workflow.imported import import_faults
 from pipeline.workflow.imported_sit import sit_faults
 from pipeline.workflow.preflight import check_images, check_start, warnings
@@ -81,7 +81,8 @@ class Runner:
 
     def run(self, until: str | None) -> None:
         """Run every stage up to `until` that is not cached, in order."""
-        names = [stage.name for stage in stages_until(until)]
+        check_exists(self.config, until)
+        names = [stage.name for stage in stages_until(until) if stage.exists(self.config)]
         nodes = {node.stage.name: node for node in self._nodes()}
         check_tolerances([nodes[name].manifest for name in names], self.config)
         missing = [name for name in names if nodes[name].status != "cached"]
@@ -105,19 +106,21 @@ class Runner:
     def run_stage(self, name: str) -> None:
         """Run one stage; ContractError if an input is missing."""
         nodes = {node.stage.name: node for node in self._nodes()}
+        check_exists(self.config, name)
         stage = find_stage(name)
-        for needed in stage.inputs:
+        inputs = stage.inputs_with(self.config)
+        for needed in inputs:
             if nodes[needed].manifest is None:
                 raise ContractError(
                     f"{name} needs {needed} ({self.fingerprint(needed)[:SHORT]}), which is missing",
                     f"Run `python -m pipeline stage {needed} {self.name}` first (with the same --set and --root).",
                 )
-        check_tolerances([nodes[needed].manifest for needed in (*stage.inputs, name)], self.config)
+        check_tolerances([nodes[needed].manifest for needed in (*inputs, name)], self.config)
         if nodes[name].status == "cached":
             self._say_cached(name, nodes[name].manifest)
             return
         self._check([name], nodes["prepare"].manifest)
-        with self._services([name], {needed: self.fingerprint(needed) for needed in stage.inputs}):
+        with self._services([name], {needed: self.fingerprint(needed) for needed in inputs}):
             self.produce(name)
 
     def rerun(self, name: str, broken: list[str]) -> Manifest:
@@ -267,7 +270,7 @@ class Runner:
 
     def _inputs(self, stage: Stage) -> dict[str, Manifest]:
         inputs: dict[str, Manifest] = {}
-        for needed in stage.inputs:
+        for needed in stage.inputs_with(self.config):
             manifest = read_manifest(self.storage, needed, self.fingerprint(needed))
             if manifest is None:
                 raise ContractError(f"{stage.name} needs {needed}, which is missing", "Run again.")
@@ -331,7 +334,8 @@ def _manifest(context: StageContext, outcome: Outcome, seconds: float) -> Manife
 
 
 def _facts(manifest: Manifest) -> str:
-    return "  ".join([f"[dim]{manifest.fingerprint[:SHORT]}[/]", *metrics.on_line(manifest.metrics)])
+    told = metrics.on_line(manifest.metrics, manifest.intervals)
+    return "  ".join([f"[dim]{manifest.fingerprint[:SHORT]}[/]", *told])
 
 
 def _check_root(storage: Storage) -> None:

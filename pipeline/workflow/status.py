@@ -33,8 +33,9 @@ def artifacts_of(nodes: list[Node]) -> dict[str, Manifest]:
 
 
 def survey(config: Config, stages: Sequence[Stage] = STAGES) -> list[Node]:
-    """Every stage of a run, or of these, with its status at the config's root. A stage comes after its inputs.
+    """Every stage of a run, or of these, that exists with this config, with its status at the config's root.
 
+    A stage comes after its inputs.
     An artifact is current if the contents of its inputs have not changed since. For `register`, MLflow's registry must
     also have the version; if the registry does not answer, the manifest counts. What is to be imported and is not
     there is unresolved.
@@ -43,6 +44,8 @@ def survey(config: Config, stages: Sequence[Stage] = STAGES) -> list[Node]:
     nodes: dict[str, Node] = {}
     fingerprints = stage_fingerprints(config)
     for stage in stages:
+        if not stage.exists(config):
+            continue
         node = _node(storage, stage, fingerprints[stage.name], nodes, registered)
         if stage.name in imported_stages(config) and node.manifest is None:
             node = replace(node, status="unresolved")
@@ -91,5 +94,5 @@ def _work_status(storage: Storage, stage: Stage, fingerprint: str, earlier: dict
     work = work_path(stage.name, fingerprint)
     if not set(storage.folders(work)) - {"attempts"}:
         return "new"
-    contents = {name: node.manifest.content for name in stage.inputs if (node := earlier[name]).manifest is not None}
+    contents = {name: node.manifest.content for name in stage.inputs if (node := earlier.get(name)) and node.manifest}
     return "new" if changed_inputs(storage, work, contents) else "resumable"

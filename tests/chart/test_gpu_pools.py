@@ -61,7 +61,11 @@ def test_every_stage_finds_what_it_asks_for(resource):
     assert cluster["device"] == "cuda"
     types = node_types(kinds(objects, "RayCluster")[0]["spec"]).values()
     for stage in NAMES:
-        asked = {"CPU": 1, **cluster["pools"][stage], **({} if stage in ("prepare", "register") else {"GPU": 1})}
+        asked = {
+            "CPU": 1,
+            **cluster["pools"][stage],
+            **({} if stage in ("prepare", "classifier", "register") else {"GPU": 1}),
+        }
         assert any(all(have.get(name, 0) >= count for name, count in asked.items()) for have in types), stage
 
 

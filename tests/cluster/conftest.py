@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.workflow.graph import NAMES
 from tests.cluster.installation import DASHBOARD, ROOT, Beside, Installation, forwarded, installed, servers_beside
 from tests.cluster.own import Cluster, running_cluster
 from tests.cluster.programs import missing
 from tests.cluster.work import TRAINING, done, submission
 from tests.support.ceph import act_as
+from tests.support.stages import PLAIN
 from tests.support.trained import weights
 
 
@@ -67,7 +67,7 @@ def place(cluster: Cluster, beside: Beside, folder: Path) -> Iterator[Installati
 def quickstart(place: Installation) -> dict[str, str]:
     """What Ray's own command has said of each stage of the quickstart."""
     told = {}
-    for stage in NAMES:
+    for stage in PLAIN:
         asked = f"ray job submit --address {DASHBOARD} -- python -m pipeline stage {stage} quickstart"
         told[stage] = place.bash(asked)
     return told

@@ -25,7 +25,7 @@ def with_a_pool(place: Installation) -> Iterator[Installation]:
     group = {"enabled": True, "max": 1, "resources": {"cpu": "300m", "memory": "4Gi"}, "shm": "1Gi"}
     place.write_values(
         groups={"gpu-tokenizer": {**group, "gpus": 1, "mirror": {"size": "1Gi"}}},
-        stagePools={stage: "gpu-tokenizer" for stage in NAMES if stage not in ("prepare", "register")},
+        stagePools={stage: "gpu-tokenizer" for stage in NAMES if stage not in ("prepare", "classifier", "register")},
     )
     try:
         place.upgrade()

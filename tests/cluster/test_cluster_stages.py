@@ -6,23 +6,23 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.tracking.registry import champion
-from pipeline.workflow.graph import NAMES
 from tests.cluster.installation import RELEASE, Installation
+from tests.support.stages import PLAIN
 
 pytestmark = pytest.mark.slow
 
 
 def test_every_stage_ends_well(quickstart: dict[str, str]):
-    for stage in NAMES:
+    for stage in PLAIN:
         assert f"✓ {stage}" in quickstart[stage]
 
 
 def test_artifacts_lie_at_the_root(place: Installation, quickstart: dict[str, str]):
     listed = place.bash('python -m pipeline artifact ls --root "$ROOT"')
-    for stage in NAMES:
+    for stage in PLAIN:
         assert f"{stage}/" in listed
     checked = place.bash('python -m pipeline artifact verify --root "$ROOT"').splitlines()
-    assert len(checked) >= len(NAMES)
+    assert len(checked) >= len(PLAIN)
     assert all(line.endswith("  ok") for line in checked), checked
 
 
@@ -42,7 +42,7 @@ def test_mlflow_shows_runs_and_the_version(place: Installation, quickstart: dict
     parent = client.get_run(client.get_run(registered.run_id).data.tags["mlflow.parentRunId"])
     children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     by_stage = {run.data.tags["dvae.stage"]: run for run in children}
-    assert set(by_stage) == set(NAMES)
+    assert set(by_stage) == set(PLAIN)
     assert by_stage["evaluate-samples"].data.metrics["samples/class_accuracy"] >= 0.9
     assert client.list_artifacts(by_stage["sample"].info.run_id, "figures")
     assert client.list_artifacts(registered.run_id, "model")
@@ -51,7 +51,7 @@ def test_mlflow_shows_runs_and_the_version(place: Installation, quickstart: dict
 def test_the_documents_first_job_finds_it_all_there(place: Installation, quickstart: dict[str, str]):
     for command in ("ray job submit", "python -m deploy submit"):
         told = place.bash(place.document("6. First job", command))
-        for stage in NAMES:
+        for stage in PLAIN:
             assert f"= {stage}" in told, told
 
 

@@ -14,9 +14,9 @@ from mlflow import MlflowClient
 
 from deploy.jobs import Dashboard
 from pipeline.tracking.registry import champion
-from pipeline.workflow.graph import NAMES
 from tests.deploy.test_submit import driver_of, ended, jobs
 from tests.support import PROJECT
+from tests.support.stages import PLAIN
 from tests.support.trainers import SETS
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -54,7 +54,7 @@ def test_stages_and_a_run_with_a_submitter_that_dies(platform, names):
     assert len(jobs(platform.head, "train-tokenizer-")) == 1, "attached, not submitted again"
     code, out, error = ended(submit(platform, names, "run", "quickstart"))
     assert code == 0, (out, error)
-    assert [f"✓ {stage}" in out for stage in NAMES] == [False] * 2 + [True] * 7
+    assert [f"✓ {stage}" in out for stage in PLAIN] == [False] * 2 + [True] * 9
     assert champion(platform.tracking, names[1]) == "1"
 
 
@@ -67,7 +67,7 @@ def test_mlflow_has_one_run_with_a_run_a_stage(platform, names):
     assert parent.info.status == "FINISHED"
     (experiment,) = [parent.info.experiment_id]
     children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-    assert sorted(run.data.tags["dvae.stage"] for run in children) == sorted(NAMES), "nested under one"
+    assert sorted(run.data.tags["dvae.stage"] for run in children) == sorted(PLAIN), "nested under one"
     assert {run.info.status for run in children} == {"FINISHED"}
     by_stage = {run.data.tags["dvae.stage"]: run.info.run_id for run in children}
     steps = [metric.step for metric in client.get_metric_history(by_stage["train-tokenizer"], "tokenizer/loss")]

@@ -16,18 +16,18 @@ import psutil
 import pytest
 
 from pipeline.storage import open_storage
-from pipeline.workflow.graph import STAGES
 from tests.support import PROJECT
 from tests.support.ceph import Ceph, act_as, make_bucket
 from tests.support.groups import Group
 from tests.support.ray_head import Head, running_head, running_worker
+from tests.support.stages import PLAIN
 from tests.support.whole_runs import ENVIRONMENT, TINY, sets
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 CALM, LOSSY = "s3://nodes/calm", "s3://nodes/lossy"
 _SECONDS = 300.0  # for a stage to begin its work
-_ON_NODES = [stage.name for stage in STAGES if stage.name != "register"]  # that one works in the driver, on the head
+_ON_NODES = [stage for stage in PLAIN if stage != "register"]  # that one works in the driver, on the head
 
 
 class Nodes:

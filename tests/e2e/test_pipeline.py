@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.workflow.graph import NAMES
 from tests.support import PROJECT
+from tests.support.stages import PLAIN
 from tests.support.whole_runs import ENVIRONMENT, arguments, call
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -34,14 +34,14 @@ def contents(root: Path, stage: str) -> dict[str, str]:
 
 def copy_stages(undisturbed: Path, root: Path, before: str) -> None:
     """The artifacts of all stages before this one."""
-    for stage in NAMES[: NAMES.index(before)]:
+    for stage in PLAIN[: PLAIN.index(before)]:
         shutil.copytree(undisturbed / stage, root / stage)
 
 
 def test_whole_run_then_cached(undisturbed: Path) -> None:
     begin = time.monotonic()
     done = call("run", undisturbed)
-    assert done.stdout.count("cached") == 9
+    assert done.stdout.count("cached") == 11
     assert time.monotonic() - begin < 30
     report = json.loads(call("report", undisturbed, "--json").stdout)
     assert {stage["status"] for stage in report["stages"].values()} == {"cached"}
@@ -178,4 +178,4 @@ def test_killed_train_controller(undisturbed: Path, tmp_path: Path) -> None:
 
 def test_two_workers_are_the_same_experiment(undisturbed: Path) -> None:
     done = call("run", undisturbed, "--set", "cluster.workers=2")
-    assert done.stdout.count("cached") == 9
+    assert done.stdout.count("cached") == 11

@@ -13,7 +13,7 @@ from models.sampler import SAMPLERS
 from models.sizes import _SIZES
 from models.tokenizers import TOKENIZERS
 from pipeline.config.kinds import KIND_FIELDS
-from pipeline.evaluation.features import FEATURE_NETWORKS
+from pipeline.evaluation.networks import FEATURE_NETWORKS
 
 KINDS: dict[str, tuple[Any, Mapping[Any, Any]]] = {
     "tokenizers": (choices.TokenizerKind, TOKENIZERS),

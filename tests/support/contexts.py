@@ -16,10 +16,11 @@ from pipeline.artifacts.manifest import Manifest, work_path
 from pipeline.artifacts.writer import Outcome
 from pipeline.config.schema import Config
 from pipeline.data.prepared import choose_rows, read_images
-from pipeline.stages.evaluate_samples import Work
+from pipeline.stages import classifier, floor, reference
 from pipeline.storage.uri import open_storage
 from pipeline.tracking.outbox import Outbox
 from pipeline.workflow.context import StageContext
+from pipeline.workflow.graph import find_stage
 from tests.support.artifacts import artifact_writer, fingerprint_of, manifest, put
 
 
@@ -61,7 +62,8 @@ def local_context(config: Config, stage: str, inputs: dict[str, Manifest], scrat
 def committed(context: StageContext, outcome: Outcome, seconds: float = 1.5) -> Manifest:
     """Leave the manifest as a runner would."""
     made = manifest(context.config, context.stage, context.writer, context.inputs, **outcome.details)
-    return put(context.config, made.model_copy(update={"metrics": outcome.metrics, "seconds": seconds}))
+    told = {"metrics": outcome.metrics, "rows": outcome.rows, "seconds": seconds}
+    return put(context.config, made.model_copy(update=told))
 
 
 def untrained_tokenizer(config: Config, prepare: Manifest, scratch: Path) -> Manifest:
@@ -114,9 +116,21 @@ def samples(config: Config, images: np.ndarray, labels: np.ndarray, shard_rows: 
     return put(config, manifest(config, "sample", writer, {}, shards=shards))
 
 
-def real_images(work: Work, split: Any, most: int) -> tuple[np.ndarray, np.ndarray]:
-    parts = [
-        read_images(open_storage(work.root), work.prepare, unit, work.config.data)
-        for unit in choose_rows(work.prepare, split, most)
-    ]
+def reference_of(config: Config, prepare: Manifest, scratch: Path) -> dict[str, Manifest]:
+    """What samples are compared with, by stages of their own: reference and floor, and classifier if there is one.
+
+    The floor is that of a tokenizer with random weights.
+    """
+    inputs = {"prepare": prepare, "train-tokenizer": untrained_tokenizer(config, prepare, scratch)}
+    for stage, body in (("classifier", classifier), ("reference", reference), ("floor", floor)):
+        if find_stage(stage).exists(config):
+            taken = {name: inputs[name] for name in find_stage(stage).inputs_with(config)}
+            context = local_context(config, stage, taken, scratch)
+            inputs[stage] = committed(context, body.run(context))
+    return inputs
+
+
+def real_images(config: Config, prepare: Manifest, split: Any, most: int) -> tuple[np.ndarray, np.ndarray]:
+    units = choose_rows(prepare, split, most)
+    parts = [read_images(open_storage(config.root), prepare, unit, config.data) for unit in units]
     return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])

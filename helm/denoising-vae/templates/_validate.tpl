@@ -113,7 +113,7 @@ the cluster to see. A message has the value's path, what is wrong with it, and w
 {{- end -}}
 {{- end -}}
 {{- $device := include "dvae.device" . -}}
-{{- range $stage, $pool := omit .Values.stagePools "prepare" "register" -}}
+{{- range $stage, $pool := omit .Values.stagePools "prepare" "classifier" "register" -}}
 {{- $group := include "dvae.group" (list $ (index $.Values.groups $pool)) | fromJson -}}
 {{- if ne (eq $device "cuda") (gt (int $group.gpus) 0) -}}
 {{- fail (printf "stagePools.%s: group %q has %v GPUs per pod, but the device of such stages is %s (from the trainers' groups, or site.extra.cluster.device)" $stage $pool $group.gpus $device) -}}

@@ -15,10 +15,11 @@ from pipeline.config.schema import Config
 from pipeline.errors import ContractError
 from pipeline.reports import figures, report
 from pipeline.storage.uri import open_storage
-from pipeline.workflow import NAMES, Node, survey
+from pipeline.workflow import Node, survey
 from tests.support import PROJECT
 from tests.support.artifacts import prepared, put
 from tests.support.contexts import committed, local_context, untrained_tokenizer
+from tests.support.stages import PLAIN
 from tests.support.trainers import small_config
 
 VOID = {"meta", "img", "br", "!doctype"}
@@ -83,7 +84,7 @@ def page(config: Config) -> Markup:
 
 def test_json_has_stages_and_metrics(config):
     collected = json.loads(json.dumps(report.collect(config, nodes(config), open_storage(config.root))))
-    assert list(collected["stages"]) == list(NAMES)
+    assert list(collected["stages"]) == PLAIN
     assert collected["stages"]["evaluate-tokenizer"] == {"status": "cached", "seconds": 75.0}
     assert collected["stages"]["sample"] == {"status": "new", "seconds": 0.0}
     assert collected["metrics"]["reconstruction/psnr"] == 30.7123
@@ -95,7 +96,7 @@ def test_the_page_is_whole_and_refers_to_nothing_outside(config):
     words = " ".join(markup.words)
     for expected in ("my <preset>", "30.71 dB", "1 min 15 s", "not run", "<b>themselves</b>", "tokenizer.width"):
         assert expected in words
-    assert re.search(r"3 of 9 stages", words)
+    assert re.search(r"3 of 11 stages", words)
 
 
 def test_levels_stand_side_by_side(config):

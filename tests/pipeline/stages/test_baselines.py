@@ -11,7 +11,6 @@ from pipeline.artifacts import Manifest
 from pipeline.config import Config
 from pipeline.inference import load_tokenizer
 from pipeline.stages import analyze, encode, evaluate_tokenizer
-from pipeline.stages.evaluate_samples import Work
 from pipeline.workflow.imported import ImportUse, import_tokenizer
 from tests.support.artifacts import prepared, put
 from tests.support.contexts import LocalContext, committed, local_context, real_images, untrained_tokenizer
@@ -48,9 +47,7 @@ def context_of(stage: str, baseline: tuple[Config, dict[str, Manifest]], scratch
 
 def originals(context: LocalContext, most: int) -> torch.Tensor:
     prepare = context.inputs["prepare"]
-    return torch.from_numpy(
-        real_images(Work(context.config.root, prepare, prepare, "", context.config), "validation", most)[0]
-    )
+    return torch.from_numpy(real_images(context.config, prepare, "validation", most)[0])
 
 
 def test_its_reconstructions_are_measured(baseline: tuple[Config, dict[str, Manifest]], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pipeline.workflow import NAMES, stage_fingerprints, stages_until
 from pipeline.workflow.graph import ALL_STAGES
 from pipeline.workflow.preflight import check_start
 from tests.support.artifacts import artifact_writer, manifest, prepared, put
-from tests.support.contexts import LocalContext, local_context, untrained_generator, untrained_tokenizer
+from tests.support.contexts import LocalContext, local_context, reference_of, untrained_generator, untrained_tokenizer
 from tests.support.trainers import small_config
 
 SETS = [
@@ -51,7 +51,9 @@ def made(folder: Path, seeds: dict[int, int], *sets: str) -> LocalContext:
     tokenizer = untrained_tokenizer(config, prepare, scratch)
     encode = put(config, manifest(config, "encode", artifact_writer(config, "encode"), {"prepare": prepare}))
     encode = encode.model_copy(update={"rows": 1000})
-    inputs = {"prepare": prepare, "train-tokenizer": tokenizer, "encode": encode}
+    inputs = {**reference_of(config, prepare, scratch), "encode": encode}
+    del inputs["floor"]
+    del inputs["prepare"]
     sit = untrained_generator(config, {"train-tokenizer": tokenizer, "encode": encode}, scratch)
     context = local_context(config, "convergence", inputs, scratch)
     inputs["train-sit"] = with_milestones(context, sit, seeds, scratch)
@@ -60,8 +62,9 @@ def made(folder: Path, seeds: dict[int, int], *sets: str) -> LocalContext:
 
 def curve_of(context: LocalContext, outcome: Outcome) -> dict[str, Any]:
     folder = context.writer.folder
-    assert {"curve.json", "milestones.png"} <= set(outcome.files)
-    curve: dict[str, Any] = json.loads(context.storage.read(f"{folder}/curve.json"))
+    name = "curve-efficientnet_lite0.json"
+    assert {name, "milestones.png"} <= set(outcome.files)
+    curve: dict[str, Any] = json.loads(context.storage.read(f"{folder}/{name}"))
     return curve
 
 
@@ -78,6 +81,7 @@ def test_a_curve_has_a_point_for_each_milestone(tmp_path):
     assert outcome.metrics == {key: second["distance"]}
     assert outcome.rows == 48
     assert curve["images"] == 24
+    assert curve["reference"] == "60 images of the training split"
     assert (curve["batch_size"], curve["training_images"]) == (context.config.sit.batch_size, 1000)
     assert curve["device_seconds_per_step"] == 72.0 / context.config.sit.steps
     picture = Image.open(io.BytesIO(context.storage.read(f"{context.writer.folder}/milestones.png")))
@@ -100,9 +104,9 @@ def test_without_milestones_it_is_refused_before_anything_is_trained(tmp_path):
 def test_it_is_made_when_it_is_asked_for(tmp_path):
     assert "convergence" not in NAMES
     names = [stage.name for stage in stages_until("convergence")]
-    assert names == ["prepare", "train-tokenizer", "encode", "train-sit", "convergence"]
+    assert names == ["prepare", "train-tokenizer", "classifier", "encode", "train-sit", "reference", "convergence"]
     assert [stage.name for stage in stages_until(None)] == list(NAMES)
     prints = stage_fingerprints(small_config(tmp_path, *SETS))
-    assert set(prints) == {stage.name for stage in ALL_STAGES}
+    assert set(prints) == {stage.name for stage in ALL_STAGES} - {"classifier"}
     more = stage_fingerprints(small_config(tmp_path, *SETS, "convergence.images=30"))
     assert [name for name in prints if prints[name] != more[name]] == ["convergence"]

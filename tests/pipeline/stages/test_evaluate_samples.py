@@ -1,32 +1,33 @@
 """evaluate-samples: real digits passed off as samples come out perfect, mislabelled or grey ones do not."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from models.choices import FeatureNetwork
 from pipeline.config.checks import judging_metrics
 from pipeline.errors import PipelineError
-from pipeline.evaluation import features
+from pipeline.evaluation import networks
 from pipeline.evaluation.classifier import classifier_inputs
 from pipeline.stages import evaluate_samples
-from pipeline.stages.evaluate_samples import Work
 from tests.support.artifacts import prepared
-from tests.support.contexts import LocalContext, local_context, real_images, samples
+from tests.support.contexts import LocalContext, local_context, real_images, reference_of, samples
 from tests.support.trainers import small_config
 
+GATE = ["register.gate.metric=reconstruction/psnr"]
 SETS = ["evaluate.network_size=32", "evaluate.reference_images=90", "evaluate.batch_size=32"]
-NETWORK: FeatureNetwork = "efficientnet_lite0"
+NETWORK = "efficientnet_lite0"
 
 
 def made(folder: Path, *sets: str) -> LocalContext:
     """A context whose samples are the very images of the reference."""
     config = small_config(folder, *SETS, *sets)
     prepare = prepared(config)
-    images, labels = real_images(Work(config.root, prepare, prepare, "", config), "train", 90)
-    inputs = {"prepare": prepare, "sample": samples(config, images, labels)}
+    images, labels = real_images(config, prepare, "train", 90)
+    inputs = {**reference_of(config, prepare, folder / "scratch"), "sample": samples(config, images, labels)}
+    del inputs["train-tokenizer"]
     return local_context(config, "evaluate-samples", inputs, folder / "scratch")
 
 
@@ -35,8 +36,8 @@ def with_samples(context: LocalContext, images: np.ndarray, labels: np.ndarray) 
     return context
 
 
-def measured(network: FeatureNetwork, class_accuracy: bool) -> set[str]:
-    return {key for key in judging_metrics(network, class_accuracy, False) if key.startswith("samples/")}
+def measured(networks: Sequence[str], class_accuracy: bool) -> set[str]:
+    return {key for key in judging_metrics(networks, class_accuracy, False) if key.startswith("samples/")}
 
 
 def test_the_reference_itself_is_perfect(tmp_path):
@@ -49,7 +50,17 @@ def test_the_reference_itself_is_perfect(tmp_path):
     assert outcome.metrics["samples/classifier_accuracy"] >= 0.97, "the classifier must know real digits"
     assert outcome.details["reference"] == "90 images of the training split"
     assert "held-out" in outcome.details["classifier"]
-    assert set(outcome.metrics) == measured(NETWORK, class_accuracy=True)
+    assert set(outcome.metrics) == measured([NETWORK], class_accuracy=True)
+    assert set(outcome.details["intervals"]) == set(outcome.metrics)
+    for key, (low, high) in outcome.details["intervals"].items():
+        assert low <= outcome.metrics[key] <= high, key
+    floor = outcome.metrics[f"samples/frechet_distance_to_reconstructions/{NETWORK}"]
+    assert floor > 1, "of a tokenizer that knows nothing"
+    assert outcome.details["notes"] == [
+        "90 images for the 1,280 features of efficientnet_lite0: their covariance has not full rank, and the Frechet "
+        "distance is too large, by more the fewer they are; compare equal numbers, or read kid, which has no bias. "
+        "1,281 are the least, 12,800 would do"
+    ]
 
 
 def test_wrong_labels_and_noise_are_seen(tmp_path):
@@ -63,26 +74,38 @@ def test_wrong_labels_and_noise_are_seen(tmp_path):
 
 
 def test_inception_gives_its_own_measures(tmp_path, monkeypatch):
-    def network(x: torch.Tensor) -> features.Features:
+    def network(x: torch.Tensor) -> networks.Features:
         flat = x.flatten(1).float() / 255
         return {"pool": flat[:, :20], "spatial": flat[:, 20:30], "logits": torch.zeros(len(x), 1008)}
 
-    monkeypatch.setattr(features, "feature_network", lambda config, device: network)
+    monkeypatch.setattr(networks, "feature_network", lambda network_, device: network)
     weights = f"evaluate.network_weights={{uri: file:///none, sha256: '{'0' * 64}'}}"
     context = made(tmp_path, "evaluate.network=inception", "evaluate.network_size=299", weights)
     metrics = evaluate_samples.run(context).metrics
     assert metrics["samples/inception_score"] == pytest.approx(1.0), "equal logits for all: the least score"
     assert metrics["samples/sfid"] == pytest.approx(0, abs=1e-6)
     assert "samples/frechet_distance/inception" in metrics
-    assert set(metrics) == measured("inception", class_accuracy=True)
+    assert set(metrics) == measured(["inception"], class_accuracy=True)
 
 
 def test_without_a_classifier(tmp_path):
-    outcome = evaluate_samples.run(
-        made(tmp_path, "evaluate.class_accuracy=false", "register.gate.metric=reconstruction/psnr")
-    )
-    assert set(outcome.metrics) == measured(NETWORK, class_accuracy=False)
+    outcome = evaluate_samples.run(made(tmp_path, "evaluate.class_accuracy=false", *GATE))
+    assert set(outcome.metrics) == measured([NETWORK], class_accuracy=False)
     assert "classifier" not in outcome.details
+
+
+def test_the_datas_own_classifier_reads_the_samples(tmp_path):
+    context = made(tmp_path, "evaluate.also=[self]", "evaluate.class_accuracy=false", *GATE)
+    own = "self-digits"
+    outcome = evaluate_samples.run(context)
+    assert set(outcome.metrics) == measured([NETWORK, own], class_accuracy=False)
+    assert outcome.metrics[f"samples/class_accuracy/{own}"] > 0.9, "these are real digits"
+    assert context.inputs["classifier"].metrics["classifier/accuracy"] > 0.9
+    assert outcome.metrics[f"samples/frechet_distance/{own}"] == pytest.approx(0, abs=1e-3)
+    _, labels = real_images(context.config, context.inputs["prepare"], "train", 90)
+    images, _ = real_images(context.config, context.inputs["prepare"], "train", 90)
+    wrong = evaluate_samples.run(with_samples(context, images, (labels + 1) % 10))
+    assert wrong.metrics[f"samples/class_accuracy/{own}"] < 0.1
 
 
 def test_too_few_samples_are_refused(tmp_path):

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.choices import FeatureNetwork
 from models.metrics import from_uint8, inception_score, psnr_B, to_uint8
 from pipeline import metrics
 from pipeline.artifacts.manifest import artifact_path
@@ -14,9 +13,9 @@ from pipeline.config.checks import judging_metrics
 from pipeline.errors import DataError
 from pipeline.evaluation.comparison import reconstruction_metrics
 from pipeline.evaluation.features import write_features
+from pipeline.evaluation.networks import Network
 from pipeline.inference.networks import load_tokenizer
 from pipeline.stages import evaluate_tokenizer
-from pipeline.stages.evaluate_samples import Work
 from pipeline.storage import open_storage
 from tests.support.artifacts import prepared
 from tests.support.contexts import LocalContext, local_context, real_images, untrained_tokenizer
@@ -33,8 +32,7 @@ def made(folder: Path, stage: str, *sets: str) -> LocalContext:
 
 
 def validation(context: LocalContext, most: int) -> torch.Tensor:
-    work = Work(context.config.root, context.inputs["prepare"], context.inputs["prepare"], "", context.config)
-    return torch.from_numpy(real_images(work, "validation", most)[0])
+    return torch.from_numpy(real_images(context.config, context.inputs["prepare"], "validation", most)[0])
 
 
 def levels(context: LocalContext, images: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -49,8 +47,8 @@ def shown(context: LocalContext) -> set[str]:
     return {json.loads(line)["path"].rpartition("/")[2] for text in lines for line in text.splitlines()}
 
 
-def measured(network: FeatureNetwork, lpips: bool) -> set[str]:
-    return {key for key in judging_metrics(network, False, lpips) if key.startswith("reconstruction/")}
+def measured(network: str, lpips: bool) -> set[str]:
+    return {key for key in judging_metrics([network], False, lpips) if key.startswith("reconstruction/")}
 
 
 def test_every_level_is_measured_against_the_image_itself(tmp_path):
@@ -62,6 +60,9 @@ def test_every_level_is_measured_against_the_image_itself(tmp_path):
         name = "reconstruction/psnr" + (f"_level{level}" if level else "")
         assert outcome.metrics[name] == pytest.approx(float(psnr_B(reconstruction, images).mean()), abs=1e-3)
         assert -1 <= outcome.metrics[name.replace("psnr", "ssim")] <= 1
+        error = float(psnr_B(reconstruction, images).std()) / 60**0.5
+        assert outcome.details["intervals"][name][1] - outcome.metrics[name] == pytest.approx(1.96 * error, rel=0.02)
+    assert set(outcome.details["intervals"]) == set(outcome.metrics)
     assert outcome.metrics["reconstruction/frechet_distance/efficientnet_lite0"] > 0
     assert set(outcome.metrics) == measured("efficientnet_lite0", lpips=False)
     assert set(outcome.files) == shown(context) == {"reconstructions.png"}
@@ -75,7 +76,10 @@ def test_every_level_has_its_distances(tmp_path):
     name = "reconstruction/frechet_distance/efficientnet_lite0"
     distances = [outcome.metrics[name + suffix] for suffix in ("", "_level1", "_level2", "_level3")]
     assert len(set(distances)) == 4
-    assert metrics.on_line(outcome.metrics)[-1] == f"frechet_distance/efficientnet_lite0 {distances[0]:.5g}"
+    low, high = outcome.details["intervals"][name]
+    said = f"frechet_distance/efficientnet_lite0 {distances[0]:.5g} ({low:.4g} to {high:.4g})"
+    assert metrics.on_line(outcome.metrics, outcome.details["intervals"])[-1] == said
+    assert low < distances[0] < high
     assert {metrics.find_metric(name + suffix) for suffix in ("", "_level3")} == {metrics.find_metric(name)}
 
 
@@ -86,15 +90,18 @@ def test_inceptions_measures_have_their_own_names(tmp_path):
     files = {}
     for side in ("original", "reconstruction"):
         kinds = {"pool": 4, "spatial": 3, "logits": 5}
-        files[side] = {kind: torch.rand(40, width, generator=source) for kind, width in kinds.items()}
+        files[side] = {f"inception/{kind}": torch.rand(40, width, generator=source) for kind, width in kinds.items()}
         write_features(storage, side, files[side])
-    found = reconstruction_metrics(storage, ["original"], ["reconstruction"], "inception")
+    inception = Network("inception", "inception", 299, None, "")
+    measures = reconstruction_metrics(storage, ["original"], ["reconstruction"], inception)
+    assert measures.intervals.keys() == measures.metrics.keys()
+    found = measures.metrics
     assert {f"reconstruction/{name}" for name in ("rfid", "sfid", "inception_score")} == set(found)
     assert found.keys() == {key for key in measured("inception", lpips=False) if "level" not in key} - {
         "reconstruction/psnr", "reconstruction/ssim",
     }  # fmt: skip
-    assert found["reconstruction/inception_score"] == inception_score(files["reconstruction"]["logits"])
-    same = reconstruction_metrics(storage, ["original"], ["original"], "inception")
+    assert found["reconstruction/inception_score"] == inception_score(files["reconstruction"]["inception/logits"])
+    same = reconstruction_metrics(storage, ["original"], ["original"], inception).metrics
     assert same["reconstruction/rfid"] == pytest.approx(0, abs=1e-6)
     assert same["reconstruction/sfid"] == pytest.approx(0, abs=1e-6)
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.schema import GateConfig
-from pipeline.stages.register import Champion, decide
+from pipeline.stages.register_gate import Champion, decide
 
 metric = st.floats(-1e6, 1e6)
 
@@ -38,3 +38,25 @@ def test_nothing_is_promoted_by_a_number_that_is_none_or_against_one_unknown():
     promoted, reason = decide(gate, 1.0, Champion("4", None))
     assert not promoted
     assert "champion version 4 has no value of samples/m" in reason
+
+
+def test_a_candidate_within_the_interval_is_not_promoted():
+    gate = GateConfig(metric="samples/m", direction="lower", margin="interval")
+    champion = Champion("4", 20.0, interval=(18.5, 21.5))
+    promoted, reason = decide(gate, 18.1, champion, (17.1, 19.1))  # the half widths are 1.5 and 1: together 1.80
+    assert promoted
+    assert "by 1.9, more than the interval of the difference, 1.8" in reason
+    promoted, reason = decide(gate, 18.3, champion, (17.3, 19.3))
+    assert not promoted
+    assert "samples/m 18.3 beats 20 of champion version 4 by 1.7, not by more than the interval" in reason
+    assert not decide(gate, 21, champion, (20, 22))[0]
+    assert decide(gate, 18.0, None, (17, 19))[0]
+
+
+def test_a_champion_of_before_has_the_candidates_interval():
+    gate = GateConfig(metric="samples/m", direction="higher", margin="interval")
+    assert decide(gate, 0.95, Champion("4", 0.92), (0.93, 0.97))[0]
+    assert not decide(gate, 0.94, Champion("4", 0.92), (0.92, 0.96))[0]
+    promoted, reason = decide(gate, 0.95, Champion("4", 0.92), None)
+    assert not promoted
+    assert "it has no interval" in reason

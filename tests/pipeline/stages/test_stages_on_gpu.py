@@ -86,9 +86,7 @@ def test_evaluating_a_tokenizer(
     weights = WeightFile(uri="file:///no", sha256="0" * 64)
     evaluate = context.config.evaluate.model_copy(update={"precision": precision, "lpips": weights})
     config = context.config.model_copy(update={"evaluate": evaluate})
-    work = evaluate_tokenizer.Work(
-        context.storage.root, context.inputs["prepare"], context.inputs["train-tokenizer"], "", "", config
-    )
+    work = evaluate_tokenizer.Work(context.storage.root, context.inputs, "", "", config)
     lpips = RandomLPIPS(width=2).to(GPU)
     monkeypatch.setattr(evaluate_tokenizer, "_lpips", lambda weights, device: lpips)
     with gpu.mode:

@@ -72,9 +72,9 @@ def curve(run: Run) -> tuple[Files, dict[str, Any]]:
     ]
     about = {
         "distance": "frechet_distance/efficientnet_lite0", "images": 500, "batch_size": 48, "training_images": 1000,
-        "device_seconds_per_step": 1.0, "points": points,
+        "device_seconds_per_step": 1.0, "points": points, "sampling": {}, "data": "abc", "reference": "the digits",
     }  # fmt: skip
-    return {"curve.json": json.dumps(about).encode()}, {}
+    return {"curve-efficientnet_lite0.json": json.dumps(about).encode()}, {"networks": ["efficientnet_lite0"]}
 
 
 def test_figure_3_says_who_is_how_many_times_as_fast(tmp_path, monkeypatch):

@@ -129,8 +129,8 @@ def test_results_are_added_to_what_is_there(results, tmp_path):
     found = measured([one, other], results.read())
     key = "samples/frechet_distance/efficientnet_lite0"
     assert [item.record.metrics[key] for item in found if item.record] == [3, 2]
-    # Of eight stages each, what both share counts once: prepare to encode.
-    assert total_hours(found) == pytest.approx((5 + 2 * 3) * 0.1)
+    # Of ten stages each, what both share counts once: prepare to encode, the reference and the floor.
+    assert total_hours(found) == pytest.approx((7 + 2 * 3) * 0.1)
 
 
 def test_a_recorded_run_of_other_settings_is_another_run(results, tmp_path):

@@ -17,7 +17,7 @@ from pipeline.workflow.runner import Runner
 from tests.pipeline.workflow.world import World, folder_of_images
 
 ALL = ["prepare", "train-tokenizer", "evaluate-tokenizer", "analyze", "encode", "train-sit", "sample",
-       "evaluate-samples", "register"]  # fmt: skip
+       "reference", "floor", "evaluate-samples", "register"]  # fmt: skip
 Run = Callable[..., list[str]]
 
 

@@ -52,6 +52,7 @@ ANSWERS: dict[str, Answer] = {
     "data.image_column": ("prepare", "which column of a Parquet file is read"),
     "data.label_column": ("prepare", "which column of a Parquet file is read"),
     "data.shard_rows": ("prepare", "which examples share a file, and a window"),
+    "data.name": ("classifier", "the keys of what it measures"),
     "data.max_pixels": ("prepare", "which images are quarantined"),
     "data.quarantine_budget": (None, "a tolerance: refuses a result, changes none"),
     "tokenizer.steps": training("train-tokenizer"),
@@ -107,7 +108,9 @@ ANSWERS: dict[str, Answer] = {
     "evaluate.network_weights": ("evaluate-tokenizer", "what the distances measure"),
     "evaluate.lpips": ("evaluate-tokenizer", "which metrics there are"),
     "evaluate.network_size": ("evaluate-tokenizer", "what the distances measure"),
-    "evaluate.reference_images": ("evaluate-tokenizer", "which images the metrics are of"),
+    "evaluate.also": ("evaluate-tokenizer", "which metrics there are"),
+    "evaluate.reference_split": ("reference", "which images samples are compared with"),
+    "evaluate.reference_images": ("reference", "which images samples are compared with"),
     "evaluate.precision": ("evaluate-tokenizer", "the rounding of every product, far above the last bits"),
     "evaluate.class_accuracy": ("evaluate-samples", "which metrics there are"),
     "encode.batch_size": speed("images of one forward pass; see test_latents_do_not_depend_on_the_batch"),
@@ -194,7 +197,7 @@ ANSWERS: dict[str, Answer] = {
 
 @pytest.fixture(scope="module")
 def config() -> Config:
-    return load_config("quickstart", ["data.revision=abc"])
+    return load_config("quickstart", ["data.revision=abc", "evaluate.also=[self]"])  # with every stage there is
 
 
 def test_every_field_has_its_answer() -> None:
@@ -245,6 +248,9 @@ def test_what_is_read_though_it_does_not_count_is_kept(config: Config) -> None:
         "encode": {"encode.batch_size", "encode.canary_margin", "data.quarantine_budget"},
         "train-sit": {"sit.checkpoint_every", "sit.log_every", "sit.keep_state"},
         "sample": set(),
+        "classifier": set(),
+        "reference": {"evaluate.batch_size"},
+        "floor": {"evaluate.batch_size"},
         "evaluate-samples": {"evaluate.batch_size"},
         "register": set(),
         "convergence": {"evaluate.batch_size"},

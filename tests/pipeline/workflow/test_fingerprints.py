@@ -48,6 +48,8 @@ def other(value: Any) -> Any:
         return not value
     if isinstance(value, (int, float)):
         return value + 1
+    if isinstance(value, tuple) and "self" in value:
+        return ("self", "efficientnet_lite0")
     if isinstance(value, tuple):
         return (*value[:-1], value[-1] + 1) if value else (0.5,)
     return "changed"
@@ -76,8 +78,8 @@ def changed(section: BaseModel, name: str) -> BaseModel:
 )
 def test_what_comes_before_a_changed_field_is_kept(config, name, first):
     before, after = stage_fingerprints(config), stage_fingerprints(changed(config, name))  # type: ignore[arg-type]
-    position = NAMES.index(first)
-    assert all(before[stage] == after[stage] for stage in NAMES[:position])
+    earlier = list(before)[: list(before).index(first)]
+    assert all(before[stage] == after[stage] for stage in earlier)
     assert before[first] != after[first]
     assert before["register"] != after["register"]
 
@@ -150,7 +152,7 @@ def test_an_upgrade_costs_no_training(config):
 @pytest.mark.parametrize("changed_field", [{"stride": 2}, {"decays": [0.9]}])
 def test_a_new_field_counts_once_it_is_used(config, changed_field):
     before, after = stage_fingerprints(config), stage_fingerprints(later(config, **changed_field))
-    assert [stage for stage in NAMES if before[stage] != after[stage]] == [
+    assert [stage for stage in NAMES if before.get(stage) != after.get(stage)] == [
         "train-sit", "sample", "evaluate-samples", "register",
     ]  # fmt: skip
 
@@ -159,4 +161,4 @@ def test_a_new_field_of_the_gate_counts_once_it_is_used(config):
     tree = config.model_dump(mode="json")
     tree["register"]["gate"]["strictness"] = "interval"
     before, after = stage_fingerprints(config), stage_fingerprints(LaterConfig.model_validate(tree))
-    assert [stage for stage in NAMES if before[stage] != after[stage]] == ["register"]
+    assert [stage for stage in NAMES if before.get(stage) != after.get(stage)] == ["register"]

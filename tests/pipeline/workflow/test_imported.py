@@ -19,7 +19,6 @@ from pipeline.reports import model_card
 from pipeline.storage import open_storage
 from pipeline.weights import CATALOGUE
 from pipeline.workflow import config_of, make_plan, stage_fingerprints, survey, unneeded
-from pipeline.workflow.graph import NAMES
 from pipeline.workflow.imported import (
     ImportUse,
     SourceKind,
@@ -31,6 +30,7 @@ from pipeline.workflow.importing import check_not_imported, import_fingerprint
 from pipeline.workflow.planning import print_plan
 from tests.models.test_detok import detok_weights
 from tests.pipeline.workflow.world import World
+from tests.support.stages import PLAIN
 from tests.support.tokenizers import random_tokenizer, saved_tokenizer, some_images
 
 USE = ImportUse(32)
@@ -161,7 +161,7 @@ def test_the_printed_lines_are_a_preset(tmp_path: Path) -> None:
 
 def test_a_run_uses_it_and_trains_none(world: World) -> None:
     made = imported(world.root.parent)
-    assert world.run(*sets_of(made)) == [name for name in NAMES if name != "train-tokenizer"]
+    assert world.run(*sets_of(made)) == [name for name in PLAIN if name != "train-tokenizer"]
     assert world.run(*sets_of(made)) == []
     encode = world.manifest("encode", *sets_of(made))
     assert encode is not None
@@ -183,7 +183,8 @@ def test_another_import_makes_everything_after_it_anew(world: World) -> None:
     first = imported(world.root.parent)
     second = imported(world.root.parent, use=ImportUse(32, "gain", 0.5))
     world.run(*sets_of(first))
-    assert world.run(*sets_of(second)) == [name for name in NAMES if name not in ("prepare", "train-tokenizer")]
+    kept = ("prepare", "train-tokenizer", "reference")
+    assert world.run(*sets_of(second)) == [name for name in PLAIN if name not in kept]
 
 
 def test_without_the_artifact_nothing_starts(world: World) -> None:

@@ -21,12 +21,12 @@ from pipeline.inference.networks import load_sit
 from pipeline.reports import model_card
 from pipeline.storage import open_storage
 from pipeline.workflow import config_of, import_sit, make_plan, public_kind, stage_fingerprints, survey, unneeded
-from pipeline.workflow.graph import NAMES
 from pipeline.workflow.imported_sit import sit_preset_lines
 from pipeline.workflow.importing import check_not_imported
 from pipeline.workflow.planning import print_plan
 from tests.pipeline.workflow.world import World
 from tests.support.public_sit import HEADS, SMALL, Weights, public_sit, public_weights
+from tests.support.stages import PLAIN
 
 CPU = torch.device("cpu")
 DIGITS = {**SMALL, "classes": 10}  # as the quickstart has: 4 x 8 x 8 latents of 10 classes
@@ -172,7 +172,7 @@ def test_dit_is_refused() -> None:
 def test_a_run_uses_it_and_trains_none(world: World) -> None:
     made = imported(world.root.parent)
     chosen = f"sit.imported={made.fingerprint}"
-    assert world.run(chosen) == [name for name in NAMES if name != "train-sit"]
+    assert world.run(chosen) == [name for name in PLAIN if name != "train-sit"]
     assert world.run(chosen) == []
     sample = world.manifest("sample", chosen)
     assert sample is not None

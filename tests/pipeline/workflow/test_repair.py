@@ -10,10 +10,11 @@ from pipeline.storage.uri import open_storage
 from pipeline.workflow import runner
 from pipeline.workflow.context import StageContext
 from pipeline.workflow.fingerprints import stage_fingerprints
-from pipeline.workflow.graph import NAMES, Stage
+from pipeline.workflow.graph import Stage
 from tests.pipeline.workflow.world import World
+from tests.support.stages import PLAIN
 
-AFTER_TOKENIZER = [name for name in NAMES if name not in ("prepare", "train-tokenizer")]
+AFTER_TOKENIZER = [name for name in PLAIN if name not in ("prepare", "train-tokenizer", "reference")]
 
 
 def test_what_was_made_from_another_input_is_made_again(world: World) -> None:

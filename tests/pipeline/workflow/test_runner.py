@@ -13,16 +13,17 @@ from pipeline.storage.uri import open_storage
 from pipeline.workflow import status
 from pipeline.workflow.context import StageContext
 from pipeline.workflow.fingerprints import stage_fingerprints
-from pipeline.workflow.graph import NAMES, Stage
+from pipeline.workflow.graph import Stage
 from pipeline.workflow.lineage import unneeded
 from pipeline.workflow.runner import Runner
 from tests.pipeline.workflow.world import World, folder_of_images
+from tests.support.stages import PLAIN
 
 
 @pytest.mark.parametrize(
     ("sets", "said"),
     [
-        (("sample.count=3",), "needs 4 real and generated images; there are 50000 and 3"),
+        (("sample.count=3",), "needs 4 real and generated images; there are 3"),
         (("evaluate.reference_images=2",), "needs 4 real and generated images; there are 2 and 500"),
         (("evaluate.images=1",), "needs 2 validation images; there are 1"),
         (("data.format=folder", "data.uri={one}"), "class_accuracy needs two classes, and the source has one"),
@@ -61,7 +62,7 @@ def test_what_the_images_do_not_allow_is_refused_before_a_training(
 def test_one_class_trains_without_a_classifier(world: World, tmp_path: Path) -> None:
     one = folder_of_images(tmp_path / "images", classes=("cat",)).as_uri()
     sets = ["data.format=folder", f"data.uri={one}", "evaluate.class_accuracy=false"]
-    assert world.run(*sets, "register.gate.metric=reconstruction/psnr") == list(NAMES)
+    assert world.run(*sets, "register.gate.metric=reconstruction/psnr") == PLAIN
 
 
 def test_settings_that_are_hardly_meant_are_said_in_a_line(world: World) -> None:
@@ -76,13 +77,13 @@ def test_settings_that_are_hardly_meant_are_said_in_a_line(world: World) -> None
 
 
 def test_what_is_cached_is_used(world: World) -> None:
-    assert world.run(until="encode") == list(NAMES[: NAMES.index("encode") + 1])
-    assert world.run() == list(NAMES[NAMES.index("encode") + 1 :])
+    assert world.run(until="encode") == PLAIN[: PLAIN.index("encode") + 1]
+    assert world.run() == PLAIN[PLAIN.index("encode") + 1 :]
     assert world.connected == 2
     assert world.run() == []
     assert world.connected == 2, "Ray was started for nothing"
     assert set(world.statuses().values()) == {"cached"}
-    assert len(all_manifests(open_storage(str(world.root)))) == len(NAMES)
+    assert len(all_manifests(open_storage(str(world.root)))) == len(PLAIN)
     assert not any((world.root / ".work").glob("*/*/lease.json"))
 
 

@@ -43,7 +43,7 @@ class World:
 
     def body(self, stage: Stage) -> Callable[[StageContext], Outcome]:
         def run(context: StageContext) -> Outcome:
-            assert set(context.inputs) == set(stage.inputs)
+            assert set(context.inputs) == set(stage.inputs_with(context.config))
             self.before.get(stage.name, lambda _: None)(context)
             self.made.append(stage.name)
             context.writer.add_bytes(self.content[stage.name].encode(), "file")

@@ -1,0 +1,35 @@
+"""Metrics with their intervals, on the way from tasks to an artifact. No torch: drivers use it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from models.intervals import Interval, normal_interval, share_interval
+
+MANIFOLD = 10_000  # images of a reference whose features are kept, as in ADM's: for KID, precision and recall
+
+
+@dataclass
+class Measured:
+    """Metrics by key, and their 95% intervals."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, Interval] = field(default_factory=dict)
+
+    def add(self, key: str, value: float, interval: Interval) -> None:
+        self.metrics[key], self.intervals[key] = value, interval
+
+    def add_estimate(self, key: str, value: float, error: float) -> None:
+        """With its standard error."""
+        self.add(key, value, normal_interval(value, error))
+
+    def add_share(self, key: str, share: float, count: int) -> None:
+        self.add(key, share, share_interval(share, count))
+
+    def update(self, record: dict[str, Any]) -> None:
+        """Take over what a task has measured (`record`)."""
+        self.metrics |= record["metrics"]
+        self.intervals |= record["intervals"]
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"metrics": self.metrics, "intervals": self.intervals}

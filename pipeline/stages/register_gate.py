@@ -1,0 +1,64 @@
+"""The gate of `register`: whether a candidate becomes champion, and why. What the registry holds is asked elsewhere."""
+
+import math
+from typing import NamedTuple
+
+from models.intervals import Interval
+from pipeline.config import GateConfig
+
+
+class Champion(NamedTuple):
+    """The current champion: its version, and its value of the gate's metric, None if it has none."""
+
+    version: str
+    value: float | None
+    fingerprint: str | None = None  # of the register artifact that created it
+    interval: Interval | None = None  # of that value; early versions have none
+
+
+def decide(
+    gate: GateConfig, value: float, champion: Champion | None, interval: Interval | None = None
+) -> tuple[bool, str]:
+    """Whether a candidate with this value of the gate's metric, and its interval, becomes champion, and the reason.
+
+    The first champion needs only the minimum. A later one must be better than the champion, and by the margin.
+    """
+    candidate = f"{gate.metric} {value:.6g}"
+    sign = 1.0 if gate.direction == "higher" else -1.0
+    if not math.isfinite(value):
+        return False, f"{candidate} is not finite"
+    if gate.minimum is not None and sign * (value - gate.minimum) < 0:
+        return False, f"{candidate} does not reach the minimum {gate.minimum:.6g} ({gate.direction} is better)"
+    if champion is None:
+        least = "no minimum is set" if gate.minimum is None else f"the minimum is {gate.minimum:.6g}"
+        return True, f"{candidate}, the first champion ({least})"
+    rival = f"champion version {champion.version}"
+    if champion.value is None:
+        return False, f"{rival} has no value of {gate.metric} to compare with; move the alias by hand to replace it"
+    gain = sign * (value - champion.value)
+    if gain <= 0:
+        return False, f"{candidate} is not better than {champion.value:.6g} of {rival}"
+    if gate.margin == "interval":
+        return _beyond_interval(gain, interval, champion, f"{candidate} beats {champion.value:.6g} of {rival}")
+    if gain < gate.margin and not math.isclose(gain, gate.margin):
+        return False, f"{candidate} beats {champion.value:.6g} of {rival} by less than the margin {gate.margin:.6g}"
+    return True, f"{candidate} beats {champion.value:.6g} of {rival}"
+
+
+def _beyond_interval(gain: float, interval: Interval | None, champion: Champion, said: str) -> tuple[bool, str]:
+    """Whether a gain is more than the half width of the difference's interval, and the sentence with the reason.
+
+    The two are independent samples, so the squares of their half widths add up. A champion without an interval is taken
+    to have the candidate's.
+    """
+    if interval is None:
+        return False, f"{said}, but it has no interval: set register.gate.margin to a number"
+    half = math.hypot(_half(interval), _half(champion.interval or interval))
+    if gain <= half:
+        return False, f"{said} by {gain:.3g}, not by more than the interval of the difference, {half:.3g}"
+    return True, f"{said} by {gain:.3g}, more than the interval of the difference, {half:.3g}"
+
+
+def _half(interval: Interval) -> float:
+    low, high = interval
+    return (high - low) / 2
