@@ -23,6 +23,7 @@ _COMPARED = {  # what makes distances comparable, and the fields that it is of
     "images": "convergence.images",
     "sampling": "sample",
     "data": "data",
+    "reference": "evaluate.reference_split and evaluate.reference_images",
 }
 
 
