@@ -45,8 +45,8 @@ class SitConfig(TrainerConfig):
 
     imported: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(
         None,
-        description="Fingerprint of a generator from `import sit`, used as it is, without this section's other fields. "
-        "None: one is trained.",
+        description="Fingerprint of a generator from `import sit`, used as it is, without this section's other fields "
+        "but level, that of its latents. None: one is trained.",
     )
 
     steps: Steps = 400_000

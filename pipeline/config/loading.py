@@ -160,7 +160,7 @@ def _check_used(config: Config, overrides: list[dict[str, Any]]) -> None:
 
     What a preset has of its parents is no wish; what is set on the command line is.
     """
-    used = {"tokenizer": (config.tokenizer.imported, OF_IMPORTED), "sit": (config.sit.imported, {"imported"})}
+    used = {"tokenizer": (config.tokenizer.imported, OF_IMPORTED), "sit": (config.sit.imported, {"imported", "level"})}
     for name, (imported, fields) in used.items():
         for override in overrides if imported is not None else ():
             section = override.get(name)

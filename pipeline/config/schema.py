@@ -345,11 +345,6 @@ class Config(Section):
         )
 
     @property
-    def modelled_level(self) -> int:
-        """The level whose latents the generator models: an imported one those of level 0."""
-        return 0 if self.sit.imported is not None else self.sit.level
-
-    @property
     def grid(self) -> int:
         """Side of a latent, h = w."""
         return self.data.image_size // self.tokenizer.patch_size

@@ -59,7 +59,7 @@ def run(context: StageContext) -> Outcome:
     for record in context.map(compare, comparisons, [1] * len(comparisons), unit="networks", gpu=True):
         context.writer.add_stored(record["path"], FileRecord.model_validate(record["file"]))
         measured.update(record)
-    images, level = sum(len(unit.rows) for unit in units), config.modelled_level
+    images, level = sum(len(unit.rows) for unit in units), config.sit.level
     return context.writer.outcome(
         images, measured.metrics, intervals=measured.intervals, level=level, networks=list(config.network_names)
     )
@@ -92,7 +92,7 @@ def decoded(work: Work, images_BCHW: "Tensor") -> "Tensor":
     tokenizer, latent_filter = load_tokenizer(open_storage(work.root), work.inputs["train-tokenizer"], device)
     with torch.inference_mode(), tensor_cores(precision), tokenizer_autocast(precision, device):
         z_BDhw = tokenizer.encode(from_uint8(images_BCHW.to(device))).mean_BDhw
-        return to_uint8(tokenizer.decode(latent_filter(z_BDhw, work.config.modelled_level))).cpu()
+        return to_uint8(tokenizer.decode(latent_filter(z_BDhw, work.config.sit.level))).cpu()
 
 
 def compare(spec: Comparison) -> dict[str, Any]:

@@ -120,7 +120,7 @@ STAGES: tuple[Stage, ...] = (
         "floor",
         1,
         ("prepare", "train-tokenizer", "classifier", "reference"),
-        (*_READING, *_FEATURES, "sit.level", "sit.imported"),
+        (*_READING, *_FEATURES, "sit.level"),
         uncounted=_BATCH,
     ),
     Stage(

@@ -1,7 +1,8 @@
 """Generators that were not trained here: an artifact of public weights in the place of a trained generator's.
 
 Its fingerprint is a digest of what was imported; a config that gives it as `sit.imported` has the artifact as the
-result of train-sit, and nothing else of the section `sit` is used. torch is imported when something is imported.
+result of train-sit, and of the section `sit` nothing else is used but the level, which has to be its own. torch is
+imported when something is imported.
 """
 
 import tempfile
@@ -71,6 +72,7 @@ def sit_faults(config: Config, made: Manifest | None) -> Iterator[PipelineError]
     except ContractError as error:
         yield error
     expected = {
+        "sit.level": (config.sit.level, made.details["level"]),
         "tokenizer.latent_dim": (config.tokenizer.latent_dim, network["latent_dim"]),
         "data.classes": (config.data.classes, network["classes"]),
     }
@@ -165,6 +167,6 @@ def sit_preset_lines(manifest: Manifest) -> str:
     lines = [
         "extends: imagenet-sd-vae",
         f"data: {{image_size: {_SD_VAE_FACTOR * network['grid']}, classes: {network['classes']}}}",
-        f"sit: {{imported: {manifest.fingerprint}}}",
+        f"sit: {{imported: {manifest.fingerprint}, level: {manifest.details['level']}}}",
     ]
     return "\n".join(lines)

@@ -86,7 +86,7 @@ def test_a_public_generator_samples_and_is_registered(tmp_path: Path, monkeypatc
     (tokenizer,), (sit,) = made_by(root, "train-tokenizer"), made_by(root, "train-sit")
     own = [one for one in TINY if not one.startswith(("tokenizer.", "sit."))] + [
         f"tokenizer.imported={tokenizer.fingerprint}", f"sit.imported={sit.fingerprint}", "tokenizer.kind=sd-vae",
-        "tokenizer.latent_dim=4", *SD_VAE_SETS[-4:], f"cluster.mirror={tmp_path / 'mirror'}",
+        "sit.level=0", "tokenizer.latent_dim=4", *SD_VAE_SETS[-4:], f"cluster.mirror={tmp_path / 'mirror'}",
     ]  # fmt: skip
     given = [*sets(*own), "--root", str(root)]
     done("run", "quickstart", *given)

@@ -17,6 +17,7 @@ ABOUT: dict[str, Any] = {
     "images": 500,
     "sampling": {"method": "heun", "steps": 13, "guidance": 1.0},
     "data": "abc",
+    "reference": "1,438 images of the training split",
     "batch_size": 50,
     "training_images": 1000,
     "device_seconds_per_step": 9.0,
@@ -70,6 +71,7 @@ def test_what_cannot_be_compared_is_refused():
         ({"distance": "frechet_distance/inception"}, "distance frechet_distance/inception, and raw frechet"),
         ({"sampling": guided}, r"sampling guidance 1\.8, and raw guidance 1\.0\. .*same sample"),
         ({"data": "abd"}, "data abd, and raw abc"),
+        ({"reference": "of others"}, "reference of others, and raw 1,438 .*evaluate.reference_split"),
     ):
         with pytest.raises(ContractError, match=f"raw2 has {said}"):
             check_comparable([RAW, training("raw2", [1, 2], **changes)])

@@ -195,9 +195,12 @@ ANSWERS: dict[str, Answer] = {
 }
 
 
+KNOWN = ["data.revision=abc", "evaluate.also=[self]"]  # with every stage there is
+
+
 @pytest.fixture(scope="module")
 def config() -> Config:
-    return load_config("quickstart", ["data.revision=abc", "evaluate.also=[self]"])  # with every stage there is
+    return load_config("quickstart", KNOWN)
 
 
 def test_every_field_has_its_answer() -> None:
@@ -221,18 +224,18 @@ def test_a_field_moves_the_fingerprints_of_what_it_can_move(config: Config, name
 
 def test_a_seed_written_down_counts_as_the_same_seed_by_default(config: Config) -> None:
     for sets in (["tokenizer.seed=0", "sit.seed=0", "sample.seed=0"], ["sit.seed=0"]):
-        assert moved(config, load_config("quickstart", ["data.revision=abc", *sets])) == []
-    seed = load_config("quickstart", ["data.revision=abc", "seed=1"])
-    assert moved(seed, load_config("quickstart", ["data.revision=abc", "seed=1", "sample.seed=1"])) == []
+        assert moved(config, load_config("quickstart", [*KNOWN, *sets])) == []
+    seed = load_config("quickstart", [*KNOWN, "seed=1"])
+    assert moved(seed, load_config("quickstart", [*KNOWN, "seed=1", "sample.seed=1"])) == []
 
 
 def test_a_seed_of_the_generator_trains_no_tokenizer(config: Config) -> None:
-    other = load_config("quickstart", ["data.revision=abc", "sit.seed=1"])
+    other = load_config("quickstart", [*KNOWN, "sit.seed=1"])
     after = ["train-sit", "sample", "evaluate-samples", "register", "convergence"]
     assert moved(config, other) == after
     assert counted_config(find_stage("train-sit"), other)["sit.seed"] == 1
     assert "tokenizer.seed" not in counted_config(find_stage("train-tokenizer"), other)
-    assert moved(config, load_config("quickstart", ["data.revision=abc", "sample.seed=1"])) == [
+    assert moved(config, load_config("quickstart", [*KNOWN, "sample.seed=1"])) == [
         name for name in after if name != "train-sit"
     ]
 

@@ -50,6 +50,11 @@ def imported(folder: Path, kind: PublicSit = "sit", root: Path | None = None) ->
     return import_sit(str(root or folder / "runs"), kind, str(file), HEADS)
 
 
+def chosen_of(made: Manifest) -> list[str]:
+    """The overrides that use a public one, whose latents are as the tokenizer makes them."""
+    return [f"sit.imported={made.fingerprint}", "sit.level=0"]
+
+
 def refusal(folder: Path, kind: PublicSit, file: Path | str, heads: int | None = HEADS) -> str:
     with pytest.raises(PipelineError) as caught:
         import_sit(str(folder / "runs"), kind, str(file), heads)
@@ -171,22 +176,22 @@ def test_dit_is_refused() -> None:
 
 def test_a_run_uses_it_and_trains_none(world: World) -> None:
     made = imported(world.root.parent)
-    chosen = f"sit.imported={made.fingerprint}"
-    assert world.run(chosen) == [name for name in PLAIN if name != "train-sit"]
-    assert world.run(chosen) == []
-    sample = world.manifest("sample", chosen)
+    chosen = chosen_of(made)
+    assert world.run(*chosen) == [name for name in PLAIN if name != "train-sit"]
+    assert world.run(*chosen) == []
+    sample = world.manifest("sample", *chosen)
     assert sample is not None
     assert sample.inputs["train-sit"] == made.fingerprint
     assert sample.input_contents["train-sit"] == made.content
     storage = open_storage(str(world.root))
     assert config_of(storage, sample, load_config("quickstart", [], str(world.root))).sit.imported == made.fingerprint
-    kept = {print_ for print_ in stage_fingerprints(world.config(chosen)).values() if print_}
+    kept = {print_ for print_ in stage_fingerprints(world.config(*chosen)).values() if print_}
     assert unneeded(storage, kept) == []
 
 
 def test_the_config_of_what_was_made_with_it_is_found_at_any_seed(world: World) -> None:
     """The import has fields of its own, such as a seed, that nobody chose."""
-    chosen = [f"sit.imported={imported(world.root.parent).fingerprint}", "seed=3"]
+    chosen = [*chosen_of(imported(world.root.parent)), "seed=3"]
     world.run(*chosen)
     sample = world.manifest("sample", *chosen)
     assert sample is not None
@@ -196,7 +201,7 @@ def test_the_config_of_what_was_made_with_it_is_found_at_any_seed(world: World) 
 
 
 def test_an_average_that_it_has_not_is_missed_before_anything_starts(world: World) -> None:
-    chosen = [f"sit.imported={imported(world.root.parent).fingerprint}", "sample.ema_decay=0.99"]
+    chosen = [*chosen_of(imported(world.root.parent)), "sample.ema_decay=0.99"]
     with pytest.raises(ContractError, match=r"has one average alone, not 0\.99"):
         world.run(*chosen)
     assert world.made == []
@@ -228,16 +233,17 @@ def test_without_the_artifact_nothing_starts(world: World) -> None:
     ("changed", "said"),
     [
         ("tokenizer.latent_dim=5", "tokenizer.latent_dim is 5, but .* was imported with 4"),
+        ("sit.level=1", "sit.level is 1, but .* was imported with 0. Set sit.level=0"),
         ("data.classes=11", "data.classes is 11, but .* was imported with 10"),
         ("data.image_size=64", "16 x 16, but .* is for 8 x 8. Set data.image_size=32"),
     ],
 )
 def test_a_config_that_says_otherwise_is_refused(world: World, changed: str, said: str) -> None:
-    chosen = f"sit.imported={imported(world.root.parent).fingerprint}"
+    chosen = chosen_of(imported(world.root.parent))
     with pytest.raises(ContractError, match=said):
-        world.run(chosen, changed)
+        world.run(*chosen, changed)
     assert world.connected == 0
-    config = world.config(chosen, changed)
+    config = world.config(*chosen, changed)
     assert any(re.search(said, line) for line in make_plan(config, survey(config))["warnings"])
 
 

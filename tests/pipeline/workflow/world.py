@@ -60,7 +60,7 @@ class World:
         said = {
             "prepare": self.prepared,
             "train-tokenizer": {"kind": own.kind, "network": config.tokenizer_network, "filter": mask},
-            "train-sit": {"network": config.sit_network},
+            "train-sit": {"network": config.sit_network, "level": config.sit.level},
         }
         return said.get(stage, {})
 
