@@ -74,7 +74,7 @@ def test_runs_and_figures_are_in_mlflow(undisturbed: Path) -> None:
     parents = {
         run.data.tags.get("mlflow.parentRunId") for name, run in runs.items() if not name.startswith("quickstart")
     }
-    assert len(runs) == 10
+    assert len(runs) == 12
     assert len(parents) == 1
     steps = [metric.step for metric in client.get_metric_history(runs["train-sit"].info.run_id, "sit/loss")]
     assert sorted(set(steps)) == list(range(1, 121))
