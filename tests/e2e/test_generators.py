@@ -69,7 +69,7 @@ def test_two_trainings_in_one_figure_killed_on_the_way(tmp_path: Path) -> None:
     curves = made_by(root, "convergence")
     assert len(curves) == 2
     assert [len(made_by(root, stage)) for stage in ("train-tokenizer", "encode", "train-sit")] == [1, 1, 2]
-    points = [json.loads((root / one.name / "curve.json").read_text())["points"] for one in curves]
+    points = [json.loads((root / one.name / "curve-efficientnet_lite0.json").read_text())["points"] for one in curves]
     assert [[point["step"] for point in curve] for curve in points] == [[20, 40, 60]] * 2
     before = {one.name: one.created for one in all_manifests(open_storage(str(root)))}
     done("convergence", *presets, "--to", str(to), *given)
