@@ -159,12 +159,14 @@ def test_retraining(platform, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.timeout(1500)  # two whole runs on a cluster
 def test_from_the_champion(platform):
     """New images train SiT alone, from the champion's weights; then there is nothing to do, promoted or not."""
     head, s3_root = platform.head, f"s3://dvae/{uuid.uuid4().hex}"
     source, model = f"{s3_root}/images", f"warm-{uuid.uuid4().hex[:6]}"
     put_images(source, 40)
-    sets = (*of_folder(source), "data.classes=2", f"register.name={model}")
+    few = ("evaluate.images=32", "evaluate.reference_images=32")
+    sets = (*of_folder(source), *few, "data.classes=2", f"register.name={model}")
     warm = ("--from-champion", "--steps", "3")
     first = retrain(head.address, s3_root, *sets, options=warm)
     assert first.returncode == 0, first.stdout + first.stderr
