@@ -41,5 +41,5 @@ def sit_weights(manifest: Manifest, decay: float | None, milestone: int | None =
 
 
 def device_seconds(manifest: Manifest) -> float:
-    """Of all steps of a trainer's artifact, over all devices; early ones tell only how long it took, on one device."""
+    """What an artifact took: a trainer's over all steps and devices; another's, or an early one's, on one device."""
     return float(manifest.details.get("device_seconds", manifest.seconds))

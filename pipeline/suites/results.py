@@ -4,14 +4,16 @@ A recorded run is not run again, on whatever machine and below whatever root: th
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.artifacts import Manifest
 from pipeline.errors import ConfigError, StorageError
+from pipeline.inference import device_seconds
 from pipeline.storage import Storage
 from pipeline.suites.runs import Run
 
@@ -34,32 +36,23 @@ class Record(BaseModel):
     git_sha: str | None = None
 
 
-class Results(Protocol):
-    """Where records are kept."""
+class Results(ABC):
+    """Records as one JSON text; where it lies is in the subclasses."""
 
     @property
-    def place(self) -> str: ...
-    def read(self) -> dict[str, Record]:
-        """By fingerprint. ConfigError if the file is not one of results."""
-
-    def add(self, fingerprint: str, record: Record) -> None:
-        """Put one to those that are there by now."""
-
-
-class _Text:
-    """Records as text; where it lies is in the subclasses."""
-
-    @property
+    @abstractmethod
     def place(self) -> str:
-        raise NotImplementedError
+        """For messages."""
 
+    @abstractmethod
     def _text(self) -> str | None:
-        raise NotImplementedError
+        """None while nothing is recorded."""
 
-    def _write(self, text: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _write(self, text: str) -> None: ...
 
     def read(self) -> dict[str, Record]:
+        """By fingerprint. ConfigError if the text is not one of results."""
         text = self._text()
         if text is None:
             return {}
@@ -72,12 +65,13 @@ class _Text:
             ) from error
 
     def add(self, fingerprint: str, record: Record) -> None:
+        """Put one to those that are there by now."""
         runs = {**self.read(), fingerprint: record}  # read anew: another command may have added some
         content = {"runs": {key: value.model_dump(mode="json") for key, value in sorted(runs.items())}}
         self._write(json.dumps(content, indent=1) + "\n")
 
 
-class AtRoot(_Text):
+class AtRoot(Results):
     """`suites/NAME-SCALE.json` at the root of the artifacts."""
 
     def __init__(self, storage: Storage, name: str) -> None:
@@ -97,7 +91,7 @@ class AtRoot(_Text):
         self.storage.write(self.path, text.encode())
 
 
-class InFile(_Text):
+class InFile(Results):
     """A file of the user's."""
 
     def __init__(self, path: Path) -> None:
@@ -149,11 +143,6 @@ def record_of(run: Run, made: Mapping[str, Manifest], mlflow: str) -> Record:
         created=last.created,
         git_sha=last.git_sha,
     )
-
-
-def device_seconds(manifest: Manifest) -> float:
-    """Of an artifact, over all devices of a training."""
-    return float(manifest.details.get("device_seconds", manifest.seconds))
 
 
 class Measured(NamedTuple):
