@@ -101,6 +101,9 @@ def _outcome(context: StageContext, curves: dict[str, list[dict[str, Any]]]) -> 
         intervals=measured.intervals,
         reference=about["reference"],
         networks=list(curves),
+        curves={
+            network: [(point["step"], point["distance"]) for point in points] for network, points in curves.items()
+        },
     )
 
 

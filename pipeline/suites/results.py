@@ -26,6 +26,8 @@ class Record(BaseModel):
     row: str
     seed: int
     metrics: dict[str, float]
+    curves: dict[str, list[tuple[int, float]]] = {}
+    """(step, distance) at each milestone by network, of a run until convergence."""
     stages: dict[str, str]
     """The fingerprint of each of its stages."""
     device_seconds: dict[str, float]
@@ -137,6 +139,7 @@ def record_of(run: Run, made: Mapping[str, Manifest], mlflow: str) -> Record:
         row=run.row.name,
         seed=run.seed,
         metrics=metrics,
+        curves=last.details.get("curves", {}),
         stages={stage: manifest.fingerprint for stage, manifest in made.items()},
         device_seconds={stage: device_seconds(manifest) for stage, manifest in made.items()},
         mlflow=mlflow,

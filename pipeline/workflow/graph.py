@@ -101,14 +101,8 @@ STAGES: tuple[Stage, ...] = (
         (*_READING, "encode"),
         uncounted=("data.quarantine_budget", "encode.batch_size", "encode.canary_margin"),
     ),
-    Stage(
-        "train-sit",
-        2,
-        ("train-tokenizer", "encode"),
-        (*_ORDER, "data.classes", "sit"),
-        uncounted=("sit.checkpoint_every", "sit.log_every", "sit.keep_state"),
-    ),
-    Stage("sample", 2, ("train-tokenizer", "encode", "train-sit"), ("sample",)),
+    # What samples are measured against comes before the generator: what is missing for it is found before weeks of
+    # training, and trainings that share it need not wait for each other.
     Stage(
         "reference",
         1,
@@ -123,6 +117,14 @@ STAGES: tuple[Stage, ...] = (
         (*_READING, *_FEATURES, "sit.level"),
         uncounted=_BATCH,
     ),
+    Stage(
+        "train-sit",
+        2,
+        ("train-tokenizer", "encode"),
+        (*_ORDER, "data.classes", "sit"),
+        uncounted=("sit.checkpoint_every", "sit.log_every", "sit.keep_state"),
+    ),
+    Stage("sample", 2, ("train-tokenizer", "encode", "train-sit"), ("sample",)),
     Stage(
         "evaluate-samples",
         2,

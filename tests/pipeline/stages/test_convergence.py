@@ -79,6 +79,7 @@ def test_a_curve_has_a_point_for_each_milestone(tmp_path):
     assert np.mean(first["resampled"]) > first["distance"], "a resample holds fewer different images"
     key = "convergence/frechet_distance/efficientnet_lite0"
     assert outcome.metrics == {key: second["distance"]}
+    assert outcome.details["curves"] == {"efficientnet_lite0": [(1, first["distance"]), (2, second["distance"])]}
     assert outcome.rows == 48
     assert curve["images"] == 24
     assert curve["reference"] == "60 images of the training split"
@@ -104,7 +105,7 @@ def test_without_milestones_it_is_refused_before_anything_is_trained(tmp_path):
 def test_it_is_made_when_it_is_asked_for(tmp_path):
     assert "convergence" not in NAMES
     names = [stage.name for stage in stages_until("convergence")]
-    assert names == ["prepare", "train-tokenizer", "classifier", "encode", "train-sit", "reference", "convergence"]
+    assert names == ["prepare", "train-tokenizer", "classifier", "encode", "reference", "train-sit", "convergence"]
     assert [stage.name for stage in stages_until(None)] == list(NAMES)
     prints = stage_fingerprints(small_config(tmp_path, *SETS))
     assert set(prints) == {stage.name for stage in ALL_STAGES} - {"classifier"}

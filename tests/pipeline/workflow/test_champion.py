@@ -16,8 +16,8 @@ from pipeline.workflow import champion, config_of, from_champion, graph, stage_f
 from pipeline.workflow.runner import Runner
 from tests.pipeline.workflow.world import World, folder_of_images
 
-ALL = ["prepare", "train-tokenizer", "evaluate-tokenizer", "analyze", "encode", "train-sit", "sample",
-       "reference", "floor", "evaluate-samples", "register"]  # fmt: skip
+ALL = ["prepare", "train-tokenizer", "evaluate-tokenizer", "analyze", "encode", "reference", "floor", "train-sit",
+       "sample", "evaluate-samples", "register"]  # fmt: skip
 Run = Callable[..., list[str]]
 
 

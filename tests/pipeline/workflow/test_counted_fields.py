@@ -141,7 +141,7 @@ ANSWERS: dict[str, Answer] = {
     "sit.patch_size": network("train-sit"),
     "sit.qk_norm": network("train-sit"),
     "sit.time_scale": network("train-sit"),
-    "sit.level": training("train-sit"),
+    "sit.level": ("floor", "the level of reconstructions that samples are compared with; every step of the training"),
     "sit.path": training("train-sit"),
     "sit.times": training("train-sit"),
     "sit.prediction": training("train-sit"),
