@@ -66,7 +66,13 @@ EVALUATIONS: dict[SamplerMethod, Callable[[int], int]] = {  # of the network, by
     "sde": lambda steps: steps,
 }
 
-FeatureNetwork = Literal["inception", "efficientnet_lite0", "self"]
+FeatureNetwork = Literal["inception", "efficientnet_lite0", "dinov2_vitb14", "self"]
 FurtherNetwork = Literal["efficientnet_lite0", "self"]  # those that need no file of weights
+FEATURE_WEIGHTS = {"inception": "inception", "dinov2_vitb14": "dinov2-vitb14"}
+"""Names in the catalogue, of networks whose weights are in no package and not trained here."""
+DINOV2_PATCH = 14  # pixels
+IMAGENET_CLASSES = 1000
+IMAGENET_CLASSIFIERS = {"convnext_small": "convnext-small"}
+"""Names in the catalogue, of timm's classifiers of ImageNet; any other's are a file."""
 Precision = Literal["fp32", "bf16"]
 EvaluationPrecision = Literal["fp32", "tf32", "bf16"]

@@ -34,6 +34,11 @@ def normal_interval(value: float, error: float) -> Interval:
     return value - _NORMAL * error, value + _NORMAL * error
 
 
+def half_width_of_difference(one: Interval, other: Interval) -> float:
+    """Of the difference of two metrics of independent samples: the squares of their half widths add up."""
+    return math.hypot((one[1] - one[0]) / 2, (other[1] - other[0]) / 2)
+
+
 def share_interval(share: float, count: int) -> Interval:
     """Of a share of `count` images, in [0, 1]: Wilson's score interval (1927), which a bootstrap approximates.
 

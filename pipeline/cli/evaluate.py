@@ -19,7 +19,8 @@ app = typer.Typer()
 
 _ARTIFACT = re.compile(r"(sample|prepare|reference)/([0-9a-f]{4,64})(?::(\w+))?")
 _CLASSIFIER = re.compile(r"classifier/[0-9a-f]{4,64}")
-_SIZES = {"inception": 299, "efficientnet_lite0": 224}  # to which images are resized, unless it is set
+# Sides to which images are resized, unless it is set.
+_SIZES = {"inception": 299, "efficientnet_lite0": 224, "dinov2_vitb14": 224}
 _SPLITS = ("train", "validation")
 _SET = (
     "sample/FINGERPRINT, prepare/FINGERPRINT:train or :validation, a folder of pictures, a .parquet, an .npz as ADM's, "
@@ -39,7 +40,7 @@ def evaluate(
         ),
     ],
     network: Annotated[
-        str, typer.Option("--network", help="inception, efficientnet_lite0, or classifier/FINGERPRINT.")
+        str, typer.Option("--network", help="inception, efficientnet_lite0, dinov2_vitb14, or classifier/FINGERPRINT.")
     ] = "inception",
     size: Annotated[
         int | None, typer.Option("--size", min=8, help="Side in pixels to which pictures are cropped and resized.")

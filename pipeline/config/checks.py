@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Sequence
 
-from models.choices import LEVELS, Mask, RegularizerKind
+from models.choices import IMAGENET_CLASSES, LEVELS, Mask, RegularizerKind
 from models.sizes import check_filter_size, check_mask, check_matching, scaled_sides
 from pipeline import metrics
 
@@ -148,7 +148,18 @@ def check_own_network(name: str | None, classes: int | None) -> None:
         )
 
 
-def judging_metrics(networks: Sequence[str], class_accuracy: bool, lpips: bool) -> set[str]:
+def check_imagenet_classes(classifier: str, classes: int | None) -> None:
+    """ValueError if the data's classes are not those that a classifier of ImageNet reads; None is not known yet."""
+    if classes not in (None, IMAGENET_CLASSES):
+        raise ValueError(
+            f"evaluate.classifier: {classifier} reads the {IMAGENET_CLASSES:,} classes of ImageNet, and data.classes "
+            f"is {classes}; of other data evaluate.also=[self] trains a classifier"
+        )
+
+
+def judging_metrics(
+    networks: Sequence[str], class_accuracy: bool, lpips: bool, classifier: str | None = None
+) -> set[str]:
     """The keys that both evaluation stages measure with these settings: what a gate can compare.
 
     `networks`: their names in keys.
@@ -163,12 +174,15 @@ def judging_metrics(networks: Sequence[str], class_accuracy: bool, lpips: bool) 
         keys |= {"samples/sfid", "samples/inception_score"} if of_inception else set()
         keys |= {f"samples/class_accuracy/{network}"} if network.startswith("self-") else set()
     keys |= {f"reconstruction/{measure}{level}" for measure in measures for level in levels}
+    keys |= {f"samples/class_accuracy/{classifier}"} if classifier is not None else set()
     return keys | ({"samples/class_accuracy", "samples/classifier_accuracy"} if class_accuracy else set())
 
 
-def check_gate(gate: str, networks: Sequence[str], class_accuracy: bool, lpips: bool) -> None:
+def check_gate(
+    gate: str, networks: Sequence[str], class_accuracy: bool, lpips: bool, classifier: str | None = None
+) -> None:
     """ValueError if the evaluation does not measure the gate's metric with this config."""
-    measured = judging_metrics(networks, class_accuracy, lpips)
+    measured = judging_metrics(networks, class_accuracy, lpips, classifier)
     if metrics.find_metric(gate) is None:
         close = difflib.get_close_matches(gate, measured, n=1)
         raise ValueError(

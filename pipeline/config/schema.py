@@ -10,12 +10,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from models.choices import EvaluationPrecision, FeatureNetwork, FurtherNetwork, Precision
+from models.choices import (
+    DINOV2_PATCH,
+    FEATURE_WEIGHTS,
+    IMAGENET_CLASSIFIERS,
+    EvaluationPrecision,
+    FeatureNetwork,
+    FurtherNetwork,
+    Precision,
+)
 from models.sizes import smallest_discriminator_image
 from pipeline.config.checks import (
     check_factor,
     check_gate,
     check_gpu_shares,
+    check_imagenet_classes,
     check_lpips,
     check_masks,
     check_own_network,
@@ -25,7 +34,18 @@ from pipeline.config.checks import (
     check_workers,
     perceptual_cells,
 )
-from pipeline.config.fields import ModelName, RootUri, Section, Seed, Share, Shuffle, SourceUri, Split, Weights
+from pipeline.config.fields import (
+    ModelName,
+    RootUri,
+    Section,
+    Seed,
+    Share,
+    Shuffle,
+    SourceUri,
+    Split,
+    Weights,
+    added_field,
+)
 from pipeline.config.generator import ConvergenceConfig, SampleConfig, SitConfig, check_average
 from pipeline.config.tokenizer import TokenizerConfig
 from pipeline.errors import ConfigError
@@ -119,7 +139,9 @@ class EvaluateConfig(Section):
         (), description="Further networks that the same images are measured by; an efficientnet_lite0 of the package."
     )
     network_weights: Weights | None = Field(
-        None, description="Its weights. None: inception, and for efficientnet_lite0 those in its Python package."
+        None,
+        description="Its weights. None: inception or dinov2-vitb14 of the catalogue, and for efficientnet_lite0 those "
+        "in its Python package.",
     )
     lpips: Weights | None = Field(
         None, description="VGG-16's weights, such as vgg16, to measure LPIPS of reconstructions. None: not measured."
@@ -137,6 +159,18 @@ class EvaluateConfig(Section):
         "fp32",
         description="fp32, tf32: TF32 products on GPUs, or bf16: also autocast of the tokenizer, in analyze too.",
     )
+    classifier: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")] | None = added_field(
+        "0.1.0",
+        None,
+        "A classifier of ImageNet's 1,000 classes, and how often it reads a sample as its class: efficientnet_lite0, "
+        "or any of timm's with its weights. None: not measured.",
+    )
+    classifier_weights: Weights | None = added_field(
+        "0.1.0",
+        None,
+        "Its weights, safetensors under timm's names. None: convnext_small's of the catalogue, and for "
+        "efficientnet_lite0 those in its Python package.",
+    )
     class_accuracy: bool = Field(
         False, description="Classify samples with an SVC trained on real images (for small sets such as digits)."
     )
@@ -144,9 +178,17 @@ class EvaluateConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _name_weights(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("network", "inception") != "inception":
+        """The catalogue's, where it has some and none are given."""
+        if not isinstance(given, dict):
             return given
-        return {**given, "network_weights": given.get("network_weights") or "inception"}
+        named = {}
+        for field, network, catalogue in (
+            ("network_weights", given.get("network", "inception"), FEATURE_WEIGHTS),
+            ("classifier_weights", given.get("classifier"), IMAGENET_CLASSIFIERS),
+        ):
+            if (name := catalogue.get(str(network))) and not given.get(field):
+                named[field] = name
+        return {**given, **named}
 
     @property
     def networks(self) -> tuple[FeatureNetwork, ...]:
@@ -159,6 +201,10 @@ class EvaluateConfig(Section):
             raise ValueError(f"also: {', '.join(self.networks)} names a network twice")
         if self.network == "self" and self.network_weights is not None:
             raise ValueError("network_weights: the network self is trained here; leave it out, or set null")
+        if self.classifier_weights is not None and self.classifier is None:
+            raise ValueError("classifier_weights are of no network; set classifier to its name in timm")
+        if self.classifier not in (None, "efficientnet_lite0") and self.classifier_weights is None:
+            raise ValueError(f"classifier: {self.classifier} needs classifier_weights, a file of safetensors")
         return self
 
 
@@ -295,7 +341,15 @@ class Config(Section):
             check_own_network(self.data.known_name, self.data.classes)
         if own.network == "inception" and own.network_size != 299:
             raise ValueError("evaluate.network_size must be 299 for inception")
-        check_gate(self.register.gate.metric, self.network_names, own.class_accuracy, own.lpips is not None)
+        if own.network == "dinov2_vitb14" and own.network_size % DINOV2_PATCH:
+            raise ValueError(
+                f"evaluate.network_size {own.network_size} is no multiple of {DINOV2_PATCH}, the pixels of a patch of "
+                "dinov2_vitb14; 224 is common"
+            )
+        if own.classifier is not None:
+            check_imagenet_classes(own.classifier, self.data.classes)
+        lpips = own.lpips is not None
+        check_gate(self.register.gate.metric, self.network_names, own.class_accuracy, lpips, own.classifier)
         return self
 
     def _check_training(self) -> None:

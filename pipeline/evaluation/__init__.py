@@ -26,7 +26,14 @@ if TYPE_CHECKING:
         too_few,
     )
     from pipeline.evaluation.curves import Curve, Point, arrival_of, common_goal, ratio
-    from pipeline.evaluation.features import all_features, evaluation_device, extract, read_features, write_features
+    from pipeline.evaluation.features import (
+        all_features,
+        classes_read,
+        evaluation_device,
+        extract,
+        read_features,
+        write_features,
+    )
     from pipeline.evaluation.image_sets import ImageSet, of_folder, of_npz, of_parquet, of_samples, of_split
     from pipeline.evaluation.measured import MANIFOLD, Measured
     from pipeline.evaluation.networks import CLASSIFIER_WEIGHTS, Network, networks_of
@@ -39,7 +46,7 @@ else:
         classifier="CLASSIFIER_IMAGES classify_samples",
         comparison="floor_metrics reconstruction_metrics resampled_frechet sample_metrics too_few",
         curves="Curve Point arrival_of common_goal ratio",
-        features="all_features extract evaluation_device read_features write_features",
+        features="all_features classes_read extract evaluation_device read_features write_features",
         image_sets="ImageSet of_folder of_npz of_parquet of_samples of_split",
         measured="MANIFOLD Measured",
         networks="CLASSIFIER_WEIGHTS Network networks_of",

@@ -41,6 +41,16 @@ def extract(images_NCHW: Tensor, chosen: Sequence[Network], config: EvaluateConf
     return {kind: torch.cat(values) for kind, values in parts.items()}
 
 
+@torch.inference_mode()
+def classes_read(images_NCHW: Tensor, config: EvaluateConfig) -> Tensor:
+    """The class (N,) that `evaluate.classifier` reads in uint8 images, on the CPU."""
+    device = evaluation_device()
+    assert config.classifier is not None
+    with tensor_cores(config.precision):
+        read = networks.imagenet_classifier(config.classifier, config.classifier_weights, device)
+        return torch.cat([read(batch.to(device)).cpu() for batch in torch.split(images_NCHW, config.batch_size)])
+
+
 def write_features(storage: Storage, path: str, features: Features) -> None:
     buffer, arrays = io.BytesIO(), dict[str, Any]()
     arrays.update({kind: values.numpy() for kind, values in features.items()})

@@ -94,8 +94,17 @@ def _own(network: Network, device: torch.device) -> FeatureFunction:
     return read
 
 
+@lru_cache(maxsize=2)
+def imagenet_classifier(name: str, weights: WeightFile | None, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """uint8 images (N, 3, H, W) on the device to the class (N,) that a classifier of ImageNet reads, from 0 on."""
+    path = str(fetch_weights(weights)) if weights else None
+    loaded = ImageNetFeatures(name, path).to(device)
+    return lambda x_NCHW: loaded.logits(loaded(x_NCHW)).argmax(1)
+
+
 FEATURE_NETWORKS: dict[FeatureNetwork, Callable[[Network, torch.device], FeatureFunction]] = {
     "inception": _inception,
     "efficientnet_lite0": _imagenet,
+    "dinov2_vitb14": _imagenet,
     "self": _own,
 }

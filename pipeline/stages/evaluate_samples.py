@@ -2,7 +2,8 @@
 
 Frechet distance, KID, precision and recall against the reference, in the features of the networks in their names; the
 same distances against reconstructions of the reference's images; with Inception also Inception Score and sFID; with the
-network `self` the share of samples that it reads as their requested class; and, if configured, the accuracy of an SVC.
+network `self`, or a classifier of ImageNet, the share of samples that it reads as their requested class; and, if
+configured, the accuracy of an SVC.
 """
 
 import io
@@ -55,6 +56,9 @@ def run(context: StageContext) -> Outcome:
     groups, measured = _grouped(inputs["sample"]), Measured()
     specs = [Spec(work, index, shards) for index, (shards, _) in enumerate(groups)]
     records = context.map(featurize, specs, [rows for _, rows in groups], unit="images", gpu=True)
+    if own.classifier is not None:
+        right = sum(record["right"] for record in records)
+        measured.add_share(f"samples/class_accuracy/{own.classifier}", right / count, count)
     paths, notes = tuple(record["path"] for record in records), list[str]()
     comparisons = [Comparison(work, paths, place) for place in range(len(own.networks))]
     for record in context.map(compare, comparisons, [1] * len(comparisons), unit="networks", gpu=True):
@@ -93,11 +97,14 @@ def read_samples(storage: Storage, sample: Manifest, shards: Shards) -> tuple[Pi
     return np.concatenate(images), np.concatenate(labels)
 
 
-def featurize(spec: Spec) -> dict[str, str]:
-    """Write the features of one task's images, and the labels that were asked for, to the work folder."""
+def featurize(spec: Spec) -> dict[str, Any]:
+    """Write the features of one task's images, and the labels that were asked for, to the work folder.
+
+    With `evaluate.classifier` it counts the images that are read as their label.
+    """
     import torch
 
-    from pipeline.evaluation import extract, networks_of, write_features
+    from pipeline.evaluation import classes_read, extract, networks_of, write_features
 
     work, storage = spec.work, open_storage(spec.work.root)
     images, labels = read_samples(storage, work.inputs["sample"], spec.images)
@@ -105,7 +112,10 @@ def featurize(spec: Spec) -> dict[str, str]:
     path = f"{work.folder}/{spec.index:06d}.npz"
     features = extract(torch.from_numpy(images), networks, work.config.evaluate)
     write_features(storage, path, {**features, "labels": torch.from_numpy(labels)})
-    return {"path": path}
+    if work.config.evaluate.classifier is None:
+        return {"path": path}
+    read_N = classes_read(torch.from_numpy(images), work.config.evaluate)
+    return {"path": path, "right": int((read_N == torch.from_numpy(labels)).sum())}
 
 
 @dataclass(frozen=True)

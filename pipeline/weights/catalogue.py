@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 from pipeline.errors import ConfigError
 
-Layout = Literal["vgg16", "convnext_small", "inception", "dinov2", "detok", "diffusers", "efficientnet_lite0"]
+Layout = Literal["vgg16", "convnext_small", "inception", "dinov2_vitb14", "detok", "diffusers", "efficientnet_lite0"]
 """The layout of a file's tensors, which decides how it becomes safetensors."""
 
 
@@ -98,7 +98,7 @@ CATALOGUE: dict[str, Entry] = {
         "DINOv2 ViT-B/14",
         "Meta",
         "Apache-2.0",
-        "dinov2",
+        "dinov2_vitb14",
         (
             PublicFile(
                 "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth", 346_378_731, None

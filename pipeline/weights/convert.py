@@ -185,7 +185,7 @@ def _detok(loaded: Any, what: str) -> Tensors:
 _CONVERTERS: dict[Layout, Callable[[Any, str], Tensors]] = {
     "vgg16": _vgg16,
     "convnext_small": _convnext_small,
-    "dinov2": _dinov2,
+    "dinov2_vitb14": _dinov2,
     "inception": _inception,
     "detok": _detok,
 }

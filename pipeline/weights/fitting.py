@@ -1,16 +1,19 @@
-"""Whether weights are of the network that a field of the config takes: by name, and by a file's header. No torch here.
+"""Whether weights are of the network that a field of the config takes: by name, and by a file's header. torch is
+imported for a classifier of timm alone.
 
 What loads a file compares all of its tensors; here a few are enough to tell networks apart before a run starts.
 """
 
+import difflib
 import json
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from models.choices import IMAGENET_CLASSES
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.weights.catalogue import CATALOGUE, Layout
+from pipeline.weights.catalogue import CATALOGUE
 from pipeline.weights.used import Use, layout_taken
 
 _LENGTH = 8  # bytes before the header of a safetensors file, which give the header's length
@@ -37,7 +40,7 @@ def _vgg16() -> Shapes:
     return shapes
 
 
-NETWORKS: dict[Layout, Network] = {
+NETWORKS: dict[str, Network] = {
     "vgg16": Network("VGG-16", _vgg16()),
     "convnext_small": Network(
         "ConvNeXt-S",
@@ -56,7 +59,36 @@ NETWORKS: dict[Layout, Network] = {
             "fc.weight": [1008, 2048],
         },
     ),
+    "dinov2_vitb14": Network(
+        "DINOv2 ViT-B/14",
+        {
+            "patch_embed.proj.weight": [768, 3, 14, 14],
+            "pos_embed": [1, 1370, 768],
+            "blocks.11.ls2.gamma": [768],
+        },
+    ),
 }
+
+
+def _timm_classifier(name: str) -> Network:
+    """All tensors of a classifier of timm. ConfigError if there is none of this name that reads ImageNet's classes."""
+    import timm
+    import torch
+
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=1)
+        raise ConfigError(
+            f"evaluate.classifier: timm has no network {name}", f"Did you mean {close[0]}?" if close else "Correct it."
+        )
+    with torch.device("meta"):
+        network = timm.create_model(name, pretrained=False)
+    if network.num_classes != IMAGENET_CLASSES:
+        raise ConfigError(
+            f"evaluate.classifier: timm's {name} reads {network.num_classes:,} classes, not the {IMAGENET_CLASSES:,} "
+            "of ImageNet",
+            "Choose another.",
+        )
+    return Network(f"timm's {name}", {key: list(value.shape) for key, value in network.state_dict().items()})
 
 
 def check_name(use: Use, config: Config) -> None:
@@ -64,19 +96,20 @@ def check_name(use: Use, config: Config) -> None:
     entry, layout = CATALOGUE.get(use.file.name or ""), layout_taken(use, config)
     if entry is None or entry.layout == layout:
         return
-    fitting = next(name for name, other in CATALOGUE.items() if other.layout == layout)
+    fitting = next((name for name, other in CATALOGUE.items() if other.layout == layout), None)
+    taken = CATALOGUE[fitting].title if fitting else f"timm's {layout}"
     raise ConfigError(
-        f"{use.section}.{use.field}: {use.file.name} is {entry.title}, and the field takes {CATALOGUE[fitting].title}",
-        f"Set {use.section}.{use.field}={fitting}.",
+        f"{use.section}.{use.field}: {use.file.name} is {entry.title}, and the field takes {taken}",
+        f"Set {use.section}.{use.field}={fitting or 'a file of safetensors with these weights'}.",
     )
 
 
 def check_file(use: Use, config: Config, path: Path) -> None:
     """ConfigError, with field and file, if a local copy is not whole or not of the network that the field takes."""
     layout, where = layout_taken(use, config), f"{use.section}.{use.field}: {use.file.uri}"
-    if layout not in NETWORKS:  # that of the package, which is no file of safetensors and known by its sha256
+    if layout == "efficientnet_lite0":  # that of the package, which is no file of safetensors and known by its sha256
         return
-    network = NETWORKS[layout]
+    network = _timm_classifier(layout) if use.field == "classifier_weights" else NETWORKS[layout]
     hint = f"Give weights of {network.title}, as `python -m pipeline weights fetch` writes them."
     try:
         found = tensor_shapes(path)

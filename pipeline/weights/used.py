@@ -30,8 +30,11 @@ def weights_used(config: Config) -> Iterator[Use]:
                 yield Use(section, field, value)
 
 
-def layout_taken(use: Use, config: Config) -> Layout:
-    """The network whose weights the field takes."""
+def layout_taken(use: Use, config: Config) -> str:
+    """The network whose weights the field takes: a layout of the catalogue, or a classifier of timm."""
+    if use.field == "classifier_weights":
+        assert config.evaluate.classifier is not None  # EvaluateConfig
+        return config.evaluate.classifier
     if use.field == "network_weights":
         network = config.evaluate.network
         assert network != "self"  # which takes none: EvaluateConfig

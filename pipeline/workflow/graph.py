@@ -129,7 +129,7 @@ STAGES: tuple[Stage, ...] = (
         "evaluate-samples",
         2,
         ("prepare", "classifier", "reference", "floor", "sample"),
-        (*_READING, *_FEATURES, "evaluate.class_accuracy"),
+        (*_READING, *_FEATURES, "evaluate.class_accuracy", "evaluate.classifier", "evaluate.classifier_weights"),
         uncounted=_BATCH,
     ),
     Stage(

@@ -8,7 +8,7 @@ import importlib.util
 import math
 from collections.abc import Collection, Iterator
 
-from models.choices import TOKENIZER_PACKAGES, TokenizerKind
+from models.choices import IMAGENET_CLASSES, TOKENIZER_PACKAGES, TokenizerKind
 from models.sizes import filter_bytes, level_sums_bytes
 from pipeline.artifacts import Manifest
 from pipeline.config import Config
@@ -33,6 +33,12 @@ def check_start(config: Config, stages: Collection[str]) -> None:
         raise ConfigError("convergence: sit.milestones is empty, so that there is nothing to sample", "Set some steps.")
     if "evaluate-samples" in stages:
         check_compared(config.evaluate.reference_images, config.sample.count)
+        if (classifier := config.evaluate.classifier) and config.data.class_count != IMAGENET_CLASSES:
+            raise ConfigError(
+                f"evaluate.classifier: {classifier} reads the {IMAGENET_CLASSES:,} classes of ImageNet, and the source "
+                f"has {config.data.class_count}",
+                "Leave it out; evaluate.also=[self] trains a classifier.",
+            )
     if "classifier" in stages and config.data.class_count < 2:
         raise _no_own_network("the source has one class")
     if "evaluate-samples" in stages and config.evaluate.class_accuracy and config.data.class_count < 2:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from models.perceptual import LPIPS, ConvNeXtLogits, EfficientNetDistance, ImageNetFeatures, PerceptualLoss
@@ -116,3 +117,58 @@ def test_features_of_a_timm_network(convnext_file):
     x = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     expected = network.network(((x.float() / 255) - network.mean) / network.std)
     torch.testing.assert_close(network.logits(network(x)), expected)
+
+
+def dinov2_tensors() -> dict[str, torch.Tensor]:
+    """Random weights in Meta's layout; scales of layers far from their small beginnings, so that all blocks count."""
+    import timm
+
+    with torch.device("meta"):
+        layout = timm.create_model("vit_base_patch14_dinov2", pretrained=False).state_dict()
+    generator = torch.Generator().manual_seed(0)
+    scale = {"weight": 0.02, "gamma": 0.5, "bias": 0.5, "pos_embed": 0.5, "cls_token": 0.5}
+    return {
+        name: torch.randn(value.shape, generator=generator) * scale[name.rpartition(".")[2]]
+        for name, value in layout.items()
+    }
+
+
+def dinov2_class_token(tensors: dict[str, torch.Tensor], x_BCHW: torch.Tensor) -> torch.Tensor:
+    """DINOv2's forward pass, from its description: pre-norm blocks with LayerScale, positions resized from 37 x 37."""
+
+    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+        return x @ tensors[f"{name}.weight"].T + tensors[f"{name}.bias"]
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.layer_norm(x, (768,), tensors[f"{name}.weight"], tensors[f"{name}.bias"], eps=1e-6)
+
+    patches = F.conv2d(x_BCHW, tensors["patch_embed.proj.weight"], tensors["patch_embed.proj.bias"], stride=14)
+    side = patches.shape[-1]
+    table = tensors["pos_embed"]
+    grid = table[0, 1:].T.reshape(1, 768, 37, 37)
+    grid = F.interpolate(grid, scale_factor=(side + 0.1) / 37, mode="bicubic", antialias=False)
+    positions = torch.cat([table[:, :1], grid.reshape(1, 768, side * side).transpose(1, 2)], 1)
+    x = torch.cat([tensors["cls_token"].expand(len(x_BCHW), 1, 768), patches.flatten(2).transpose(1, 2)], 1) + positions
+    for block in (f"blocks.{i}" for i in range(12)):
+        qkv = linear(norm(x, f"{block}.norm1"), f"{block}.attn.qkv").unflatten(-1, (3, 12, 64))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        attended = ((q @ k.transpose(-1, -2) / 8).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        x = x + tensors[f"{block}.ls1.gamma"] * linear(attended, f"{block}.attn.proj")
+        hidden = F.gelu(linear(norm(x, f"{block}.norm2"), f"{block}.mlp.fc1"))
+        x = x + tensors[f"{block}.ls2.gamma"] * linear(hidden, f"{block}.mlp.fc2")
+    return norm(x, "norm")[:, 0]
+
+
+def test_dinov2s_class_token_at_another_size_than_it_was_trained_at(tmp_path):
+    tensors, path = dinov2_tensors(), tmp_path / "dinov2.safetensors"
+    save_file(tensors, path)
+    features = ImageNetFeatures("dinov2_vitb14", str(path), 56)
+    images_BCHW = torch.randint(0, 256, (2, 3, 56, 56), dtype=torch.uint8)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    scaled = (images_BCHW / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    expected = dinov2_class_token(tensors, scaled)
+    torch.testing.assert_close(features(images_BCHW), expected, rtol=1e-4, atol=1e-4)
+    del tensors["blocks.11.ls2.gamma"]
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=r"does not contain the weights of a DINOv2 ViT-B/14"):
+        ImageNetFeatures("dinov2_vitb14", str(path), 56)

@@ -388,6 +388,16 @@ BARE = [f"tokenizer.{name}=null" for name in ("width", "depth", "heads", "hidden
         (["sample.last_step=0.1"], "sample.last_step has no effect with sample.method heun. Leave it out, or set"),
         (["sample.method=dopri5", "sample.steps=9"], "sample.steps has no effect with sample.method dopri5"),
         (["sample.method=sde", "sample.tolerances=[1e-3,1e-3]"], "sample.tolerances has no effect with"),
+        (
+            ["evaluate.classifier=efficientnet_lite0", "data.classes=10"],
+            "reads the 1,000 classes of ImageNet",
+        ),
+        (["evaluate.classifier=resnet50"], "classifier: resnet50 needs classifier_weights, a file of safetensors"),
+        (["evaluate.classifier_weights=vgg16"], "classifier_weights are of no network; set classifier to its name"),
+        (
+            ["evaluate.network=dinov2_vitb14", "evaluate.network_size=96"],
+            "evaluate.network_size 96 is no multiple of 14, the pixels of a patch of dinov2_vitb14; 224 is common",
+        ),
         (["sit.patch_size=3"], "sit.patch_size 3 does not divide the 8 x 8 latent of the tokenizer"),
         (
             ["tokenizer.kind=dc-ae", f"tokenizer.imported={'a' * 64}", "tokenizer.patch_size=64", *BARE],

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.config.checks import judging_metrics
+from pipeline.data.decode import transform
 from pipeline.errors import PipelineError
-from pipeline.evaluation import networks
+from pipeline.evaluation import classes_read, networks
 from pipeline.evaluation.classifier import classifier_inputs
 from pipeline.stages import evaluate_samples
 from tests.support.artifacts import prepared
@@ -125,3 +127,35 @@ def test_classifier_inputs_are_area_means(size):
         expected = images.astype(float).mean(1).reshape(2, 16, 2, 16, 2).mean((2, 4)) / 255
         assert np.allclose(inputs, expected.reshape(2, -1), atol=1e-6)
     assert np.allclose(classifier_inputs(np.full_like(images, 51)), 0.2, atol=1e-6)
+
+
+def test_a_classifier_of_imagenet_reads_the_samples(tmp_path, monkeypatch):
+    """The share that it reads as asked, over all tasks, with its interval."""
+    monkeypatch.setattr(
+        "pipeline.evaluation.networks.imagenet_classifier", lambda *_: lambda x_NCHW: x_NCHW[:, 0, 0, 0]
+    )
+    monkeypatch.setattr(evaluate_samples, "_TASK_SAMPLES", 20)
+    context = made(tmp_path, "data.classes=1000", "evaluate.classifier=efficientnet_lite0")
+    images = np.zeros((60, 3, 32, 32), np.uint8)
+    images[:45] += np.arange(45, dtype=np.uint8)[:, None, None, None]  # their first pixel is what this one reads
+    outcome = evaluate_samples.run(with_samples(context, images, np.arange(60)))
+    key = f"samples/class_accuracy/{NETWORK}"
+    assert outcome.metrics[key] == 45 / 60
+    low, high = outcome.details["intervals"][key]
+    assert low < 45 / 60 < high
+    own = context.config.evaluate
+    assert key in judging_metrics([NETWORK], own.class_accuracy, False, own.classifier)
+
+
+def test_real_photographs_are_read_as_what_they_are(real_data, tmp_path):
+    """By the real weights, and in the order of classes that ImageNet's folders have: that of their names."""
+    from timm.data import ImageNetInfo
+
+    folders = sorted((real_data / "imagenet-sample").iterdir())[::8]
+    wnids = ImageNetInfo().label_names()
+    assert wnids == sorted(wnids)
+    pixels = np.stack([transform(Image.open(next(one.glob("*.JPEG"))).convert("RGB"), 224, True) for one in folders])
+    config = small_config(tmp_path, "data.classes=1000", "evaluate.classifier=efficientnet_lite0")
+    read_N = classes_read(torch.from_numpy(pixels).permute(0, 3, 1, 2), config.evaluate)
+    right = sum(wnids[index] == folder.name for index, folder in zip(read_N.tolist(), folders, strict=True))
+    assert right >= 0.6 * len(folders), f"{right} of {len(folders)}"

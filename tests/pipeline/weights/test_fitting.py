@@ -28,7 +28,8 @@ def config_of(*sets: str) -> Config:
 
 @pytest.mark.parametrize("layout", NETWORKS)
 def test_the_known_shapes_are_those_of_the_network(layout: Layout) -> None:
-    own = inception_layout() if layout == "inception" else _timm_layout(layout)
+    timm_name = {"dinov2_vitb14": "vit_base_patch14_dinov2"}.get(layout, layout)
+    own = inception_layout() if layout == "inception" else _timm_layout(timm_name)
     known = NETWORKS[layout].shapes
     assert known == {name: list(own[name].shape) for name in known}
     if layout == "vgg16":
@@ -130,3 +131,36 @@ def test_the_sum_is_named_with_the_file(tmp_path: Path) -> None:
     (use,) = (one for one in weights_used(config) if one.field == "lpips")
     with pytest.raises(ConfigError, match=re.escape(f"file://{path} has sha256 ")):
         fetch_weights(use.file)
+
+
+def classifier_refusal(name: str, path: Path) -> str:
+    """Of a file as the weights of a classifier of ImageNet."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    weights = f"evaluate.classifier_weights={{uri: 'file://{path}', sha256: '{digest}'}}"
+    config = load_config("imagenet-f16d32", ["data.revision=abc", f"evaluate.classifier={name}", weights])
+    (use,) = (one for one in weights_used(config) if one.field == "classifier_weights")
+    with pytest.raises(ConfigError) as caught:
+        check_file(use, config, path)
+    return str(caught.value)
+
+
+def test_a_classifier_of_imagenet_is_asked_of_timm(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"conv1.weight": torch.zeros(64, 3, 7, 7)}, path)
+    said = classifier_refusal("resnet18", path)
+    assert f"evaluate.classifier_weights: file://{path} is not of timm's resnet18: it has no bn1.weight" in said
+    assert "timm has no network resnet81. Did you mean resnet" in classifier_refusal("resnet81", path)
+    assert "vit_base_patch14_dinov2 reads 0 classes, not the 1,000" in classifier_refusal(
+        "vit_base_patch14_dinov2", path
+    )
+
+
+def test_a_whole_file_of_a_classifier_is_taken(tmp_path: Path) -> None:
+    import timm
+
+    path = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("test_resnet", pretrained=False).state_dict(), path)
+    weights = f"evaluate.classifier_weights={{uri: 'file://{path}', sha256: {'a' * 64}}}"
+    config = load_config("imagenet-f16d32", ["data.revision=abc", "evaluate.classifier=test_resnet", weights])
+    (use,) = (one for one in weights_used(config) if one.field == "classifier_weights")
+    check_file(use, config, path)

@@ -112,6 +112,8 @@ ANSWERS: dict[str, Answer] = {
     "evaluate.reference_split": ("reference", "which images samples are compared with"),
     "evaluate.reference_images": ("reference", "which images samples are compared with"),
     "evaluate.precision": ("evaluate-tokenizer", "the rounding of every product, far above the last bits"),
+    "evaluate.classifier": ("evaluate-samples", "which metrics there are"),
+    "evaluate.classifier_weights": ("evaluate-samples", "what its accuracy measures"),
     "evaluate.class_accuracy": ("evaluate-samples", "which metrics there are"),
     "encode.batch_size": speed("images of one forward pass; see test_latents_do_not_depend_on_the_batch"),
     "encode.shard_rows": ("encode", "which latents share a file, and a window"),
