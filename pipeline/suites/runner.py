@@ -2,7 +2,8 @@
 it needs.
 
 Killed, the same command goes on: what is recorded is not run again, and stages resume by their fingerprints. A run that
-fails stops no other.
+fails stops no other. Of runs that share a reference, but no tokenizer, the second begins when the first has made it, in
+front of its generator's training.
 """
 
 import ctypes
