@@ -3,7 +3,7 @@
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +12,8 @@ from pipeline.config import Config, load_config
 from pipeline.errors import ContractError
 
 if TYPE_CHECKING:
-    from pipeline.reports import Found
+    from pipeline.reports import Against, Found
+    from pipeline.workflow import Node
 
 app = typer.Typer()
 
@@ -76,7 +77,16 @@ def plan(preset: Preset, set_: Sets = None, root: Root = None, as_json: Json = F
 
 
 @app.command()
-def report(preset: Preset, set_: Sets = None, root: Root = None, as_json: Json = False) -> None:
+def report(
+    preset: Preset,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="ALIAS", help="Beside the registered version with this alias: champion."),
+    ] = None,
+    set_: Sets = None,
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
     """Report results: a table and an HTML page with figures, or JSON."""
     from pipeline import reports
     from pipeline.storage import open_storage
@@ -85,12 +95,31 @@ def report(preset: Preset, set_: Sets = None, root: Root = None, as_json: Json =
     config = resolved(load_config(preset, set_, root), fresh=False)
     nodes, storage = survey(config), open_storage(config.root)
     collected = reports.collect(config, nodes, storage)
+    rival = _registered(config, nodes, collected, against) if against else None
     if as_json:
-        print(json.dumps(collected, indent=1))  # noqa: T201
+        compared = {"against": reports.against_as_json(rival)} if rival else {}
+        print(json.dumps({**collected, **compared}, indent=1))  # noqa: T201
         return
     reports.render_table(console, collected)
-    page = reports.write_page(config, nodes, storage, preset)
+    if rival:
+        reports.render_against(console, rival, collected["intervals"])
+    page = reports.write_page(config, nodes, storage, preset, rival)
     console.print(f"page: {page}", highlight=False, soft_wrap=True)
+
+
+def _registered(config: Config, nodes: "list[Node]", collected: dict[str, Any], alias: str) -> "Against":
+    """The registered version with this alias beside what the run has measured."""
+    from pipeline.reports import against
+    from pipeline.tracking import aliased_tags, tracking_uri
+
+    name = config.register.name
+    tags = aliased_tags(tracking_uri(config), name, alias)
+    if tags is None:
+        raise ContractError(
+            f"no version of {name} in MLflow at {tracking_uri(config)} has the alias {alias}",
+            "Give one that a version has, such as champion, or leave out --against.",
+        )
+    return against(collected, {node.stage.name: node.fingerprint for node in nodes}, f"{name}@{alias}", tags)
 
 
 @app.command()

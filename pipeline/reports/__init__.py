@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.lazy import lazy
 from pipeline.reports import page
+from pipeline.reports.against import Against, against, against_as_json, render_against
 from pipeline.reports.analysis import Analysis, files_of, rounded
 from pipeline.reports.comparison import Found, read_analyses, render_comparison, write_comparison
 from pipeline.reports.convergence import (

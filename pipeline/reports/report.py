@@ -17,6 +17,7 @@ from pipeline.console import duration
 from pipeline.errors import ContractError
 from pipeline.metrics import find_metric, headlines, interval_text, level_of, value_text
 from pipeline.reports import page
+from pipeline.reports.against import Against, section
 from pipeline.storage import Storage
 from pipeline.workflow import Node
 
@@ -106,21 +107,22 @@ def render_table(console: Console, report: dict[str, Any]) -> None:
         console.print(escape(f"classes: {listed}{more}"), highlight=False)
 
 
-def write_page(config: Config, nodes: list[Node], storage: Storage, preset: str) -> str:
+def write_page(config: Config, nodes: list[Node], storage: Storage, preset: str, against: Against | None = None) -> str:
     """Write the page at the root; returns its URI. Errors as `render_html`, StorageError if it cannot be written."""
     name = preset_label(preset)
     path = f"reports/{name}.html"
-    storage.write(path, render_html(config, nodes, storage, name).encode())
+    storage.write(path, render_html(config, nodes, storage, name, against).encode())
     return storage.uri(path)
 
 
-def render_html(config: Config, nodes: list[Node], storage: Storage, name: str) -> str:
+def render_html(config: Config, nodes: list[Node], storage: Storage, name: str, against: Against | None = None) -> str:
     """The page, including style and figures. ContractError if a figure of an artifact is missing."""
     report = collect(config, nodes, storage)
     body = [
         page.header(name, _facts(config, nodes)),
         page.cards(_headline(report["metrics"], report["intervals"])),
         page.section("Stages", page.table(("stage", "status", "time", "", "rows", "fingerprint"), _stage_rows(nodes))),
+        section(against, report["intervals"]) if against else "",
         page.section("Figures", page.figures(_figures(nodes, storage))),
         page.section("Metrics", _metric_tables(report["metrics"], report["intervals"]), report["notes"]),
         page.section("Config of each stage", "".join(page.folded(*part) for part in _configs(nodes))),

@@ -27,6 +27,8 @@ from pipeline.tracking import (
     CANDIDATE,
     CHAMPION,
     FINGERPRINT_TAG,
+    INTERVAL_TAG,
+    METRIC_TAG,
     MlflowWriter,
     RunFiles,
     TrackingError,
@@ -37,8 +39,6 @@ from pipeline.tracking import (
 )
 from pipeline.workflow import StageContext
 
-_METRIC_TAG = "dvae.metric."
-_INTERVAL_TAG = "dvae.interval."
 _DECISION_TAG = "dvae.decision"
 _GATE_SECONDS = 60.0  # a gate takes seconds
 _FOLDER = "model"  # of the model, in the run's artifacts
@@ -280,8 +280,8 @@ def _tags(context: StageContext, manifests: dict[str, Manifest], metrics: dict[s
     """Fingerprint, lineage and metrics, as the version's tags."""
     tags = {FINGERPRINT_TAG: context.fingerprint, "dvae.git_sha": git_sha() or "unknown"}
     tags.update({input_tag(stage): manifest.fingerprint for stage, manifest in manifests.items()})
-    tags.update({f"{_METRIC_TAG}{metric}": repr(value) for metric, value in metrics.items()})
-    tags.update({f"{_INTERVAL_TAG}{key}": json.dumps(interval) for key, interval in _intervals(manifests).items()})
+    tags.update({f"{METRIC_TAG}{metric}": repr(value) for metric, value in metrics.items()})
+    tags.update({f"{INTERVAL_TAG}{key}": json.dumps(interval) for key, interval in _intervals(manifests).items()})
     return tags
 
 
@@ -345,7 +345,7 @@ def _champion(client: Any, name: str, metric: str) -> Champion | None:
     if version is None:
         return None
     tags = client.get_model_version(name, version).tags
-    value, interval = tags.get(f"{_METRIC_TAG}{metric}"), tags.get(f"{_INTERVAL_TAG}{metric}")
+    value, interval = tags.get(f"{METRIC_TAG}{metric}"), tags.get(f"{INTERVAL_TAG}{metric}")
     return Champion(
         str(version),
         None if value is None else float(value),

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from models.intervals import Interval
+from models.intervals import Interval, half_width_of_difference
 from pipeline.config import GateConfig
 
 
@@ -48,17 +48,11 @@ def decide(
 def _beyond_interval(gain: float, interval: Interval | None, champion: Champion, said: str) -> tuple[bool, str]:
     """Whether a gain is more than the half width of the difference's interval, and the sentence with the reason.
 
-    The two are independent samples, so the squares of their half widths add up. A champion without an interval is taken
-    to have the candidate's.
+    A champion without an interval is taken to have the candidate's.
     """
     if interval is None:
         return False, f"{said}, but it has no interval: set register.gate.margin to a number"
-    half = math.hypot(_half(interval), _half(champion.interval or interval))
+    half = half_width_of_difference(interval, champion.interval or interval)
     if gain <= half:
         return False, f"{said} by {gain:.3g}, not by more than the interval of the difference, {half:.3g}"
     return True, f"{said} by {gain:.3g}, more than the interval of the difference, {half:.3g}"
-
-
-def _half(interval: Interval) -> float:
-    low, high = interval
-    return (high - low) / 2

@@ -14,6 +14,8 @@ from pipeline.tracking.registry import (
     CANDIDATE,
     CHAMPION,
     FINGERPRINT_TAG,
+    INTERVAL_TAG,
+    METRIC_TAG,
     aliased_tags,
     champion,
     has_version,

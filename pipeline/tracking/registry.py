@@ -16,6 +16,7 @@ from pipeline.errors import PipelineError
 from pipeline.tracking.errors import TrackingError, tracking_error
 
 FINGERPRINT_TAG = "dvae.fingerprint"
+METRIC_TAG, INTERVAL_TAG = "dvae.metric.", "dvae.interval."  # of a version, with the metric's key behind it
 KEY_TAG = "dvae.key"  # by which a run is found
 CANDIDATE, CHAMPION = "candidate", "champion"  # aliases
 _TIMEOUT_SECONDS = 5.0
