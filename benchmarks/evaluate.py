@@ -1,14 +1,17 @@
 """What does the evaluation cost above the feature network itself, and does it give the numbers of others?
 
-Run: python -m benchmarks.evaluate [--rounds 5] [--images 512] [--side 32]
-Inception has random weights, the same for all; the two sets of images are noise of two kinds. Where torch-fidelity and
-torchmetrics are installed, their FID is taken on the same images, and so is its time; the Frechet distance of 2,048
+Run: python -m benchmarks.evaluate [--rounds 5] [--images 2112] [--side 32]
+Inception has random weights, the same for all; the two sets of images are noise of two kinds. Each side takes their FID
+in a process of its own, with its time and peak memory: ours, torch-fidelity, torchmetrics. The Frechet distance of 2048
 features stands beside one by scipy's sqrtm. Ratios are of sides that alternate.
 """
 
 import argparse
 import hashlib
 import json
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -29,6 +32,8 @@ from pipeline.evaluation import Network, extract
 from pipeline.evaluation.networks import feature_network
 
 BATCH = 64
+_TIMED = 4 * BATCH  # images of which a speed is taken
+_OURS, _THEIRS = "inception.safetensors", "inception.pth"
 Moments = tuple[Tensor, Tensor]
 
 
@@ -38,16 +43,24 @@ def noise(images: int, side: int, seed: int, contrast: int) -> Tensor:
     return torch.randint(128 - contrast, 128 + contrast, (images, 3, side, side), generator=generator).to(torch.uint8)
 
 
-def random_inception(folder: Path) -> tuple[Network, Path]:
-    """Inception with random weights: as our network, and as a file of torch for others."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        state = inception._network().state_dict()
-    ours, theirs = folder / "inception.safetensors", folder / "inception.pth"
-    save_file(state, ours)
-    torch.save(state, theirs)
-    sha256 = hashlib.sha256(ours.read_bytes()).hexdigest()
-    return Network("inception", "inception", 299, WeightFile(uri=ours.as_uri(), sha256=sha256), ""), theirs
+def write_inception(folder: Path) -> None:
+    """Inception with random weights, in the files that ours and the others take.
+
+    They are He's: with torch's own, activations shrink from layer to layer, and distances are those of rounding.
+    """
+    generator = torch.Generator().manual_seed(0)
+    state = inception._network().state_dict()
+    for value in state.values():
+        if value.ndim == 4:
+            value.normal_(0, (2 / value[0].numel()) ** 0.5, generator=generator)
+    save_file(state, folder / _OURS)
+    torch.save(state, folder / _THEIRS)
+
+
+def our_inception(folder: Path) -> Network:
+    path = folder / _OURS
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Network("inception", "inception", 299, WeightFile(uri=path.as_uri(), sha256=sha256), "")
 
 
 def measure_features(network: Network, images: Tensor, rounds: int) -> dict[str, float]:
@@ -77,10 +90,12 @@ def measure_features(network: Network, images: Tensor, rounds: int) -> dict[str,
     }
 
 
-def moments(network: Network, images: Tensor) -> Moments:
-    features_NF = extract(images, [network], EvaluateConfig(batch_size=BATCH))["inception/pool"]
-    total = FeatureMoments(features_NF.shape[1])
-    total.update(features_NF)
+def moments(folder: Path, images: Tensor) -> Moments:
+    """As the stages take them, a task's images at a time."""
+    network, settings = our_inception(folder), EvaluateConfig(batch_size=BATCH)
+    total = FeatureMoments(2048)
+    for part in torch.split(images, 8 * BATCH):
+        total.update(extract(part, [network], settings)["inception/pool"])
     return total.result()
 
 
@@ -95,40 +110,53 @@ class _Images(Dataset[Tensor]):
         return self.images[index]
 
 
-def torch_fidelity_fid(weights: Path, one: Tensor, other: Tensor) -> float:
+def torch_fidelity_fid(folder: Path, one: Tensor, other: Tensor) -> float:
     import torch_fidelity
 
     found = torch_fidelity.calculate_metrics(
         input1=_Images(one), input2=_Images(other), fid=True, cuda=False, batch_size=BATCH, cache=False, verbose=False,
-        feature_extractor_weights_path=str(weights),
+        feature_extractor_weights_path=str(folder / _THEIRS),
     )  # fmt: skip
     return float(found["frechet_inception_distance"])
 
 
-def torchmetrics_fid(weights: Path, one: Tensor, other: Tensor) -> float:
+def torchmetrics_fid(folder: Path, one: Tensor, other: Tensor) -> float:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = FrechetInceptionDistance(2048, feature_extractor_weights_path=str(weights)).set_dtype(torch.float64)
+    weights = str(folder / _THEIRS)
+    metric = FrechetInceptionDistance(2048, feature_extractor_weights_path=weights).set_dtype(torch.float64)
     for images, real in ((one, False), (other, True)):
         for batch in torch.split(images, BATCH):
             metric.update(batch, real=real)
     return float(metric.compute())
 
 
-def compare_others(network: Network, weights: Path, one: Tensor, other: Tensor) -> dict[str, dict[str, float]]:
-    """FID of the same images by each, its difference from ours, and the seconds that it took."""
-    sides: dict[str, Callable[[], float]] = {
-        "ours": lambda: frechet_distance(*moments(network, one), *moments(network, other)),
-        "torch-fidelity": lambda: torch_fidelity_fid(weights, one, other),
-        "torchmetrics": lambda: torchmetrics_fid(weights, one, other),
-    }
-    rows: dict[str, dict[str, float]] = {}
-    for name, side in sides.items():
-        begin = time.perf_counter()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what they deprecate
-            value = side()
-        rows[name] = {"fid": value, "seconds": time.perf_counter() - begin}
+SIDES: dict[str, Callable[[Path, Tensor, Tensor], float]] = {
+    "ours": lambda folder, one, other: frechet_distance(*moments(folder, one), *moments(folder, other)),
+    "torch-fidelity": torch_fidelity_fid,
+    "torchmetrics": torchmetrics_fid,
+}
+
+
+def alone(name: str, folder: Path, images: int, side: int) -> dict[str, float]:
+    """FID by one side in this process: its value, the seconds that it took, and the process's peak memory."""
+    one, other = noise(images, side, 0, 40), noise(images, side, 1, 90)
+    begin = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what they deprecate
+        value = SIDES[name](folder, one, other)
+    seconds = time.perf_counter() - begin
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # Linux has kB
+    return {"fid": value, "seconds": seconds, "peak_mb": peak}
+
+
+def compare_others(folder: Path, images: int, side: int) -> dict[str, dict[str, float]]:
+    """FID of the same images by each side, in a process of its own, and its difference from ours."""
+    rows = {}
+    for name in SIDES:
+        command = [sys.executable, "-m", "benchmarks.evaluate", "--images", str(images), "--side", str(side)]
+        command += ["--alone", name, "--folder", str(folder)]
+        rows[name] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     for row in rows.values():
         row["relative_to_ours"] = row["fid"] / rows["ours"]["fid"] - 1
     return rows
@@ -172,17 +200,22 @@ def measure_frechet(features: int, rounds: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--images", type=int, default=2112, help="more than features, or theirs is off by rounding")
     parser.add_argument("--side", type=int, default=32, help="of the images, in pixels")
+    parser.add_argument("--alone", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    one, other = noise(options.images, options.side, 0, 40), noise(options.images, options.side, 1, 90)
-    with tempfile.TemporaryDirectory() as folder:
-        network, weights = random_inception(Path(folder))
+    if options.alone:
+        print(json.dumps(alone(options.alone, options.folder, options.images, options.side)))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_inception(folder)
         result: dict[str, Any] = {
             "images": options.images,
             "side": options.side,
-            "features": measure_features(network, one, options.rounds),
-            "others": compare_others(network, weights, one, other),
+            "features": measure_features(our_inception(folder), noise(_TIMED, options.side, 0, 40), options.rounds),
+            "others": compare_others(folder, options.images, options.side),
             "frechet": measure_frechet(2048, options.rounds),
         }
     print(json.dumps(result, indent=1))

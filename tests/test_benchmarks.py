@@ -19,6 +19,7 @@ from benchmarks import (
     device,
     device_steps,
     encode,
+    evaluate,
     loader,
     mask,
     memory,
@@ -34,6 +35,7 @@ from models.choices import RegularizerKind
 from models.regularizers import Draw, SpectralRegularizer
 from models.sit import SiT
 from models.spectral import LatentFilter
+from pipeline.evaluation import networks
 from pipeline.training.sit import alignment_of
 from pipeline.workflow import sit_gflops
 from tests.support import PROJECT, sources
@@ -336,3 +338,33 @@ def test_the_usual_script_leaves_an_array_for_each_image(real_data: Path, tmp_pa
     made = [np.load(path) for path in sorted((tmp_path / "npy").iterdir())]
     assert [(one.shape, one.dtype) for one in made] == [((2, 16, 16, 16), np.dtype(np.float16))] * 5
     assert encode.best_batch(8) > 0
+
+
+@pytest.mark.slow
+def test_our_fid_is_that_of_others(tmp_path: Path) -> None:
+    """Each in a process of its own, on noise and random weights."""
+    evaluate.write_inception(tmp_path)
+    rows = evaluate.compare_others(tmp_path, images=12, side=32)
+    assert rows.keys() == {"ours", "torch-fidelity", "torchmetrics"}
+    assert abs(rows["torch-fidelity"]["relative_to_ours"]) < 1e-6
+    assert abs(rows["torchmetrics"]["relative_to_ours"]) < 0.02, (
+        "its eigenvalues suffer from too few images for the rank"
+    )
+    for row in rows.values():
+        assert row["seconds"] > 0
+        assert 100 < row["peak_mb"] < 20_000
+
+
+def test_a_frechet_distance_by_eigenvalues_and_by_a_square_root() -> None:
+    measured = evaluate.measure_frechet(features=24, rounds=1)
+    assert abs(measured["relative_difference"]) < 1e-9
+    assert measured["ours_to_sqrtm"] > 0
+
+
+def test_the_evaluation_against_the_bare_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both read the same images; here the network is a sum, so that only the way to it is seen."""
+    for module in (networks, evaluate):
+        monkeypatch.setattr(module, "feature_network", lambda *_: lambda x_NCHW: {"pool": x_NCHW.float().sum((2, 3))})
+    network = networks.Network("sum", "inception", 299, None, "")
+    measured = evaluate.measure_features(network, evaluate.noise(8, 16, 0, 40), rounds=1)
+    assert measured["ours_to_bare"] > 0
