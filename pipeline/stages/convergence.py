@@ -11,26 +11,14 @@ from typing import Any
 import numpy as np
 
 from models.intervals import bootstrap_interval
-from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome
-from pipeline.config import Config
+from pipeline.artifacts import ArtifactWriter, FileRecord, Outcome
 from pipeline.evaluation import Measured
 from pipeline.inference import device_seconds
 from pipeline.reports import curve_file
 from pipeline.storage import open_storage
-from pipeline.workflow import StageContext
+from pipeline.workflow import StageContext, Work
 
 _SHOWN = 10  # images of a milestone, in the figure
-
-
-@dataclass(frozen=True)
-class Work:
-    """The common inputs of all tasks."""
-
-    root: str
-    inputs: dict[str, Manifest]
-    fingerprint: str
-    folder: str  # of the features, at the root
-    config: Config
 
 
 @dataclass(frozen=True)
@@ -56,7 +44,7 @@ class Compared:
 def run(context: StageContext) -> Outcome:
     config, inputs = context.config, dict(context.inputs)
     milestones = config.sit.milestones  # which `check_start` has asked for
-    work = Work(context.storage.root, inputs, context.fingerprint, f"{context.work}/features", config)
+    work = context.common("features")
     count, batch = config.convergence.images, config.sample.batch_size
     parts = [
         Drawn(work, step, start, min(count, start + batch)) for step in milestones for start in range(0, count, batch)

@@ -13,23 +13,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.artifacts import Manifest, Outcome, read_checked
-from pipeline.config import Config
 from pipeline.data import Labels, Pixels, Split, choose_rows, read_images
 from pipeline.evaluation import Measured
 from pipeline.storage import Storage, open_storage
-from pipeline.workflow import StageContext, check_compared
+from pipeline.workflow import StageContext, Work, check_compared
 
 _TASK_SAMPLES = 500
-
-
-@dataclass(frozen=True)
-class Work:
-    """The common inputs of all tasks."""
-
-    root: str
-    inputs: dict[str, Manifest]
-    folder: str  # of the features, at the root
-    config: Config
 
 
 @dataclass(frozen=True)
@@ -50,7 +39,7 @@ class Spec:
 
 def run(context: StageContext) -> Outcome:
     own, inputs = context.config.evaluate, dict(context.inputs)
-    work = Work(context.storage.root, inputs, f"{context.work}/features", context.config)
+    work = context.common("features")
     count = sum(shard["rows"] for shard in inputs["sample"].details["shards"])
     check_compared(inputs["reference"].rows, count)
     groups, measured = _grouped(inputs["sample"]), Measured()

@@ -14,11 +14,11 @@ import numpy as np
 
 from models.choices import LEVELS
 from models.intervals import normal_interval
-from pipeline.artifacts import ArtifactWriter, Manifest, Outcome
+from pipeline.artifacts import ArtifactWriter, Outcome
 from pipeline.config import Config, WeightFile
 from pipeline.data import Rows, choose_rows, read_images
 from pipeline.storage import open_storage
-from pipeline.workflow import StageContext, check_reconstructed
+from pipeline.workflow import StageContext, Work, check_reconstructed
 
 if TYPE_CHECKING:
     import torch
@@ -28,17 +28,6 @@ if TYPE_CHECKING:
 
 _SHOWN = 8  # images of the figure
 _ORIGINAL = "original"  # beside _side(level): of which images a file of features is
-
-
-@dataclass(frozen=True)
-class Work:
-    """The common inputs of all tasks."""
-
-    root: str
-    inputs: dict[str, Manifest]
-    fingerprint: str
-    folder: str  # of the features, at the root
-    config: Config
 
 
 @dataclass(frozen=True)
@@ -52,8 +41,7 @@ class Spec:
 
 def run(context: StageContext) -> Outcome:
     own, prepare = context.config.evaluate, context.inputs["prepare"]
-    folder = f"{context.work}/features"
-    work = Work(context.storage.root, dict(context.inputs), context.fingerprint, folder, context.config)
+    work = context.common("features")
     units = choose_rows(prepare, "validation", own.images)
     rows = sum(len(unit.rows) for unit in units)
     check_reconstructed(rows)

@@ -7,26 +7,14 @@ floor of samples, and their statistics are what samples are compared with to tak
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome
-from pipeline.config import Config
+from pipeline.artifacts import ArtifactWriter, FileRecord, Outcome
 from pipeline.data import Rows, choose_rows, read_images, thinned
 from pipeline.evaluation import MANIFOLD, Measured
 from pipeline.storage import open_storage
-from pipeline.workflow import StageContext
+from pipeline.workflow import StageContext, Work
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Work:
-    """The common inputs of all tasks."""
-
-    root: str
-    inputs: dict[str, Manifest]
-    fingerprint: str
-    folder: str  # of the features, at the root
-    config: Config
 
 
 @dataclass(frozen=True)
@@ -49,7 +37,7 @@ class Comparison:
 
 def run(context: StageContext) -> Outcome:
     config, own = context.config, context.config.evaluate
-    work = Work(context.storage.root, dict(context.inputs), context.fingerprint, f"{context.work}/features", config)
+    work = context.common("features")
     chosen = choose_rows(context.inputs["prepare"], own.reference_split, own.reference_images)
     units = thinned(chosen, MANIFOLD)
     specs = [Spec(work, index, unit) for index, unit in enumerate(units)]

@@ -6,24 +6,12 @@ Made once for all that is compared with it: of `evaluate.reference_split`, of al
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome
-from pipeline.config import Config
+from pipeline.artifacts import ArtifactWriter, FileRecord, Outcome
 from pipeline.data import Rows, choose_rows, read_images
 from pipeline.storage import open_storage
-from pipeline.workflow import StageContext, check_compared
+from pipeline.workflow import StageContext, Work, check_compared
 
 SPLIT_WORDS = {"train": "training", "validation": "validation"}
-
-
-@dataclass(frozen=True)
-class Work:
-    """The common inputs of all tasks."""
-
-    root: str
-    inputs: dict[str, Manifest]
-    fingerprint: str
-    folder: str  # of the features, at the root
-    config: Config
 
 
 @dataclass(frozen=True)
@@ -46,9 +34,7 @@ class Gathering:
 
 def run(context: StageContext) -> Outcome:
     config, own = context.config, context.config.evaluate
-    work = Work(
-        context.storage.root, dict(context.inputs), context.fingerprint, f"{context.work}/features", context.config
-    )
+    work = context.common("features")
     units = choose_rows(context.inputs["prepare"], own.reference_split, own.reference_images)
     images = sum(len(unit.rows) for unit in units)
     check_compared(images)

@@ -4,7 +4,7 @@ Planning is light: torch, ray and mlflow are imported only when a stage has to r
 """
 
 from pipeline.workflow.champion import from_champion
-from pipeline.workflow.context import StageContext
+from pipeline.workflow.context import StageContext, Work
 from pipeline.workflow.fingerprints import stage_fingerprints
 from pipeline.workflow.graph import NAMES, SECTIONS, STAGES, find_stage, section_of, stages_until
 from pipeline.workflow.imported import ImportUse, SourceKind, import_tokenizer, preset_lines

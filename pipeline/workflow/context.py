@@ -13,6 +13,17 @@ from pipeline.storage import Storage
 from pipeline.tracking import Outbox
 
 
+@dataclass(frozen=True)
+class Work:
+    """What all tasks of a stage have in common; it travels with each of them."""
+
+    root: str
+    inputs: dict[str, Manifest]
+    fingerprint: str
+    folder: str  # for what tasks leave for each other, at the root
+    config: Config
+
+
 @dataclass
 class StageContext:
     """One attempt at one stage. `work` is kept between attempts and deleted on commit; `scratch` is per attempt."""
@@ -29,6 +40,10 @@ class StageContext:
     outbox: Outbox
     progress: Callable[..., None]  # progress(done, total, unit=..., **values)
     say: Callable[[str], None]  # a line for the person who watches
+
+    def common(self, folder: str) -> Work:
+        """For tasks that leave something in this folder of the work folder."""
+        return Work(self.storage.root, dict(self.inputs), self.fingerprint, f"{self.work}/{folder}", self.config)
 
     def map(
         self,

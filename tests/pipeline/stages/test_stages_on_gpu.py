@@ -26,6 +26,7 @@ from pipeline.evaluation import features
 from pipeline.inference import load_tokenizer
 from pipeline.inference.registered_model import ImageModel
 from pipeline.stages import analyze, encode_shard, evaluate_tokenizer
+from pipeline.workflow import Work
 from tests.support.artifacts import prepared
 from tests.support.contexts import LocalContext, local_context, untrained_tokenizer
 from tests.support.fake_device import GPU, FakeGPU, Reading, fake_gpu
@@ -86,7 +87,7 @@ def test_evaluating_a_tokenizer(
     weights = WeightFile(uri="file:///no", sha256="0" * 64)
     evaluate = context.config.evaluate.model_copy(update={"precision": precision, "lpips": weights})
     config = context.config.model_copy(update={"evaluate": evaluate})
-    work = evaluate_tokenizer.Work(context.storage.root, context.inputs, "", "", config)
+    work = Work(context.storage.root, context.inputs, "", "", config)
     lpips = RandomLPIPS(width=2).to(GPU)
     monkeypatch.setattr(evaluate_tokenizer, "_lpips", lambda weights, device: lpips)
     with gpu.mode:
