@@ -42,7 +42,7 @@ class Compared:
 
 
 def run(context: StageContext) -> Outcome:
-    config, inputs = context.config, dict(context.inputs)
+    config = context.config
     milestones = config.sit.milestones  # which `check_start` has asked for
     work = context.common("features")
     count, batch = config.convergence.images, config.sample.batch_size
