@@ -313,8 +313,9 @@ def test_the_device_benchmark_needs_torch_alone() -> None:
 
 
 @pytest.mark.slow
-def test_memory_of_every_process_is_seen(tmp_path: Path) -> None:
-    peaks = memory.measure(tmp_path, rows=600, units=20)
+def test_memory_of_every_process_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_POLL_SECONDS", 0.02)  # a unit of so few rows is soon done
+    peaks = memory.measure(tmp_path, rows=1200, units=20)
     assert {"driver", "reader"} <= {role for roles in peaks.values() for role in roles}
     assert all(most[when] > 1 for roles in peaks.values() for most in roles.values() for when in ("early", "late"))
 
