@@ -39,7 +39,13 @@ from pipeline.errors import ContractError, StorageError
 from pipeline.storage import Storage, open_storage
 from pipeline.weights import check_file, fetch_weights, weights_used
 from pipeline.workflow.context import StageContext
-from pipeline.workflow.fingerprints import counted_config, is_counted, stage_fingerprints, uncounted_config
+from pipeline.workflow.fingerprints import (
+    counted_config,
+    imported_stages,
+    is_counted,
+    stage_fingerprints,
+    uncounted_config,
+)
 from pipeline.workflow.graph import ALL_STAGES, NAMES, Stage, check_exists, find_stage, stages_until
 from pipeline.workflow.imported import import_faults
 from pipeline.workflow.imported_sit import sit_faults
@@ -206,6 +212,11 @@ class Runner:
     def produce(self, name: str, broken: list[str] | None = None) -> Manifest:
         """Run one stage and commit its artifact; with `broken` files, a committed one is taken back first."""
         stage, fingerprint = find_stage(name), self.fingerprint(name)
+        if name in imported_stages(self.config):  # found when the run began; never train in its place
+            raise ContractError(
+                f"{name}/{fingerprint[:SHORT]}, which is used as it is, is not at {self.storage.root} any more",
+                "Import it again, or give the root that has it.",
+            )
         self.display.begin(name)
         await_free(self.storage, name, fingerprint, self.display.say)
         lease = Lease(self.storage, name, fingerprint)

@@ -36,7 +36,8 @@ def survey(config: Config, stages: Sequence[Stage] = STAGES) -> list[Node]:
     """Every stage of a run, or of these, that exists with this config, with its status at the config's root.
 
     A stage comes after its inputs.
-    An artifact is current if the contents of its inputs have not changed since. For `register`, MLflow's registry must
+    An artifact is current if the contents of its inputs have not changed since; one that is imported is used as it is,
+    whatever it was made from. For `register`, MLflow's registry must
     also have the version; if the registry does not answer, the manifest counts. What is to be imported and is not
     there is unresolved.
     """
@@ -46,10 +47,9 @@ def survey(config: Config, stages: Sequence[Stage] = STAGES) -> list[Node]:
     for stage in stages:
         if not stage.exists(config):
             continue
-        node = _node(storage, stage, fingerprints[stage.name], nodes, registered)
-        if stage.name in imported_stages(config) and node.manifest is None:
-            node = replace(node, status="unresolved")
-        nodes[stage.name] = node
+        imported = stage.name in imported_stages(config)
+        node = _node(storage, stage, fingerprints[stage.name], {} if imported else nodes, registered)
+        nodes[stage.name] = replace(node, status="unresolved") if imported and node.manifest is None else node
     return list(nodes.values())
 
 
@@ -81,9 +81,9 @@ def _node(
 
 
 def _is_current(manifest: Manifest, earlier: dict[str, Node]) -> bool:
-    """Whether the contents of its inputs are unchanged."""
+    """Whether the contents of its inputs, as far as they are among the earlier nodes, are unchanged."""
     for name, content in manifest.input_contents.items():
-        current = earlier[name].manifest
+        current = earlier[name].manifest if name in earlier else None
         if current is not None and current.content != content:
             return False
     return True

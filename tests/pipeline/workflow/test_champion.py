@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from pipeline.artifacts import artifact_path
 from pipeline.config import Config, load_config
 from pipeline.console import Display
 from pipeline.errors import ConfigError, ContractError
@@ -86,6 +87,18 @@ def test_new_images_keep_the_tokenizer_and_start_from_the_champion_once(
     assert config_at(world, source).sit.start_from is None
     assert world.manifest("train-sit") is None, "none is trained from nothing"
     assert registry["dvae.input.train-sit"] != second["dvae.input.train-sit"]
+
+
+def test_what_is_used_as_it_is_and_goes_away_is_not_trained_in_its_place(
+    world: World, source: Path, retrained: Run, registry: dict[str, str]
+) -> None:
+    retrained()
+    new_image(source)
+    tokenizer = artifact_path("train-tokenizer", registry["dvae.input.train-tokenizer"])
+    world.before["prepare"] = lambda context: context.storage.delete_folder(tokenizer)
+    with pytest.raises(ContractError, match=r"which is used as it is, is not at .* any more"):
+        retrained()
+    assert world.made == ["prepare"]
 
 
 def test_fewer_steps_are_those_of_a_start(world: World, source: Path, retrained: Run) -> None:

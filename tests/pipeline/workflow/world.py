@@ -46,7 +46,8 @@ class World:
             assert set(context.inputs) == set(stage.inputs_with(context.config))
             self.before.get(stage.name, lambda _: None)(context)
             self.made.append(stage.name)
-            context.writer.add_bytes(self.content[stage.name].encode(), "file")
+            images = f" from {context.config.data.revision}" if stage.name == "prepare" else ""
+            context.writer.add_bytes(f"{self.content[stage.name]}{images}".encode(), "file")
             if stage.name == "register":
                 self.registered.add(context.fingerprint)
             details = self._details(stage.name, context.config)
