@@ -5,13 +5,14 @@ Ours stands beside the paper's value. The numbers are made in `summary.py`, the 
 
 import base64
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from pipeline import reports
@@ -26,6 +27,8 @@ from pipeline.suites.runs import Asked, chosen_rows
 from pipeline.suites.schema import Column, Suite
 from pipeline.suites.summary import INTERVAL, Cell, Line, Verdict, lines_of, verdicts
 from pipeline.tracking import runs_page, tracking_uri
+
+_WIDEST = 1000  # columns of a terminal: so wide a table is measured as it is
 
 
 class _Content(NamedTuple):
@@ -170,7 +173,7 @@ def _named(line: Line) -> str:
 
 
 def render_suite(console: Console, suite: Suite, asked: Asked, found: Sequence[Measured]) -> None:
-    """Print the table and the verdicts."""
+    """Print the table and the verdicts; where the terminal is too narrow for the table, a row as a line of text."""
     content = _content(suite, asked, found)
     table = Table(box=None, pad_edge=False, header_style="bold", title=suite.title)
     table.add_column("row", overflow="fold")
@@ -180,9 +183,23 @@ def render_suite(console: Console, suite: Suite, asked: Asked, found: Sequence[M
     for line in content.lines:
         cells = [part.of(line, content.suite) for part in _parts(content)]
         table.add_row(escape(_named(line)), *map(escape, cells), line.status)
-    console.print(table)
+    if Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum <= console.width:
+        console.print(table)
+    else:
+        for text in _as_text(content):
+            console.print(text, highlight=False, soft_wrap=True, markup=False)
     for verdict in content.verdicts:
         console.print(_said(verdict), highlight=False, soft_wrap=True, markup=False)
+
+
+def _as_text(content: _Content) -> Iterator[str]:
+    """The table's rows, of each the numbers that there are."""
+    yield content.suite.title
+    for line in content.lines:
+        cells = [(part.heading, part.of(line, content.suite)) for part in _parts(content)]
+        numbers = [f"{heading} {cell}" for heading, cell in cells if cell]
+        group = f"{line.row.group}: " if line.row.group else ""
+        yield f"{group}{_named(line)}: {', '.join([*numbers, line.status])}"
 
 
 # --- as files ---

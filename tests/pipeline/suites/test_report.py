@@ -117,6 +117,14 @@ def test_the_screen_says_the_same(world):
     assert "not reproduced" in shown
 
 
+def test_a_screen_that_is_too_narrow_for_the_table_has_a_row_as_a_line(world):
+    console = Console(width=40, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    render_suite(console, *world)
+    lines = console.export_text().splitlines()
+    assert "none (baseline): FD ↓ 21.00 ± 12.71, paper 17.65, floor ↓ 10.00 ± 0.00, run" in lines
+    assert "theirs: paper 9.0, not run" in lines
+
+
 def test_the_page_needs_nothing_else(world, tmp_path):
     page = page_of(world, tmp_path)
     assert "none-key" in page
