@@ -58,6 +58,7 @@ class Stripped(ast.NodeTransformer):
         return any("validator" in ast.unparse(decorator) for decorator in decorators)
 
 
+@pytest.mark.slow
 def test_every_field_is_read(tmp_path):
     """By types: mypy is given the schema without its fields, and says who misses which of which section."""
     shadows = []

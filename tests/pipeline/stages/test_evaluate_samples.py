@@ -96,6 +96,7 @@ def test_without_a_classifier(tmp_path):
     assert "classifier" not in outcome.details
 
 
+@pytest.mark.slow
 def test_the_datas_own_classifier_reads_the_samples(tmp_path):
     context = made(tmp_path, "evaluate.also=[self]", "evaluate.class_accuracy=false", *GATE)
     own = "self-digits"
@@ -147,6 +148,7 @@ def test_a_classifier_of_imagenet_reads_the_samples(tmp_path, monkeypatch):
     assert key in judging_metrics([NETWORK], own.class_accuracy, False, own.classifier)
 
 
+@pytest.mark.slow
 def test_real_photographs_are_read_as_what_they_are(real_data, tmp_path):
     """By the real weights, and in the order of classes that ImageNet's folders have: that of their names."""
     from timm.data import ImageNetInfo

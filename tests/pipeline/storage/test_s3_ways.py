@@ -1,6 +1,5 @@
 """Ways to S3 that an environment prescribes: proxies, private authorities, credentials that a process renews."""
 
-import datetime
 import json
 import uuid
 from collections.abc import Iterator
@@ -70,11 +69,14 @@ def test_credentials_that_end_while_they_are_used(ceph: Ceph, tmp_path: Path, mo
     keys = [(owner["AWS_ACCESS_KEY_ID"], owner["AWS_SECRET_ACCESS_KEY"]), ceph.add_key("renewed", "SECONDKEY")]
 
     def log_in(key: tuple[str, str]) -> None:
-        end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=2)
-        answer = {"Version": 1, "AccessKeyId": key[0], "SecretAccessKey": key[1], "Expiration": end.isoformat()}
+        """What is answered from now on ends, counted from each answer, sooner than botocore wants to be sure."""
+        answer = {"Version": 1, "AccessKeyId": key[0], "SecretAccessKey": key[1], "Expiration": "END"}
         (tmp_path / "answer.json").write_text(json.dumps(answer))
 
-    (tmp_path / "config").write_text(f"[default]\ncredential_process = cat {tmp_path}/answer.json\n")
+    program = tmp_path / "log-in"
+    program.write_text(f'#!/bin/sh\nsed "s/END/$(date -u -d "+20 seconds" +%FT%TZ)/" {tmp_path}/answer.json\n')
+    program.chmod(0o755)
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = {program}\n")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
     act_as(monkeypatch, {"AWS_ENDPOINT_URL": ceph.endpoint, "AWS_DEFAULT_REGION": "us-east-1"})
