@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from models.intervals import Interval, half_width_of_difference
 from pipeline.artifacts import SHORT
@@ -100,16 +99,20 @@ def against_as_json(found: Against) -> dict[str, Any]:
 
 
 def render_against(console: Console, found: Against, intervals: Mapping[str, Interval]) -> None:
-    """Print both to the terminal; `intervals` are the run's."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("metric", "here", found.model, ""):
-        table.add_column(heading, no_wrap=True, justify="left" if heading in ("metric", "") else "right")
-    for row in found.rows:
-        colour = _COLOURS.get(row.verdict)
-        verdict = f"[{colour}]{row.verdict}[/]" if colour else row.verdict
-        table.add_row(row.key, *_values(row, found, intervals), verdict)
+    """Print those metrics to the terminal that differ and of which a direction is better.
+
+    `intervals` are the run's.
+    """
+    shown = [row for row in found.rows if row.verdict not in ("", "equal")]
+    equal = sum(row.verdict == "equal" for row in found.rows)
     console.print()
-    console.print(table)
+    console.print(
+        f"against {found.model}: {equal} equal, {len(shown)} different", highlight=False, markup=False, soft_wrap=True
+    )
+    for row in shown:
+        ours, theirs = _values(row, found, intervals)
+        verdict = f"[{_COLOURS[row.verdict]}]{row.verdict}[/]" if row.verdict in _COLOURS else row.verdict
+        console.print(f"{row.key}\n  {ours} here, {theirs} there: {verdict}", highlight=False, soft_wrap=True)
     for note in found.notes:
         console.print(escape(note), highlight=False, soft_wrap=True)
 

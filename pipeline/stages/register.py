@@ -280,6 +280,8 @@ def _tags(context: StageContext, manifests: dict[str, Manifest], metrics: dict[s
     """Fingerprint, lineage and metrics, as the version's tags."""
     tags = {FINGERPRINT_TAG: context.fingerprint, "dvae.git_sha": git_sha() or "unknown"}
     tags.update({input_tag(stage): manifest.fingerprint for stage, manifest in manifests.items()})
+    if reference := manifests["evaluate-samples"].inputs.get("reference"):  # by which others can tell what compares
+        tags[input_tag("reference")] = reference
     tags.update({f"{METRIC_TAG}{metric}": repr(value) for metric, value in metrics.items()})
     tags.update({f"{INTERVAL_TAG}{key}": json.dumps(interval) for key, interval in _intervals(manifests).items()})
     return tags

@@ -71,12 +71,16 @@ def test_other_images_and_another_reference_are_said() -> None:
 
 
 def test_both_stand_on_the_screen_and_on_the_page() -> None:
-    version = {**tags({FD: 20.0}, of=(18.0, 22.0)), input_tag("prepare"): "<b>" + "c" * 61}
-    found = against(report({FD: 16.0}, of=(15.0, 17.0)), HERE, "m@champion", version)
+    version = {**tags({FD: 20.0, PSNR: 30.0, COUNT: 9.0}, of=(18.0, 22.0)), input_tag("prepare"): "<b>" + "c" * 61}
+    found = against(report({FD: 16.0, PSNR: 30.0, COUNT: 8.0}, of=(15.0, 17.0)), HERE, "m@champion", version)
     screen = io.StringIO()
-    render_against(Console(file=screen, width=150), found, {FD: (15.0, 17.0)})
-    line = next(line for line in screen.getvalue().splitlines() if FD in line)
-    assert [part for part in line.split("  ") if part.strip()] == [FD, "16 (15 to 17)", "20 (18 to 22)", "better"]
+    render_against(Console(file=screen, width=40), found, {FD: (15.0, 17.0)})
+    lines = screen.getvalue().splitlines()
+    assert lines[1:4] == [
+        "against m@champion: 1 equal, 1 different",
+        FD,
+        "  16 (15 to 17) here, 20 (18 to 22) there: better",
+    ]
     html = section(found, {FD: (15.0, 17.0)})
     assert "Against m@champion" in html
     assert "16 (15 to 17)" in html
