@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ import requests
 from tests.support.groups import Group, free_port, running
 
 _UP_SECONDS = 90.0
+_STARTS = 3  # Ray gives a node 30 s, whatever the machine is busy with, and no setting changes that
+_GAVE_UP = "The current node timed out during startup"
 _END = signal.SIGKILL  # of a node that is tested no more. To SIGTERM, `ray start --block` needs more than 20 s
 
 
@@ -33,6 +35,21 @@ class Head:
 @contextmanager
 def running_head(folder: Path, environment: Mapping[str, str], cpus: int = 2) -> Iterator[Head]:
     """`environment` is that of the pods: what jobs see."""
+    for left in reversed(range(_STARTS)):
+        with ExitStack() as stack:
+            head, group = stack.enter_context(_started_head(folder, environment, cpus))
+            try:
+                _wait(head, group)
+            except AssertionError:
+                if not left or _GAVE_UP not in group.log.read_text(errors="replace"):
+                    raise
+                continue
+            yield head
+            return
+
+
+@contextmanager
+def _started_head(folder: Path, environment: Mapping[str, str], cpus: int) -> Iterator[tuple[Head, Group]]:
     token, dashboard, port = secrets.token_hex(32), free_port(), free_port()
     settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -53,8 +70,7 @@ def running_head(folder: Path, environment: Mapping[str, str], cpus: int = 2) ->
     )  # fmt: skip
     try:
         with running(command, folder / "head.log", pods, _END) as group:
-            _wait(head, group)
-            yield head
+            yield head, group
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
