@@ -20,15 +20,31 @@ from rich.markup import escape
 from deploy.errors import Detached
 from deploy.jobs import Dashboard, token
 from deploy.rayjob import Delete, JobOptions
-from deploy.submit import Work, remote_config, run_work, stage_work, submit
-from pipeline.cli import Debug, Preset, Root, Sets, run_app
+from deploy.submit import Work, check_runs, check_version, remote_config, run_work, stage_work, submit
+from pipeline.cli import (
+    AtOnce,
+    Debug,
+    Expect,
+    Preset,
+    ResultsFile,
+    Root,
+    Rows,
+    Scale,
+    Seeds,
+    Sets,
+    SuiteName,
+    To,
+    make_suite,
+    open_suite,
+    run_app,
+)
 from pipeline.config import load_config, site_root
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.storage import open_storage
 from pipeline.workflow import stages_until
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-submit_app = typer.Typer(no_args_is_help=True, help="Run a stage, or all, on a Ray cluster.")
+submit_app = typer.Typer(no_args_is_help=True, help="Run a stage, all, or a suite on a Ray cluster.")
 app.add_typer(submit_app, name="submit")
 rayjob_app = typer.Typer(no_args_is_help=True, help="Run a stage, or all, on a temporary cluster: a RayJob.")
 app.add_typer(rayjob_app, name="rayjob")
@@ -81,10 +97,40 @@ def submit_run(
     set_: Sets = None,
     root: Root = None,
     until: Until = None,
+    expect: Expect = None,
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
     """Run every stage whose artifact does not exist yet on the cluster."""
-    _submit(run_work(preset, until, set_, root), address, attempts)
+    _submit(run_work(preset, until, set_, root, expect), address, attempts)
+
+
+@submit_app.command("suite")
+def submit_suite(
+    name: SuiteName,
+    address: Address,
+    attempts: Attempts = 1,
+    scale: Scale = None,
+    seeds: Seeds = None,
+    rows: Rows = None,
+    at_once: AtOnce = 1,
+    results: ResultsFile = None,
+    to: To = None,
+    set_: Sets = None,
+    root: Root = None,
+    debug: Debug = False,  # noqa: ARG001
+) -> None:
+    """Make what a suite is missing, one job a run, follow them to their ends, and write the report.
+
+    Interrupted, jobs keep running, and the same command attaches to them.
+    """
+    from pipeline.suites import Way
+
+    opened = open_suite(name, scale, seeds, rows, results, set_, root, fresh=False)
+    check_runs((run.config, run.preset) for run in opened.runs)
+    check_version(Dashboard(address, token()))
+    options = ("--address", address, "--attempts", str(attempts))
+    way = Way(root, ("deploy", "submit"), options, shown=False)
+    make_suite(opened, way, at_once, to, ["python", "-m", "deploy", "submit", "suite", name, "--address", address])
 
 
 @rayjob_app.command("stage")

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -21,7 +22,15 @@ from pipeline.config import SENT, SENT_VARIABLE, Config, load_config, preset_lab
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.storage import open_storage
 from pipeline.tracking import tracking_uri
-from pipeline.workflow import STAGES, check_inputs, find_stage, resolved, stage_fingerprints, stages_until
+from pipeline.workflow import (
+    STAGES,
+    check_expected,
+    check_inputs,
+    find_stage,
+    resolved,
+    stage_fingerprints,
+    stages_until,
+)
 
 _OLDEST = (2, 55)  # CVE-2026-41486
 
@@ -48,10 +57,17 @@ def stage_work(stage: str, preset: str, sets: list[str] | None, root: str | None
     return _work(stage, ["stage", stage], stage, known_config(preset, sets, root), preset, sets)
 
 
-def run_work(preset: str, until: str | None, sets: list[str] | None, root: str | None) -> Work:
-    """The work of a whole run, or of its stages up to `until`. ConfigError as `stage_work`."""
+def run_work(
+    preset: str, until: str | None, sets: list[str] | None, root: str | None, expect: str | None = None
+) -> Work:
+    """The work of a whole run, or of its stages up to `until`.
+
+    ConfigError as `stage_work`, or if the last one's fingerprint does not begin with `expect`.
+    """
     last = stages_until(until)[-1].name
-    return _work("run", ["run"], last, known_config(preset, sets, root), preset, sets, until)
+    config = known_config(preset, sets, root)
+    check_expected(config, last, expect)
+    return _work("run", ["run"], last, config, preset, sets, until)
 
 
 def run_work_of(config: Config, preset: str, sets: list[str] | None) -> Work:
@@ -124,6 +140,13 @@ def known_config(preset: str, sets: list[str] | None, root: str | None) -> Confi
     return config
 
 
+def check_runs(configs: Iterable[tuple[Config, str]]) -> None:
+    """ConfigError as `known_config`, of configs that are loaded already, each with its preset."""
+    for config, preset in configs:
+        check_remote(config)
+        check_inputs(config, preset)
+
+
 def submit(dashboard: Dashboard, work: Work, attempts: int, say: Say, echo: Say) -> int:
     """Run the work: attach to its running job or start one, and follow it; returns the job's exit code.
 
@@ -131,7 +154,7 @@ def submit(dashboard: Dashboard, work: Work, attempts: int, say: Say, echo: Say)
     `attempts` in all; then LostError. A job that exits with an error is not retried: it would fail again. Detached on
     an interrupt, after which the job keeps running.
     """
-    _check_version(dashboard)
+    check_version(dashboard)
     ask = Retrying(dashboard.address, say)
     for left in reversed(range(attempts)):
         name, how = _attach_or_start(dashboard, work, ask)
@@ -152,7 +175,8 @@ def submit(dashboard: Dashboard, work: Work, attempts: int, say: Say, echo: Say)
     )
 
 
-def _check_version(dashboard: Dashboard) -> None:
+def check_version(dashboard: Dashboard) -> None:
+    """ProtocolError if its Ray is too old to be used; ConnectError, DeniedError as `Dashboard`."""
     version = dashboard.version()
     known = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if known < _OLDEST:

@@ -1,6 +1,7 @@
 """The command line: one file per group of commands. Each command loads a config, calls other packages and prints.
 
-`options` and `run_app` are also used by `python -m deploy`.
+What stands here is also used by `python -m deploy`.
 """
 
-from pipeline.cli.options import Debug, Preset, Root, Sets, run_app
+from pipeline.cli.options import Debug, Expect, Preset, Root, Sets, run_app
+from pipeline.cli.suite import AtOnce, ResultsFile, Rows, Scale, Seeds, SuiteName, To, make_suite, open_suite

@@ -24,6 +24,9 @@ Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a field:
 Root = Annotated[str | None, typer.Option("--root", help="Location of the artifacts: a path, file:// or s3://.")]
 SomePreset = Annotated[str | None, typer.Argument(help="Preset whose root is used.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Expect = Annotated[
+    str | None, typer.Option("--expect", help="Fail unless the (last) stage's fingerprint begins with this.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's output and tracebacks.")]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.options import Debug, Json, Preset, Root, Sets, console, local_folder
+from pipeline.cli.options import Debug, Expect, Json, Preset, Root, Sets, console, local_folder
 from pipeline.config import Config, load_config
 from pipeline.errors import ContractError
 
@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from pipeline.workflow import Node
 
 app = typer.Typer()
-
-Expect = Annotated[
-    str | None, typer.Option("--expect", help="Fail unless the (last) stage's fingerprint begins with this.")
-]
 
 
 @app.command()

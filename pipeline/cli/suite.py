@@ -12,14 +12,15 @@ from pipeline.cli.options import Json, Root, Sets, console, local_file, local_fo
 from pipeline.errors import ContractError
 
 if TYPE_CHECKING:
-    from pipeline.suites import Asked, Results, Run, Suite
+    from pipeline.suites import Asked, Results, Run, Suite, Way
 
 app = typer.Typer(help="The paper's tables and figures, and tables of your own, as sets of runs.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(metavar="SUITE", help="A suite's name, or a YAML file.")]
+SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="A suite's name, or a YAML file.")]
 Scale = Annotated[str | None, typer.Option("--scale", help="At which size; by default the suite's first.")]
 Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="Number of seeds; by default the suite's.")]
 Rows = Annotated[list[str] | None, typer.Option("--rows", help="Only this row. Repeatable.")]
+AtOnce = Annotated[int, typer.Option("--at-once", min=1, help="Runs at a time, at most.")]
 ResultsFile = Annotated[
     Path | None,
     typer.Option(
@@ -41,7 +42,7 @@ To = Annotated[
 ]
 
 
-class _Opened(NamedTuple):
+class Opened(NamedTuple):
     """A suite, what is asked of it, its runs and its results."""
 
     suite: "Suite"
@@ -64,7 +65,7 @@ def list_suites() -> None:
 
 @app.command()
 def plan(
-    name: Name,
+    name: SuiteName,
     scale: Scale = None,
     seeds: Seeds = None,
     rows: Rows = None,
@@ -76,7 +77,7 @@ def plan(
     """Print which runs there are, what they share, device-hours, and their price. Starts nothing."""
     from pipeline import suites
 
-    opened = _open(name, scale, seeds, rows, results, set_, root, fresh=False)
+    opened = open_suite(name, scale, seeds, rows, results, set_, root, fresh=False)
     found = suites.measured(opened.runs, opened.results.read())
     planned = suites.make_suite_plan(suites.surveyed(found))
     if as_json:
@@ -87,11 +88,11 @@ def plan(
 
 @app.command()
 def run(
-    name: Name,
+    name: SuiteName,
     scale: Scale = None,
     seeds: Seeds = None,
     rows: Rows = None,
-    at_once: Annotated[int, typer.Option("--at-once", min=1, help="Runs at a time, at most.")] = 1,
+    at_once: AtOnce = 1,
     results: ResultsFile = None,
     to: To = None,
     set_: Sets = None,
@@ -103,26 +104,13 @@ def run(
     """
     from pipeline import suites
 
-    opened = _open(name, scale, seeds, rows, results, set_, root, fresh=True)
-    logs = Path(tempfile.mkdtemp(prefix=f"dvae-{opened.label}-"))
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
-    failures = suites.run_suite(opened.runs, opened.results, root, logs, at_once, say)
-    _report(opened, to)
-    if failures:
-        lines = [f"{one.run.label}: {one.line} (`{one.run.command_line(root)}`)" for one in failures]
-        again = " ".join(shlex.quote(word) for word in ("python", "-m", "pipeline", "suite", "run", name))
-        raise ContractError(
-            f"{len(failures)} of {len(opened.runs)} runs failed, whose logs are in {logs}: {'; '.join(lines)}",
-            f"Mend them, and repeat `{again} ...`, which goes on.",
-        )
+    opened = open_suite(name, scale, seeds, rows, results, set_, root, fresh=True)
+    make_suite(opened, suites.Way(root), at_once, to, ["python", "-m", "pipeline", "suite", "run", name])
 
 
 @app.command()
 def report(
-    name: Name,
+    name: SuiteName,
     scale: Scale = None,
     seeds: Seeds = None,
     rows: Rows = None,
@@ -132,10 +120,10 @@ def report(
     root: Root = None,
 ) -> None:
     """Write the report of what there is by now: an HTML page, a table in Markdown, and figures."""
-    _report(_open(name, scale, seeds, rows, results, set_, root, fresh=False), to)
+    _report(open_suite(name, scale, seeds, rows, results, set_, root, fresh=False), to)
 
 
-def _open(
+def open_suite(
     name: str,
     scale: str | None,
     seeds: int | None,
@@ -145,7 +133,8 @@ def _open(
     root: str | None,
     *,
     fresh: bool,
-) -> _Opened:
+) -> Opened:
+    """The suite that a command line names. `fresh` as `resolved`; ConfigError as `load_suite` and `runs_of`."""
     from pipeline import suites
     from pipeline.config import site_root
     from pipeline.console import Display, own_console
@@ -158,10 +147,29 @@ def _open(
     label = "-".join(part for part in (suite.name, asked.scale) if part)
     place = open_storage(runs[0].config.root if runs else root or site_root())
     kept: Results = suites.InFile(results) if results is not None else suites.AtRoot(place, label)
-    return _Opened(suite, asked, runs, kept, label)
+    return Opened(suite, asked, runs, kept, label)
 
 
-def _report(opened: _Opened, to: Path | None) -> None:
+def make_suite(opened: Opened, way: "Way", at_once: int, to: Path | None, words: list[str]) -> None:
+    """Make what is missing and write the report. ContractError, with the `words` of a command, if a run failed."""
+    from pipeline import suites
+
+    logs = Path(tempfile.mkdtemp(prefix=f"dvae-{opened.label}-"))
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    failures = suites.run_suite(opened.runs, opened.results, way, logs, at_once, say)
+    _report(opened, to)
+    if failures:
+        lines = [f"{one.run.label}: {one.line} (`{way.command_line(one.run)}`)" for one in failures]
+        raise ContractError(
+            f"{len(failures)} of {len(opened.runs)} runs failed, whose logs are in {logs}: {'; '.join(lines)}",
+            f"Mend them, and repeat `{shlex.join(words)} ...`, which goes on.",
+        )
+
+
+def _report(opened: Opened, to: Path | None) -> None:
     from pipeline import suites
 
     found = suites.measured(opened.runs, opened.results.read())

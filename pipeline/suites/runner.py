@@ -1,5 +1,5 @@
-"""Runs a suite: each run is a process `python -m pipeline run`, at most so many at once, none while another makes what
-it needs.
+"""Runs a suite: each run is a process, which works here or follows a job on a cluster; at most so many at once, none
+while another makes what it needs.
 
 Killed, the same command goes on: what is recorded is not run again, and stages resume by their fingerprints. A run that
 fails stops no other. Of runs that share a reference, but no tokenizer, the second begins when the first has made it, in
@@ -7,6 +7,7 @@ front of its generator's training.
 """
 
 import ctypes
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,6 +31,29 @@ from pipeline.workflow import Runner, artifacts_of
 
 _POLL_SECONDS = 2.0
 _ROOM_SECONDS = 30.0  # for a process that was asked to end: it saves a checkpoint
+_ERROR = "error: "  # begins the line by which a command tells why it ended
+
+
+@dataclass(frozen=True)
+class Way:
+    """How runs are made, and where their artifacts lie."""
+
+    root: str | None = None
+    """As the command line has it."""
+    program: tuple[str, ...] = ("pipeline",)
+    """What follows `python -m`, in front of `run` and its arguments."""
+    options: tuple[str, ...] = ()
+    """What follows these."""
+    shown: bool = True
+    """Whether a run that has no other beside it writes to this screen, and not to a log."""
+
+    def command(self, run: Run) -> list[str]:
+        """What follows `python -m`."""
+        return [*self.program, *run.command(self.root), *self.options]
+
+    def command_line(self, run: Run) -> str:
+        """For a person who repeats it."""
+        return shlex.join(["python", "-m", *self.command(run)])
 
 
 @dataclass
@@ -38,16 +62,16 @@ class Failure:
 
     run: Run
     line: str
-    """Its last line on stderr."""
+    """The last line that tells of an error."""
 
 
 @dataclass
 class _Started:
-    """A process at work on a run. Alone, it writes to this screen; beside others, to a log."""
+    """A process at work on a run. What it prints is in `printed`, its stderr last, or on this screen."""
 
     run: Run
     process: subprocess.Popen[bytes]
-    errors: Path
+    printed: list[Path]
     open_files: list[IO[bytes]] = field(default_factory=list)
 
     def close(self) -> None:
@@ -55,14 +79,17 @@ class _Started:
             file.close()
 
     def last_line(self) -> str:
-        lines = [line for line in self.errors.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1].removeprefix("error: ") if lines else f"it ended with code {self.process.returncode}"
+        """Of an error, of whichever file. A job's error is in what was printed of it, not on stderr."""
+        printed = "\n".join(path.read_text(errors="replace") for path in self.printed)
+        lines = [line for line in printed.splitlines() if line.strip()]
+        told = [line for line in lines if line.startswith(_ERROR)] or lines
+        return told[-1].removeprefix(_ERROR) if told else f"it ended with code {self.process.returncode}"
 
 
 def run_suite(
     runs: Sequence[Run],
     results: Results,
-    root: str | None,
+    way: Way,
     logs: Path,
     at_once: int,
     say: Callable[[str], None],
@@ -70,8 +97,8 @@ def run_suite(
     """Make what is missing, and record each run as it ends; returns those that failed.
 
     Args:
-        runs: resolved freshly, so that their fingerprints are known.
-        root: as the command line has it, for the commands that repeat a run.
+        runs: with sources that are listed, so that their fingerprints are known.
+        way: how each is made.
         logs: a folder for what the processes print.
         at_once: of them at a time, at most.
         say: is told a line at a time, in rich's markup.
@@ -90,20 +117,20 @@ def run_suite(
                 working.remove(started)
                 failure = _finish(started, results)
                 failures += [failure] if failure else []
-                say(_told(started.run, failure, root))
+                say(_told(started.run, failure, way))
             while len(working) < at_once and (run := _next(waiting, [one.run for one in working])) is not None:
                 waiting.remove(run)
                 say(f"[bold]{escape(run.label)}[/]  {escape(run.preset)}")
-                working.append(_start(run, root, logs, alone=at_once == 1))
+                working.append(_start(run, way, logs, shown=way.shown and at_once == 1))
             if working:
                 time.sleep(_POLL_SECONDS)
     return failures
 
 
-def _told(run: Run, failure: Failure | None, root: str | None) -> str:
+def _told(run: Run, failure: Failure | None, way: Way) -> str:
     if failure is None:
         return f"[green]✓[/] {escape(run.label)}"
-    return f"[red]failed[/] {escape(run.label)}: {escape(failure.line)}\n  {escape(run.command_line(root))}"
+    return f"[red]failed[/] {escape(run.label)}: {escape(failure.line)}\n  {escape(way.command_line(run))}"
 
 
 def _next(waiting: Sequence[Run], working: Sequence[Run]) -> Run | None:
@@ -136,23 +163,20 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _start(run: Run, root: str | None, logs: Path, alone: bool) -> _Started:
+def _start(run: Run, way: Way, logs: Path, shown: bool) -> _Started:
     name = f"{run.row.name}-{run.seed}".replace("/", "-").replace(" ", "-")
-    errors = logs / f"{name}.err"
-    file = errors.open("wb")
-    files: list[IO[bytes]] = [file]
-    if not alone:
-        files.append((logs / f"{name}.log").open("wb"))
+    printed = [logs / f"{name}.{ending}" for ending in (("err",) if shown else ("log", "err"))]
+    files: list[IO[bytes]] = [path.open("wb") for path in printed]
     assert run.fingerprint is not None  # the source is resolved
-    command = [sys.executable, "-m", "pipeline", *run.command(root), "--expect", run.fingerprint]
+    command = [sys.executable, "-m", *way.command(run), "--expect", run.fingerprint]
     process = subprocess.Popen(  # one thread, and nothing but a system call
         command,
-        stdout=None if alone else files[-1],
-        stderr=file,
+        stdout=None if shown else files[0],
+        stderr=files[-1],
         stdin=subprocess.DEVNULL,
         preexec_fn=_end_with_parent,
     )
-    return _Started(run, process, errors, files)
+    return _Started(run, process, printed, files)
 
 
 def _finish(started: _Started, results: Results) -> Failure | None:

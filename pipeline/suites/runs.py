@@ -54,7 +54,7 @@ class Run:
         return f"{self.row.name}, seed {self.seed}"
 
     def command(self, root: str | None) -> list[str]:
-        """The arguments of `python -m pipeline` that make it, and that repeat it."""
+        """`run` and its arguments, for `python -m pipeline` or `python -m deploy submit`: they make and repeat it."""
         sets = [word for one in self.sets for word in ("--set", one)]
         return ["run", self.preset, "--until", self.until, *sets, *(["--root", root] if root else [])]
 

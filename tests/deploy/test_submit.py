@@ -121,6 +121,53 @@ def test_ray_job_submit_does_it_too(head, s3_root):
     assert "✓ prepare" in done.stdout
 
 
+SUITE = {
+    "title": "How many are held out?",
+    "until": "prepare",
+    "rows": [
+        {"name": "fifth", "preset": "quickstart", "set": {"data.validation_share": 0.2}},
+        {"name": "wrong", "preset": "quickstart", "set": {"data.classes": 5}},
+        {"name": "third", "preset": "quickstart", "set": {"data.validation_share": 0.3}},
+    ],
+    "columns": [{"name": "images", "metric": "data/train_rows", "digits": 0}],
+    "pictures": [],
+}
+
+
+@pytest.mark.slow
+def test_a_suite_is_a_job_for_each_run(head, s3_root, tmp_path):
+    """Two at once. Interrupted, it leaves its jobs alone, and the same command attaches to them. One fails, and is told
+    by its own error and the command that repeats it."""
+
+    def mine() -> list[Job]:
+        return [job for job in Dashboard(head.address, head.token).jobs() if job.metadata.get("dvae.root") == s3_root]
+
+    suite, page = tmp_path / "share.yaml", tmp_path / "page"
+    suite.write_text(yaml.safe_dump(SUITE))
+    words = ("suite", str(suite), "--at-once", "2", "--to", str(page))
+    first = submit(head, s3_root, *words)
+    deadline = time.monotonic() + 120
+    while not mine():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    first.send_signal(signal.SIGINT)
+    assert ended(first)[0] == 130
+
+    code, out, error = ended(submit(head, s3_root, *words))
+    assert code == 1, out + error
+    assert "1 of 3 runs failed" in error
+    assert "label 5 is out of range, data.classes is 5" in error
+    assert "`python -m deploy submit run quickstart --until prepare " in error
+    assert [job.status for job in mine()].count("SUCCEEDED") == 2, "none is done twice"
+    assert re.search(r"\| third \| 1,?2\d\d \|", (page / "table.md").read_text())
+
+    made = mine()
+    code, out, error = ended(submit(head, s3_root, *words, "--rows", "fifth", "--rows", "third"))
+    assert code == 0, out + error
+    assert "2 of 2 runs are recorded in s3://" in out
+    assert len(mine()) == len(made)
+
+
 LONG = ("tokenizer.steps=2000", "tokenizer.checkpoint_every=20")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.suites import Asked, InFile, load_suite, run_suite, runner, runs_of
+from pipeline.suites import Asked, InFile, Way, load_suite, run_suite, runner, runs_of
 from pipeline.suites.runs import Run
 from pipeline.workflow import find_stage
 from pipeline.workflow.status import Node
@@ -43,6 +43,7 @@ class World:
         path = self.folder / "program"
         path.write_text(
             "#!/bin/sh\n"
+            'out=2; [ "$2" = deploy ] && { out=1; shift; echo submitted >&2; }\n'  # a job's output
             'shift 2; label="$1"; shift\n'
             f'echo "$label begins" >> {self.folder}/log\n'
             f'stages="{self.folder}/$label.stages"; waits="{self.folder}/$label.waits"\n'
@@ -52,7 +53,7 @@ class World:
             "  done; fi\n"
             f"  sleep 0.05; touch {self.made}/$one; echo made $one >> {self.folder}/log\n"
             "done\n"
-            f'if [ -e "{self.folder}/$label.fails" ]; then echo "error: the disk is full" >&2; exit 1; fi\n'
+            f'if [ -e "{self.folder}/$label.fails" ]; then echo "error: the disk is full" >&$out; exit 1; fi\n'
             f'echo "$label ends" >> {self.folder}/log\n'
         )
         path.chmod(0o755)
@@ -91,14 +92,15 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 def go(tmp_path: Path) -> Callable[..., tuple[list[runner.Failure], list[str]]]:
     runs = runs_of(load_suite(written(tmp_path)), Asked("", 2, (), (), str(tmp_path / "runs")), fresh=True)
 
-    def run(at_once: int = 1) -> tuple[list[runner.Failure], list[str]]:
+    def run(at_once: int = 1, way: Way = HERE) -> tuple[list[runner.Failure], list[str]]:
         said: list[str] = []
         results = InFile(tmp_path / "results.json")
-        return run_suite(runs, results, None, tmp_path / "logs", at_once, said.append), said
+        return run_suite(runs, results, way, tmp_path / "logs", at_once, said.append), said
 
     return run
 
 
+HERE = Way()
 ALL = ["none, seed 0", "fda, seed 0", "none, seed 1", "fda, seed 1"]
 
 
@@ -151,6 +153,16 @@ def test_a_run_that_fails_stops_no_other(world, go, tmp_path):
     assert world.begun == ALL
     assert any("the disk is full" in line and "python -m pipeline" in line for line in said)
     assert len(InFile(tmp_path / "results.json").read()) == 3
+
+
+def test_of_a_job_on_a_cluster_its_own_error_is_told(world, go):
+    """Which it has printed; on stderr the command that follows it says more, and no error."""
+    world.failing.add("none, seed 0")
+    failures, said = go(way=Way("s3://b/p", ("deploy", "submit"), ("--attempts", "3"), shown=False))
+    assert [(one.run.label, one.line) for one in failures] == [("none, seed 0", "the disk is full")]
+    (told,) = [line for line in said if "the disk is full" in line]
+    assert "python -m deploy submit none-seed0 --attempts 3" in told
+    assert sorted(path.name for path in (world.folder / "logs").iterdir())[:2] == ["fda-0.err", "fda-0.log"]
 
 
 def test_the_same_command_does_what_failed(world, go, tmp_path):
