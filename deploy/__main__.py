@@ -34,6 +34,7 @@ from pipeline.cli import (
     Sets,
     SuiteName,
     To,
+    Wait,
     make_suite,
     open_suite,
     run_app,
@@ -98,10 +99,11 @@ def submit_run(
     root: Root = None,
     until: Until = None,
     expect: Expect = None,
+    wait: Wait = False,
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
     """Run every stage whose artifact does not exist yet on the cluster."""
-    _submit(run_work(preset, until, set_, root, expect), address, attempts)
+    _submit(run_work(preset, until, set_, root, expect, wait), address, attempts)
 
 
 @submit_app.command("suite")

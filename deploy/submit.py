@@ -58,16 +58,21 @@ def stage_work(stage: str, preset: str, sets: list[str] | None, root: str | None
 
 
 def run_work(
-    preset: str, until: str | None, sets: list[str] | None, root: str | None, expect: str | None = None
+    preset: str,
+    until: str | None,
+    sets: list[str] | None,
+    root: str | None,
+    expect: str | None = None,
+    wait: bool = False,
 ) -> Work:
-    """The work of a whole run, or of its stages up to `until`.
+    """The work of a whole run, or of its stages up to `until`; with `wait` it waits for stages of other jobs.
 
     ConfigError as `stage_work`, or if the last one's fingerprint does not begin with `expect`.
     """
     last = stages_until(until)[-1].name
     config = known_config(preset, sets, root)
     check_expected(config, last, expect)
-    return _work("run", ["run"], last, config, preset, sets, until)
+    return _work("run", ["run", *(["--wait"] if wait else [])], last, config, preset, sets, until)
 
 
 def run_work_of(config: Config, preset: str, sets: list[str] | None) -> Work:

@@ -19,6 +19,7 @@ from pipeline.storage import Storage
 HEARTBEAT_SECONDS = 10.0
 LEASE_SECONDS = 60.0  # without a heartbeat for this long, the owner is considered dead
 _POLL_SECONDS = 1.0
+_PATIENT_SECONDS = 5.0  # a training that is waited for takes long, and S3 counts the questions
 
 
 class Holder(BaseModel):
@@ -141,22 +142,29 @@ class Lease:
             self.storage.delete(self.path)
 
 
-def await_free(storage: Storage, stage: str, fingerprint: str, say: Callable[[str], None]) -> None:
-    """Return when no living driver holds the stage's lease; LeaseError, naming the owner, if one does.
+def await_free(
+    storage: Storage, stage: str, fingerprint: str, say: Callable[[str], None], patient: bool = False
+) -> None:
+    """Return when no living driver holds the stage's lease. LeaseError, naming the owner, if one does.
 
-    A driver on another machine may have died recently. So this waits up to LEASE_SECONDS for its next heartbeat: if one
-    arrives, LeaseError; if none does, the lease has expired. `say` receives one line before the wait.
+    `patient`: wait until it has given the lease back, or died, however long that takes. Otherwise one on another
+    machine may have died recently. So this waits up to LEASE_SECONDS for its next heartbeat: if one arrives,
+    LeaseError; if none does, the lease has expired. `say` receives one line before the wait for an owner.
     """
     first: Holder | None = None
     while (theirs := _holder(storage, stage, fingerprint)) is not None and not theirs.is_dead():
-        if theirs.machine == _machine():
+        if patient:
+            if first is None or theirs.nonce != first.nonce:
+                say(f"{stage}: waiting for {theirs.owner}, who holds its lease")
+            first = theirs
+        elif theirs.machine == _machine():
             raise _lease_held(stage, theirs)
-        if first is None:
+        elif first is None:
             first = theirs
             say(f"{stage}: {theirs.owner} holds its lease; waiting up to {LEASE_SECONDS:.0f} s for the next heartbeat")
         elif (theirs.nonce, theirs.heartbeat) != (first.nonce, first.heartbeat):
             raise _lease_held(stage, theirs)
-        time.sleep(_POLL_SECONDS)
+        time.sleep(_PATIENT_SECONDS if patient else _POLL_SECONDS)
 
 
 def _holder(storage: Storage, stage: str, fingerprint: str) -> Holder | None:

@@ -3,5 +3,5 @@
 What stands here is also used by `python -m deploy`.
 """
 
-from pipeline.cli.options import Debug, Expect, Preset, Root, Sets, run_app
+from pipeline.cli.options import Debug, Expect, Preset, Root, Sets, Wait, run_app
 from pipeline.cli.suite import AtOnce, ResultsFile, Rows, Scale, Seeds, SuiteName, To, make_suite, open_suite

@@ -27,6 +27,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Expect = Annotated[
     str | None, typer.Option("--expect", help="Fail unless the (last) stage's fingerprint begins with this.")
 ]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait for a stage that another run is at, and use what it makes.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's output and tracebacks.")]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.options import Debug, Expect, Json, Preset, Root, Sets, console, local_folder
+from pipeline.cli.options import Debug, Expect, Json, Preset, Root, Sets, Wait, console, local_folder
 from pipeline.config import Config, load_config
 from pipeline.errors import ContractError
 
@@ -25,6 +25,7 @@ def run(
     root: Root = None,
     until: Annotated[str | None, typer.Option("--until", help="The last stage to run.")] = None,
     expect: Expect = None,
+    wait: Wait = False,
     debug: Debug = False,
 ) -> None:
     """Run the pipeline: skip cached stages, resume interrupted ones, run the others."""
@@ -35,7 +36,7 @@ def run(
     with Display(own_console()) as display:
         config = resolved(load_config(preset, set_, root), fresh=True, display=display)
         check_expected(config, last.name, expect)
-        Runner(config, display, preset, debug).run(until)
+        Runner(config, display, preset, debug, wait).run(until)
     _print_locations(config, preset)
 
 

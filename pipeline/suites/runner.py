@@ -1,9 +1,9 @@
 """Runs a suite: each run is a process, which works here or follows a job on a cluster; at most so many at once, none
-while another makes what it needs.
+while another makes what it needs first, or trains what it needs at all.
 
 Killed, the same command goes on: what is recorded is not run again, and stages resume by their fingerprints. A run that
-fails stops no other. Of runs that share a reference, but no tokenizer, the second begins when the first has made it, in
-front of its generator's training.
+fails stops no other. Runs that share a reference, but no tokenizer, train side by side, and who comes second to the
+reference waits for it.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ from pipeline.storage import open_storage
 from pipeline.suites.planning import nodes_of
 from pipeline.suites.results import Record, Results, measured, record_of
 from pipeline.suites.runs import Run
-from pipeline.workflow import Runner, artifacts_of
+from pipeline.workflow import SECTIONS, Runner, artifacts_of
 
 _POLL_SECONDS = 2.0
 _ROOM_SECONDS = 30.0  # for a process that was asked to end: it saves a checkpoint
@@ -134,16 +134,22 @@ def _told(run: Run, failure: Failure | None, way: Way) -> str:
 
 
 def _next(waiting: Sequence[Run], working: Sequence[Run]) -> Run | None:
-    """The first run that needs nothing that another is making. Beside none, simply the first."""
+    """The first run with work of its own beside the others'. Beside none, simply the first."""
     if not working:
         return waiting[0] if waiting else None
-    taken = {identity for run in working for identity in _unmade(run)}
-    return next((run for run in waiting if not taken & _unmade(run) and not _goes_on(run, working)), None)
+    taken = {run.identities[name] for run in working for name in _unmade(run)}
+
+    def has_work(run: Run) -> bool:
+        names = _unmade(run)
+        needed = {run.identities[name] for name in names if name == names[0] or name in SECTIONS}
+        return not taken & needed and not _goes_on(run, working)
+
+    return next((run for run in waiting if has_work(run)), None)
 
 
-def _unmade(run: Run) -> set[str]:
-    """What tells its stages without a current artifact."""
-    return {run.identities[name] for name, node in nodes_of(run).items() if node.status != "cached"}
+def _unmade(run: Run) -> list[str]:
+    """Its stages without a current artifact, in order."""
+    return [name for name, node in nodes_of(run).items() if node.status != "cached"]
 
 
 def _goes_on(run: Run, working: Sequence[Run]) -> bool:
@@ -168,7 +174,7 @@ def _start(run: Run, way: Way, logs: Path, shown: bool) -> _Started:
     printed = [logs / f"{name}.{ending}" for ending in (("err",) if shown else ("log", "err"))]
     files: list[IO[bytes]] = [path.open("wb") for path in printed]
     assert run.fingerprint is not None  # the source is resolved
-    command = [sys.executable, "-m", *way.command(run), "--expect", run.fingerprint]
+    command = [sys.executable, "-m", *way.command(run), "--wait", "--expect", run.fingerprint]
     process = subprocess.Popen(  # one thread, and nothing but a system call
         command,
         stdout=None if shown else files[0],

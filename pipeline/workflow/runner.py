@@ -35,7 +35,7 @@ from pipeline.artifacts import (
 )
 from pipeline.config import SENT, Config, preset_label
 from pipeline.console import Display, duration
-from pipeline.errors import ContractError, StorageError
+from pipeline.errors import ContractError, LeaseError, StorageError
 from pipeline.storage import Storage, open_storage
 from pipeline.weights import check_file, fetch_weights, weights_used
 from pipeline.workflow.context import StageContext
@@ -64,8 +64,9 @@ _ON_TRAIN_OR_DATA = {"train-tokenizer", "encode", "train-sit"}
 class Runner:
     """The stages of one config at one root."""
 
-    def __init__(self, config: Config, display: Display, name: str, debug: bool = False) -> None:
-        self.config, self.display, self.debug = config, display, debug
+    def __init__(self, config: Config, display: Display, name: str, debug: bool = False, patient: bool = False) -> None:
+        """`patient`: wait for a stage that another driver is at, and use what it makes."""
+        self.config, self.display, self.debug, self.patient = config, display, debug, patient
         self.storage = open_storage(config.root)
         self.name = name.removeprefix(SENT)  # of the preset, for messages
         self.prints = stage_fingerprints(config)
@@ -169,7 +170,7 @@ class Runner:
         `cached`: fingerprints of the stages that are taken from the cache, for the run's tags.
         """
         _check_root(self.storage)
-        await_free(self.storage, stages[0], self.fingerprint(stages[0]), self.display.say)
+        self._await_free(stages[0])
         _check_weights(self.config, stages)
         cluster.set_environment()
         threading.Thread(target=_warm_up, args=(stages,), name="warm-up", daemon=True).start()
@@ -218,8 +219,7 @@ class Runner:
                 "Import it again, or give the root that has it.",
             )
         self.display.begin(name)
-        await_free(self.storage, name, fingerprint, self.display.say)
-        lease = Lease(self.storage, name, fingerprint)
+        lease = self._acquired(name)
         finished = False
         try:
             if broken is not None:
@@ -234,6 +234,19 @@ class Runner:
             return manifest
         finally:
             lease.release(finished)
+
+    def _await_free(self, name: str) -> None:
+        await_free(self.storage, name, self.fingerprint(name), self.display.say, self.patient)
+
+    def _acquired(self, name: str) -> Lease:
+        """The stage's lease. LeaseError if a living driver holds it, unless this one is patient."""
+        while True:
+            self._await_free(name)
+            try:
+                return Lease(self.storage, name, self.fingerprint(name))
+            except LeaseError:  # another came between
+                if not self.patient:
+                    raise
 
     def _take_back(self, stage: Stage, fingerprint: str, broken: list[str]) -> None:
         """Delete the artifact, except for whole files that the stage can use; its manifest is deleted first."""

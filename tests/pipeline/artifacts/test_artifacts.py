@@ -132,6 +132,23 @@ def test_nobody_waits_for_a_driver_on_the_same_machine(any_root: str) -> None:
     assert told == []
 
 
+def test_who_is_patient_waits_for_a_living_driver(any_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond its signs of life, until it gives the lease back; one line is told, and a second of the next owner."""
+    monkeypatch.setattr(lease_module, "_PATIENT_SECONDS", 0.1)
+    storage = open_storage(any_root)
+    foreign(storage)
+    told: list[str] = []
+    threading.Timer(1.2, lambda: foreign(storage, heartbeat=time.time())).start()
+    threading.Timer(2.4, lambda: foreign(storage, owner="bea@far process 8", nonce="another")).start()
+    threading.Timer(3.6, lambda: storage.delete(f".work/prepare/{FINGERPRINT[:12]}/lease.json")).start()
+    begin = time.monotonic()
+    await_free(storage, "prepare", FINGERPRINT, told.append, patient=True)
+    assert 3.5 < time.monotonic() - begin < 30
+    assert [line.partition(", who")[0] for line in told] == [
+        "prepare: waiting for ann@far process 7", "prepare: waiting for bea@far process 8",
+    ]  # fmt: skip
+
+
 def test_who_was_taken_over_cannot_commit(any_root: str) -> None:
     storage = open_storage(any_root)
     lease = Lease(storage, "prepare", FINGERPRINT)

@@ -23,7 +23,7 @@ class World:
         self.folder, self.made = folder, folder / "made"
         self.made.mkdir()
         self.failing: set[str] = set()
-        self.waiting: dict[str, str] = {}  # what has to be in the log before a run makes its last stage
+        self.waiting: dict[str, str] = {}  # what has to be in the log before a run makes its tokenizer
         self.begun: list[str] = []
         monkeypatch.setattr(runner, "_POLL_SECONDS", 0.02)
         monkeypatch.setattr(runner, "nodes_of", self.nodes)
@@ -48,7 +48,7 @@ class World:
             f'echo "$label begins" >> {self.folder}/log\n'
             f'stages="{self.folder}/$label.stages"; waits="{self.folder}/$label.waits"\n'
             'for one in $(cat "$stages"); do\n'
-            '  if [ -e "$waits" ] && [ "$one" = "$(tail -n 1 "$stages")" ]; then for i in $(seq 500); do\n'
+            '  if [ -e "$waits" ] && [ "$one" = "$(sed -n 2p "$stages")" ]; then for i in $(seq 500); do\n'
             f'    grep -q "$(cat "$waits")" {self.folder}/log && break; sleep 0.02\n'
             "  done; fi\n"
             f"  sleep 0.05; touch {self.made}/$one; echo made $one >> {self.folder}/log\n"
@@ -132,13 +132,17 @@ def test_what_is_made_and_not_recorded_is_recorded(world, go, tmp_path):
 
 
 def test_at_most_so_many_at_once_and_none_at_what_another_makes(world, go):
-    """Two rows of a seed share a tokenizer: the second begins when its latents are there, not beside it."""
+    """Two rows of a seed share a tokenizer: the second begins when its latents are there, not beside it. Two seeds
+    share images and reference: the second begins when the images are there, and waits for the reference itself.
+    """
     world.waiting = {"none, seed 0": "none-seed1 begins"}
     failures, _ = go(at_once=4)
     assert failures == []
     assert sorted(world.begun) == sorted(ALL)
     log = world.log()
-    assert log.index("none-seed1 begins") < log.index("none-seed0 ends")
+    prepared, tokenizer, *_ = (world.folder / "none-seed0.stages").read_text().split()
+    assert log.index(f"made {prepared}") < log.index("none-seed1 begins") < log.index(f"made {tokenizer}")
+    assert len(world.shared("none-seed0", "none-seed1")) == 2, "images and reference"
     for seed in ("seed0", "seed1"):
         shared = world.shared(f"none-{seed}", f"fda-{seed}")
         assert len(shared) >= 3, "source, tokenizer, latents"

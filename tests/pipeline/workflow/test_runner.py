@@ -1,5 +1,6 @@
 """The driver: what is cached is used, what is missing is made, by one driver at a time. Stages are fakes."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,26 @@ def test_a_second_driver_is_refused_with_the_owners_name(world: World) -> None:
     lease.check()
     lease.release(finished=False)
     assert world.run(until="prepare") == ["prepare"]
+
+
+def test_a_patient_driver_uses_what_the_other_makes(world: World) -> None:
+    """It waits for a lease that is held when it begins, and for one that is taken in front of it on the way."""
+    storage, prints = open_storage(str(world.root)), stage_fingerprints(world.config())
+    held = {name: Lease(storage, name, str(prints[name])) for name in ("prepare", "train-tokenizer")}
+    with pytest.raises(LeaseError):
+        world.run(until="train-tokenizer")
+
+    def other() -> None:
+        for name, lease in held.items():
+            lease.release(finished=False)
+            world.driver().run_stage(name)
+
+    threading.Timer(1.5, other).start()
+    patient = world.driver()
+    patient.patient = True
+    patient.run("train-tokenizer")
+    assert world.made == ["prepare", "train-tokenizer"]
+    assert "prepare: waiting for " in world.said.getvalue()
 
 
 def test_what_another_driver_has_committed_meanwhile_is_used(world: World) -> None:
