@@ -29,7 +29,9 @@ def convergence(
     distance: Annotated[
         float | None,
         typer.Option(
-            "--distance", min=0.0, help="At which trainings are compared. By default the smallest that all reach."
+            "--distance",
+            min=0.0,
+            help="At which trainings are compared. By default the smallest that all surely reach.",
         ),
     ] = None,
     network: Annotated[

@@ -105,5 +105,13 @@ def ratio(slow: Curve, fast: Curve, goal: float) -> Ratio:
 
 
 def common_goal(curves: Sequence[Curve]) -> float:
-    """A distance that every curve reaches: the largest of their smallest ones."""
-    return max(min(point.distance for point in curve.points) for curve in curves)
+    """The smallest distance that every curve reaches, and all but 1 in 40 of its resamples, too.
+
+    At the lowest point of the slowest curve, half of the resamples would not arrive, and a ratio had no interval.
+    """
+    return max(_surely_reached(curve) for curve in curves)
+
+
+def _surely_reached(curve: Curve) -> float:
+    lowest = min(point.distance for point in curve.points)
+    return max(lowest, float(np.percentile(curve.resamples().min(axis=1), _INTERVAL[1])))

@@ -52,7 +52,7 @@ def _difference(one: Any, other: Any) -> tuple[Any, Any]:
 def convergence_rows(trainings: Sequence[Training], goal: float | None) -> tuple[float, list[dict[str, Any]]]:
     """The distance that is asked for, and what each training takes to it, beside the first one.
 
-    `goal` None: the smallest distance that every one reaches.
+    `goal` None: the smallest distance that every one surely reaches.
     """
     chosen = common_goal([one.curve for one in trainings]) if goal is None else goal
     return chosen, [_row(one, trainings[0], chosen) for one in trainings]

@@ -87,3 +87,15 @@ def test_the_common_goal_is_reached_by_all():
     curves = [curve([100, 90, 70, 30]), curve([90, 50, 55, 52])]
     assert common_goal(curves) == 50
     assert not any(arrival_of(one, common_goal(curves)).bound for one in curves)
+
+
+@settings(max_examples=30)
+@given(st.floats(0.1, 8.0), st.integers(0, 100))
+def test_nearly_all_resamples_reach_the_common_goal(noise, seed):
+    """With a slow curve that is lowest at its end; else at most half of its resamples would arrive."""
+    slow, fast = curve([100, 90, 70, 50], noise, 200, seed), curve([90, 60, 40, 20], noise, 200, seed + 1)
+    goal = common_goal([slow, fast])
+    assert 50 <= goal <= 50 + 4 * noise
+    found = ratio(slow, fast, goal)
+    assert found.interval is not None
+    assert found.missed <= 0.1 * found.resamples
