@@ -100,6 +100,11 @@ def weights_fetch(what: _What, to: _To = None, source: _From = None, set_: Sets 
             display.begin(name)
             recorded = fetch(name, place, lambda done, total, unit: display.progress(done, total, unit), source)
             display.end(name, "[green]✓[/]", recorded.uri if "://" in recorded.uri else place.uri(recorded.uri))
+            if CATALOGUE[name].files[0].sha256 is None:
+                display.say(
+                    f"  [yellow]![/] {name} was compared with no sum, as its publisher gives none; compare with other "
+                    f"machines': sha256 {recorded.source_sha256}"
+                )
     if not names:
         console.print("there is nothing to fetch: no weights of a publisher are used", highlight=False)
 

@@ -108,6 +108,7 @@ def check_file(use: Use, config: Config, path: Path) -> None:
     """ConfigError, with field and file, if a local copy is not whole or not of the network that the field takes."""
     layout, where = layout_taken(use, config), f"{use.section}.{use.field}: {use.file.uri}"
     if layout == "efficientnet_lite0":  # that of the package, which is no file of safetensors and known by its sha256
+        _check_package(use, where)
         return
     network = _timm_classifier(layout) if use.field == "classifier_weights" else NETWORKS[layout]
     hint = f"Give weights of {network.title}, as `python -m pipeline weights fetch` writes them."
@@ -120,6 +121,17 @@ def check_file(use: Use, config: Config, path: Path) -> None:
             raise ConfigError(f"{where} is not of {network.title}: it has no {name}", hint)
         if found[name] != shape:
             raise ConfigError(f"{where} is not of {network.title}: {name} has shape {found[name]}, not {shape}", hint)
+
+
+def _check_package(use: Use, where: str) -> None:
+    """ConfigError unless the file is the very one of the Python package: metrics have the network's name."""
+    name, entry = next((name, entry) for name, entry in CATALOGUE.items() if entry.layout == "efficientnet_lite0")
+    if use.file.sha256 != entry.package_sha256:
+        raise ConfigError(
+            f"{where} is not the file of the package {entry.publisher}: its sha256 is {use.file.sha256}, not "
+            f"{entry.package_sha256}",
+            f"Set {use.section}.{use.field}={name}.",
+        )
 
 
 def tensor_shapes(path: Path) -> Shapes:

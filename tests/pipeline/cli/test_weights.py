@@ -3,9 +3,11 @@
 import pytest
 from typer.testing import CliRunner, Result
 
+import pipeline.weights
 from pipeline.cli.app import app
 from pipeline.cli.options import local_folder
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.weights.recorded import Recorded
 
 
 def call(*words: str) -> Result:
@@ -62,3 +64,13 @@ def test_a_local_folder_is_a_path_or_a_file_uri(tmp_path):
             local_folder(wrong)
     error = CliRunner().invoke(app, ["analyze", "quickstart", "--to", "s3://bucket/x"]).exception
     assert isinstance(error, ConfigError)
+
+
+def test_what_no_publisher_has_a_sum_of_is_said_to_be_unverified(tmp_path, monkeypatch):
+    """DINOv2's file has none; torchvision's carries its own in its name."""
+    made = Recorded(uri="w.safetensors", sha256="a" * 64, source="https://x", source_sha256="b" * 64)
+    monkeypatch.setattr(pipeline.weights, "fetch", lambda *_: made)
+    said = " ".join(call("fetch", "dinov2-vitb14", "--to", str(tmp_path)).output.split())
+    assert "dinov2-vitb14 was compared with no sum, as its publisher gives none" in said
+    assert said.endswith(f"sha256 {'b' * 64}")
+    assert "no sum" not in call("fetch", "vgg16", "--to", str(tmp_path)).output

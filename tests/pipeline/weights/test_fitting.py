@@ -96,6 +96,21 @@ def test_a_file_that_is_not_whole_is_refused(tmp_path: Path) -> None:
         assert "is not a file of safetensors" in refusal(path)
 
 
+def test_another_file_than_the_packages_is_no_efficientnet() -> None:
+    """Which is no safetensors: it is known by its sha256, before a worker would open it."""
+    sets = [
+        "evaluate.network=efficientnet_lite0",
+        f"evaluate.network_weights={{uri: 's3://b/x', sha256: '{'a' * 64}'}}",
+    ]
+    config = config_of(*sets)
+    (use,) = (one for one in weights_used(config) if one.field == "network_weights")
+    with pytest.raises(ConfigError, match=r"network_weights: s3://b/x is not the file of .*Set .*=efficientnet-lite0"):
+        check_file(use, config, Path("x"))
+    named = resolve_weights(config_of("evaluate.network_weights=efficientnet-lite0"))
+    (own,) = (one for one in weights_used(named) if one.field == "network_weights")
+    check_file(own, named, Path("x"))
+
+
 def test_a_whole_file_of_the_network_is_taken(tmp_path: Path) -> None:
     """Of shapes alone: the header says the sizes, and the file is as long, with a hole for the values."""
     header, end = {}, 0
