@@ -7,7 +7,7 @@ import typer
 
 from models.choices import DEFAULT_KEEP, DEFAULT_MASK, Mask
 from pipeline.cli.options import Preset, Root, Sets, console, local_folder, root_config
-from pipeline.config import load_config
+from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, ContractError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def export_tokenizer(
     """Write a preset's tokenizer to a folder that `models.tokenizers.load` opens; an sd-vae is also diffusers'."""
     from pipeline.inference import export_tokenizer as export
 
-    storage, manifest = _made("train-tokenizer", preset, set_, root)
+    _, storage, manifest = _made("train-tokenizer", preset, set_, root)
     for path in export(storage, manifest, to):
         console.print(str(path), highlight=False, soft_wrap=True)
 
@@ -99,13 +99,16 @@ def export_sit(
     set_: Sets = None,
     root: Root = None,
 ) -> None:
-    """Write a preset's generator to a file that public code loads, and print the scale of its latents."""
+    """Write a preset's generator to a file that public code loads, and print the scale of its latents.
+
+    The average of the weights is that of sample.ema_decay.
+    """
     from pipeline.inference import export_sit as export
     from pipeline.workflow import public_kind
 
     layout = public_kind(kind)
-    storage, manifest = _made("train-sit", preset, set_, root)
-    export(storage, manifest, layout, to)
+    config, storage, manifest = _made("train-sit", preset, set_, root)
+    export(storage, manifest, config.sample.ema_decay, layout, to)
     own = manifest.details["statistics"]
     console.print(str(to), highlight=False, soft_wrap=True)
     console.print(
@@ -128,12 +131,13 @@ def export_samples(
     """Write a preset's samples to a file as ADM's: arr_0 uint8 (N, H, W, 3), arr_1 the labels."""
     from pipeline.inference import export_samples as export
 
-    count = export(*_made("sample", preset, set_, root), to)
+    _, storage, manifest = _made("sample", preset, set_, root)
+    count = export(storage, manifest, to)
     console.print(f"{to}: {count:,} images", highlight=False, markup=False, soft_wrap=True)
 
 
-def _made(stage: str, preset: str, set_: list[str] | None, root: str | None) -> "tuple[Storage, Manifest]":
-    """The root, and the artifact of a preset's stage there. ContractError if it is not there."""
+def _made(stage: str, preset: str, set_: list[str] | None, root: str | None) -> "tuple[Config, Storage, Manifest]":
+    """The config of a preset, its root, and the artifact of a stage of it there. ContractError if it is not there."""
     from pipeline.storage import open_storage
     from pipeline.workflow import artifacts_of, resolved, survey
 
@@ -144,4 +148,4 @@ def _made(stage: str, preset: str, set_: list[str] | None, root: str | None) -> 
             f"the {stage} artifact of {preset} is not at {config.root}",
             f"Run `python -m pipeline run {preset} --until {stage}` first (with the same --set and --root).",
         )
-    return open_storage(config.root), manifest
+    return config, open_storage(config.root), manifest

@@ -18,7 +18,7 @@ from models.sit import SiT
 from models.tokenizers import save
 from pipeline.artifacts import Manifest, checked_copy, read_checked
 from pipeline.errors import ContractError, StorageError
-from pipeline.inference.details import sit_details
+from pipeline.inference.details import sit_details, sit_weights
 from pipeline.inference.drawing import Pixels
 from pipeline.inference.picture_files import ready_file, write_npz
 from pipeline.storage import Storage
@@ -38,10 +38,11 @@ def export_tokenizer(storage: Storage, manifest: Manifest, folder: Path) -> list
         raise StorageError(f"{folder}: {error.strerror or error}", "Choose another folder with --to.") from error
 
 
-def export_sit(storage: Storage, manifest: Manifest, kind: PublicSit, file: Path) -> None:
-    """Write the generator (EMA weights) of a train-sit artifact to a new file, as the checkpoints of `kind` have it.
+def export_sit(storage: Storage, manifest: Manifest, decay: float | None, kind: PublicSit, file: Path) -> None:
+    """Write the generator of a train-sit artifact to a new file, as the checkpoints of `kind` have it.
 
-    ContractError if that has no place for it, StorageError if the file is there or cannot be written.
+    `decay`: which average of the weights, as of `sit_weights`. ContractError if there is none of it or `kind` has no
+    place for it, StorageError if the file is there or cannot be written.
     """
     details = sit_details(manifest)
     for name, public in (("path", "linear"), ("prediction", "velocity")):
@@ -52,7 +53,7 @@ def export_sit(storage: Storage, manifest: Manifest, kind: PublicSit, file: Path
             )
     with torch.device("meta"):
         network = SiT(**details["network"])
-    with checked_copy(storage, manifest, "weights.safetensors") as weights:
+    with checked_copy(storage, manifest, sit_weights(manifest, decay)) as weights:
         network.load_state_dict(load_file(weights), assign=True)  # which knows the names of earlier artifacts
         try:
             theirs = to_public(network.state_dict(), kind, details["network"])

@@ -65,7 +65,8 @@ def _begin(
     if not step and loop.shorter is not None:
         step = _go_on(trainee, loop, world, history, milestones, loop.shorter)
     elif not step and loop.start is not None:
-        trainee.start_from(start_weights(loop.storage, loop.start, world), loop.start.name)
+        weights = start_weights(loop.storage, loop.start, list(trainee.weights()), world)
+        trainee.start_from(weights, loop.start.name)
     on_first_rank(lambda: milestones.resume(step, trainee.weights()), world)
     return step
 

@@ -4,7 +4,7 @@ Tensors are copied one by one from the mapped file into the trainee, so that no 
 """
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.artifacts import Manifest, check_lease, local_copies
 from pipeline.errors import ContractError, PipelineError, StorageError
+from pipeline.inference import sit_weights
 from pipeline.storage import Storage, cache_folder
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.world import World
@@ -70,24 +71,30 @@ def _newest_written(checkpoints: Checkpoints) -> int | None:
     return checkpoints.newest()
 
 
-def start_weights(storage: Storage, start: Manifest, world: World) -> dict[str, Tensor]:
-    """The weights of the artifact that a training starts from, on every rank. An error of one is raised on every rank.
+def start_weights(
+    storage: Storage, start: Manifest, decays: Sequence[float], world: World
+) -> dict[float, dict[str, Tensor]]:
+    """The weights that each average of a training starts from, by its decay, on every rank.
 
-    The tensors are mapped from a file, which the first rank of a node downloads. ContractError if it is damaged.
+    They are the average of the same decay of the artifact `start`, or its first where it has none of that decay. The
+    tensors are mapped from files, which the first rank of a node downloads. An error of one rank is raised on every
+    rank: ContractError if a file is damaged.
     """
-    weights, error = _attempt(lambda: _weights_of(storage, start)) if world.local_rank == 0 else (None, None)
+    weights, error = _attempt(lambda: _weights_of(storage, start, decays)) if world.local_rank == 0 else (None, None)
     _raise_first(world.gathered(error))
     if weights is None:
-        weights, error = _attempt(lambda: _weights_of(storage, start))
+        weights, error = _attempt(lambda: _weights_of(storage, start, decays))
     _raise_first(world.gathered(error))
     assert weights is not None
     return weights
 
 
-def _weights_of(storage: Storage, start: Manifest) -> dict[str, Tensor]:
-    (path,) = local_copies(storage, start, ["weights.safetensors"], cache_folder() / "weights").values()
-    weights: dict[str, Tensor] = load_file(path)
-    return weights
+def _weights_of(storage: Storage, start: Manifest, decays: Sequence[float]) -> dict[float, dict[str, Tensor]]:
+    kept = start.details.get("averages", ())  # not of a tokenizer, nor of what was imported
+    names = {decay: sit_weights(start, decay if decay in kept else None) for decay in decays}
+    paths = local_copies(storage, start, set(names.values()), cache_folder() / "weights")
+    mapped = {name: load_file(path) for name, path in paths.items()}
+    return {decay: mapped[name] for decay, name in names.items()}
 
 
 def load_start(module: torch.nn.Module, weights: dict[str, Tensor], start: str) -> None:

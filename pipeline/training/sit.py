@@ -118,10 +118,11 @@ class SitTrainee:
         more = {f"ema{average.decay}": average for average in self.averages[1:]}
         return {"model": self.model, "ema": self.ema, **more, "optimizer": self.optimizer}
 
-    def start_from(self, weights: dict[str, Tensor], start: str) -> None:
+    def start_from(self, weights: dict[float, dict[str, Tensor]], start: str) -> None:
         """The alignment head, which no artifact has, is new as well."""
-        for network in (self.model.sit, *(average.model for average in self.averages)):
-            load_start(network, weights, start)
+        load_start(self.model.sit, weights[self.ema.decay], start)
+        for average in self.averages:
+            load_start(average.model, weights[average.decay], start)
 
     def weights(self) -> dict[float, dict[str, Tensor]]:
         return {average.decay: average.state_dict() for average in self.averages}

@@ -131,10 +131,10 @@ class TokenizerTrainee:
             "discriminator_optimizer": self.discriminator_optimizer,
         }
 
-    def start_from(self, weights: dict[str, Tensor], start: str) -> None:
+    def start_from(self, weights: dict[float, dict[str, Tensor]], start: str) -> None:
         """The discriminator, which no artifact has, is new as well."""
         for network in (self.tokenizer, self.ema.model):
-            load_start(network, weights, start)
+            load_start(network, weights[self.ema.decay], start)
 
     def weights(self) -> dict[float, dict[str, Tensor]]:
         return {self.ema.decay: self.ema.state_dict()}

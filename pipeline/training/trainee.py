@@ -42,9 +42,9 @@ class Trainee(Protocol[Batch]):
     def warm_up_ddp(self, batch: Batch) -> None:
         """One forward and backward pass through every module wrapped in DDP; its gradients are discarded."""
 
-    def start_from(self, weights: dict[str, Tensor], start: str) -> None:
-        """Begin with the weights of the artifact `start`, averages included; optimizers are new. ContractError if they
-        are of another network.
+    def start_from(self, weights: dict[float, dict[str, Tensor]], start: str) -> None:
+        """Begin every average with the weights of its decay, which are of the artifact `start`, and the trained network
+        with those of the first average; optimizers are new. ContractError if they are of another network.
         """
 
     def weights(self) -> dict[float, dict[str, Tensor]]:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import ContractError
+from pipeline.inference import weights_names
 from pipeline.training.restore import load_start
 from pipeline.training.world import World
 from tests.support.longer import Trainings
@@ -95,7 +96,7 @@ def test_a_start_gives_weights_and_averages_alone(tmp_path: Path, monkeypatch: p
     ranks = Ranks(job_of(config, "train-sit", own.given(config)))
     trainee, plain = make_trainee(ranks, World.alone()), make_trainee(ranks, World.alone())
     weights = {name: torch.randn(tensor.shape) for name, tensor in plain.model.sit.state_dict().items()}
-    trainee.start_from(weights, "train-sit/abc")
+    trainee.start_from(dict.fromkeys(trainee.weights(), weights), "train-sit/abc")
     assert same_state(trainee.model.sit.state_dict(), weights)
     assert all(same_state(average, weights) for average in trainee.weights().values())
     assert len(trainee.weights()) == 2
@@ -103,6 +104,22 @@ def test_a_start_gives_weights_and_averages_alone(tmp_path: Path, monkeypatch: p
     assert head
     assert same_state(head, {name: plain.model.state_dict()[name] for name in head})
     assert same_state(trainee.optimizer.state_dict(), plain.optimizer.state_dict())
+
+
+def test_each_average_starts_from_that_of_its_decay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or from the first one, where there is none of its decay; the network itself as its first average."""
+    own = Trainings(tmp_path, monkeypatch)
+    start = own.train("sit.steps=2", "sit.ema_decays=[0.5]")
+    files = {decay: own.root / start.name / name for decay, name in weights_names("weights", [0.9, 0.5]).items()}
+    first, second = (load_file(file) for file in files.values())
+    assert max((first[name] - second[name]).abs().max() for name in first) > 1e-4
+    still = ["sit.steps=1", "sit.learning_rate=1e-30"]  # so small a step changes no weight
+    decays = ["sit.ema_decay=0.5", "sit.ema_decays=[0.9,0.7]"]
+    made = own.train(*still, *decays, f"sit.start_from={start.fingerprint}")
+    begun = {0.5: second, 0.9: first, 0.7: first}
+    for decay, name in weights_names("weights", list(begun)).items():
+        expected = {key: decay * begun[decay][key] + (1 - decay) * second[key] for key in first}
+        torch.testing.assert_close(load_file(own.root / made.name / name), expected, atol=1e-7, rtol=1e-5)
 
 
 def test_weights_of_another_shape_are_refused_with_both(tmp_path: Path) -> None:
@@ -117,7 +134,7 @@ def test_weights_of_another_shape_are_refused_with_both(tmp_path: Path) -> None:
 def test_a_tokenizer_starts_too(tmp_path: Path) -> None:
     trainee = make_trainee(ranks_of(tmp_path, "train-tokenizer"), World.alone())
     weights = {name: tensor + 1 for name, tensor in trainee.tokenizer.state_dict().items()}
-    trainee.start_from(weights, "train-tokenizer/abc")
+    trainee.start_from({trainee.ema.decay: weights}, "train-tokenizer/abc")
     assert same_state(trainee.tokenizer.state_dict(), weights)
     assert same_state(trainee.ema.state_dict(), weights)
 

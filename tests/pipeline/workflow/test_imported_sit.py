@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from models.choices import PublicSit
 from models.sit import SiT
 from pipeline.artifacts import Manifest, all_manifests, broken_files
+from pipeline.cli.exchange import export_sit as export_command
 from pipeline.config import load_config
 from pipeline.errors import ConfigError, ContractError, PipelineError, StorageError
-from pipeline.inference import export_sit
+from pipeline.inference import export_sit, weights_names
 from pipeline.inference.networks import load_sit
 from pipeline.reports import model_card
 from pipeline.storage import open_storage
@@ -25,6 +26,7 @@ from pipeline.workflow.imported_sit import sit_preset_lines
 from pipeline.workflow.importing import check_not_imported
 from pipeline.workflow.planning import print_plan
 from tests.pipeline.workflow.world import World
+from tests.support.artifacts import artifact_writer, manifest, put
 from tests.support.public_sit import HEADS, SMALL, Weights, public_sit, public_weights
 from tests.support.stages import PLAIN
 
@@ -289,7 +291,7 @@ def test_the_card_says_where_it_is_from(world: World) -> None:
 def test_an_exported_generator_is_imported_again(tmp_path: Path, kind: PublicSit) -> None:
     made, storage = imported(tmp_path, "sit"), open_storage(str(tmp_path / "runs"))
     file = tmp_path / "out" / "sit.pt"
-    export_sit(storage, made, kind, file)
+    export_sit(storage, made, None, kind, file)
     theirs = torch.load(file, weights_only=True)["ema"]
     assert theirs.keys() == public_weights(kind, **DIGITS).keys()
     again = import_sit(str(tmp_path / "runs"), kind, str(file), HEADS)
@@ -298,7 +300,31 @@ def test_an_exported_generator_is_imported_again(tmp_path: Path, kind: PublicSit
     for name, tensor in first.items():
         torch.testing.assert_close(second[name], tensor, atol=1e-6 if name == "time_in.weight" else 0, rtol=0)
     with pytest.raises(StorageError, match=r"sit.pt is there already. Choose another file with --to"):
-        export_sit(storage, made, kind, file)
+        export_sit(storage, made, None, kind, file)
+
+
+def test_the_average_that_is_sampled_is_exported(tmp_path: Path, world: World) -> None:
+    """The command takes the preset's sample.ema_decay; without one, and of an import, the first."""
+    made = imported(tmp_path, "sit", world.root)
+    first = load_file(world.root / made.name / "weights.safetensors")
+    second = {name: tensor + 1 for name, tensor in first.items()}
+    config = world.config("sit.ema_decays=[0.5]", "sit.level=0", "sit.alignment=none")
+    writer = artifact_writer(config, "train-sit")
+    for decay, name in weights_names("weights", config.sit.averages).items():
+        save_file(second if decay == 0.5 else first, tmp_path / name)
+        writer.add(tmp_path / name, name)
+    details = {**made.details, "averages": config.sit.averages}
+    del details["source"]
+    put(config, manifest(config, "train-sit", writer, {}, **details))
+    theirs = {}
+    for decay in ("null", "0.99", "0.5"):
+        sets = ["sit.ema_decays=[0.5]", "sit.level=0", "sit.alignment=none", f"sample.ema_decay={decay}"]
+        export_command("sit", "quickstart", tmp_path / f"{decay}.pt", sets, str(world.root))
+        theirs[decay] = torch.load(tmp_path / f"{decay}.pt", weights_only=True)["ema"]["final_layer.linear.bias"]
+    assert torch.equal(theirs["null"], theirs["0.99"])
+    assert not torch.equal(theirs["null"], theirs["0.5"])
+    with pytest.raises(ContractError, match=r"has one average alone, not 0\.5"):
+        export_sit(open_storage(str(world.root)), made, 0.5, "sit", tmp_path / "none.pt")
 
 
 @pytest.mark.parametrize(
@@ -314,7 +340,7 @@ def test_what_public_code_does_not_sample_is_not_exported(tmp_path: Path, change
     network = {**made.details["network"], **{name: value for name, value in changes.items() if name == "time_scale"}}
     other = made.model_copy(update={"details": {**made.details, **changes, "network": network}})
     with pytest.raises(ContractError, match=said):
-        export_sit(storage, other, "repa", tmp_path / "repa.pt")
+        export_sit(storage, other, None, "repa", tmp_path / "repa.pt")
     assert not (tmp_path / "repa.pt").exists()
 
 
