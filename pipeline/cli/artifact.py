@@ -94,7 +94,7 @@ def artifact_gc(
     root: Root = None,
     yes: Annotated[bool, typer.Option("--yes", help="Delete them; without it, only list them.")] = False,
 ) -> None:
-    """Delete artifacts that neither a registered model nor one of the PRESETS needs."""
+    """Delete artifacts that no registered model, none of the PRESETS and no start of an unfinished training needs."""
     from pipeline.artifacts import check_idle, remove_artifact
     from pipeline.storage import open_storage
     from pipeline.workflow import resolved, stage_fingerprints, unneeded

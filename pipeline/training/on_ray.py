@@ -19,7 +19,15 @@ from pipeline.metrics import METRICS
 from pipeline.storage import open_storage, storage_error
 from pipeline.training.job import Job
 from pipeline.training.progress import show_progress
-from pipeline.workflow import SECTIONS, StageContext, has_checkpoint, shorter_training, start_of, steps_of
+from pipeline.workflow import (
+    SECTIONS,
+    StageContext,
+    has_checkpoint,
+    remembered_start,
+    shorter_training,
+    start_of,
+    steps_of,
+)
 
 _POLL_SECONDS = 0.5
 
@@ -27,13 +35,14 @@ _POLL_SECONDS = 0.5
 def run_training(context: StageContext, **details: Any) -> Outcome:
     """Train on Ray Train until the artifact's files are written; resumes an earlier attempt.
 
-    `details` are stored in the manifest, with the shorter training that it went on from and the device time of all
-    steps. PipelineError if the workers
-    raise one, if training fails on them, or as `start_of`.
+    `details` are stored in the manifest, with what it started from, the shorter training that it went on from, and the
+    device time of all steps. PipelineError if the workers raise one, if training fails on them, or as `start_of`.
     """
     storage, work, job = context.storage, context.work, _job(context)
     if job.shorter is not None:
         details["went_on_from"] = {"artifact": job.shorter.name, "step": steps_of(job.shorter)}
+    if (started := _started_from(context, job)) is not None:
+        details["started_from"] = started
     for left in ("failure.json", "progress.json"):  # of an earlier attempt
         storage.delete(f"{work}/{left}")
     if not storage.exists(f"{work}/result.json"):
@@ -82,6 +91,18 @@ def going_on_from(context: StageContext) -> Manifest | None:
         return Manifest.model_validate_json(context.storage.read(path))
     except FileNotFoundError:
         return None
+
+
+def _started_from(context: StageContext, job: Job) -> dict[str, str] | None:
+    """The artifact that the training started from, by name and content; that of the shorter one, if it goes on from it.
+
+    The fingerprint says which recipe; trained again, on other hardware say, that has another content.
+    """
+    if job.shorter is not None:
+        known: dict[str, str] | None = job.shorter.details.get("started_from")
+        return known
+    start = remembered_start(context.storage, context.work, job.start)
+    return None if start is None else {"artifact": start.name, "content": start.content}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pipeline.storage import Storage
 from pipeline.workflow.fingerprints import is_read, stage_fingerprints
 from pipeline.workflow.graph import ALL_STAGES, SECTIONS, find_stage, section_of
 from pipeline.workflow.importing import was_imported
+from pipeline.workflow.starts import start_in, starts_begun_with
 
 
 def find_artifact(storage: Storage, name: str) -> Manifest:
@@ -26,12 +27,13 @@ def find_artifact(storage: Storage, name: str) -> Manifest:
 
 
 def ancestors(storage: Storage, manifest: Manifest) -> list[Manifest]:
-    """The artifact and all artifacts it was produced from, nearest first."""
+    """The artifact and all that it was produced from, with what trainings started from, nearest first."""
     known = {m.fingerprint: m for m in all_manifests(storage)}
     found, frontier = {manifest.fingerprint: manifest}, [manifest]
     while frontier:
-        for fingerprint in frontier.pop(0).inputs.values():
-            if fingerprint in known and fingerprint not in found:
+        made = frontier.pop(0)
+        for fingerprint in (*made.inputs.values(), start_in(made)):
+            if fingerprint is not None and fingerprint in known and fingerprint not in found:
                 found[fingerprint] = known[fingerprint]
                 frontier.append(known[fingerprint])
     return list(found.values())
@@ -87,8 +89,11 @@ def _made_of(storage: Storage, manifest: Manifest) -> tuple[dict[str, Manifest],
 
 
 def unneeded(storage: Storage, kept: set[str]) -> list[Manifest]:
-    """The artifacts that are ancestors of neither a registered model nor one of the `kept` fingerprints."""
-    manifests = all_manifests(storage)
+    """The artifacts that are ancestors of neither a registered model nor one of the `kept` fingerprints.
+
+    Nor of what an unfinished training started from, which it could not begin again without.
+    """
+    manifests, kept = all_manifests(storage), kept | starts_begun_with(storage)
     needed: set[str] = set()
     for manifest in manifests:
         if manifest.stage == "register" or manifest.fingerprint in kept:

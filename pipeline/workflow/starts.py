@@ -1,4 +1,4 @@
-"""Warm starts: which artifact a `start_from` names, and whether a training can start from its weights."""
+"""Warm starts: which artifact a `start_from` names, whether a training can start from it, and what trainings have."""
 
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -15,6 +15,7 @@ from pipeline.workflow.longer import shorter_training
 from pipeline.workflow.work_folder import has_checkpoint
 
 _DIGITS = 64  # of a whole fingerprint
+_START = "start.json"  # in the work folder of a training
 
 
 def with_whole_starts(config: Config) -> Config:
@@ -97,6 +98,35 @@ def start_of(config: Config, stage: str) -> Manifest | None:
                 "Start from an artifact of the same network.",
             )
     return made
+
+
+def remembered_start(storage: Storage, work: str, start: Manifest | None) -> Manifest | None:
+    """The artifact that the training of this work folder began with, as it was then; None if it began without one.
+
+    `start`: what `start_of` says now. It is kept in the work folder, since a training with a checkpoint has none.
+    """
+    path = f"{work}/{_START}"
+    if start is not None:
+        storage.write(path, start.model_dump_json().encode())
+        return start
+    try:
+        return Manifest.model_validate_json(storage.read(path))
+    except FileNotFoundError:
+        return None
+
+
+def starts_begun_with(storage: Storage) -> set[str]:
+    """The fingerprints of the artifacts that the unfinished trainings at this root began with."""
+    works = [work_path(stage, name) for stage in SECTIONS for name in storage.folders(f".work/{stage}")]
+    return {start.fingerprint for work in works if (start := remembered_start(storage, work, None)) is not None}
+
+
+def start_in(made: Manifest) -> str | None:
+    """The fingerprint of the artifact that a training started from; None for any other artifact."""
+    if made.stage not in SECTIONS:
+        return None
+    start: str | None = made.config.get(f"{SECTIONS[made.stage]}.start_from")
+    return start
 
 
 def start_faults(config: Config, stages: Collection[str]) -> Iterator[PipelineError]:

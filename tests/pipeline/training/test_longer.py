@@ -52,7 +52,7 @@ def test_more_steps_equal_as_many_at_once(
 
 def test_killed_and_resumed_with_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """FDA, two averages, milestones and a warm start. Killed: in front of the first checkpoint; behind a milestone that
-    no checkpoint has; at the last step. The start is not needed any more then.
+    no checkpoint has; at the last step. The start is not needed any more then, but is still known.
     """
 
     def run(root: Path, die_at: tuple[int, ...]) -> Any:
@@ -65,7 +65,9 @@ def test_killed_and_resumed_with_everything(tmp_path: Path, monkeypatch: pytest.
             own.attempt(own.config(*sets), die_at[1])
             (own.root / start.name / "weights.safetensors").unlink()
             (own.root / start.name / "manifest.json").unlink()
-        return own.train(*sets, die_at=die_at[2:])
+        made = own.train(*sets, die_at=die_at[2:])
+        assert made.details["started_from"] == {"artifact": start.name, "content": start.content}
+        return made
 
     still, cut = run(tmp_path / "still", ()), run(tmp_path / "cut", (1, 5, 6))
     assert cut.files == still.files
@@ -74,6 +76,19 @@ def test_killed_and_resumed_with_everything(tmp_path: Path, monkeypatch: pytest.
     ]  # fmt: skip
     assert cut.files["milestones/000007.safetensors"] == cut.files["weights.safetensors"]
     assert cut.files["milestones/000005.safetensors"] != cut.files["weights.safetensors"]
+
+
+def test_a_longer_training_says_what_the_shorter_one_started_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Trainings(tmp_path, monkeypatch)
+    start = own.train("sit.steps=1")
+    assert "started_from" not in start.details
+    sets = ["sit.keep_state=true", f"sit.start_from={start.fingerprint}"]
+    own.train(*sets, "sit.steps=2")
+    longer = own.train(*sets, "sit.steps=3")
+    assert longer.details["went_on_from"]["step"] == 2
+    assert longer.details["started_from"] == {"artifact": start.name, "content": start.content}
 
 
 @pytest.mark.slow

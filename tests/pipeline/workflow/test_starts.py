@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from pipeline.artifacts import Manifest
+from pipeline.artifacts import Manifest, work_path
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, ContractError
-from pipeline.workflow import import_sit, stage_fingerprints, starts
-from pipeline.workflow.starts import start_of, with_whole_starts
+from pipeline.storage import open_storage
+from pipeline.workflow import import_sit, stage_fingerprints, starts, unneeded
+from pipeline.workflow.lineage import ancestors
+from pipeline.workflow.starts import remembered_start, start_of, with_whole_starts
 from tests.pipeline.workflow.world import World
 from tests.support.artifacts import artifact_writer, manifest, put
 from tests.support.public_sit import HEADS, SMALL, public_weights
@@ -118,6 +120,36 @@ def test_a_training_with_a_checkpoint_needs_its_start_no_more(world: World) -> N
         start_of(config, "train-sit")
     checkpoint.write_text("{}")
     assert start_of(config, "train-sit") is None
+
+
+def test_what_a_registered_training_started_from_is_needed(tmp_path: Path) -> None:
+    """With what that was made of, and started from itself; and without it nothing of them is."""
+    tokenizer = made(tmp_path, "train-tokenizer")
+    first = made(tmp_path, "train-sit", "sit.steps=7")
+    config = config_at(tmp_path, "sit.steps=8", f"sit.start_from={first.fingerprint}")
+    inputs = {"train-tokenizer": tokenizer}
+    second = put(config, manifest(config, "train-sit", artifact_writer(config, "train-sit"), inputs))
+    config = config_at(tmp_path, "sit.steps=9", f"sit.start_from={second.fingerprint}")
+    third = put(config, manifest(config, "train-sit", artifact_writer(config, "train-sit"), {}))
+    other, storage = made(tmp_path, "train-sit", "sit.steps=10"), open_storage(str(tmp_path))
+    assert ancestors(storage, third) == [third, second, tokenizer, first]
+    assert len(unneeded(storage, set())) == 5
+    model = manifest(config, "register", artifact_writer(config, "register"), {"train-sit": third})
+    put(config, model)
+    assert unneeded(storage, set()) == [other]
+
+
+@pytest.mark.parametrize("stage", ["train-sit", "train-tokenizer"])
+def test_what_an_unfinished_training_started_from_is_needed(tmp_path: Path, stage: str) -> None:
+    """And is remembered as it was."""
+    start, storage, work = made(tmp_path, stage), open_storage(str(tmp_path)), work_path(stage, "f" * 64)
+    assert remembered_start(storage, work, None) is None
+    assert unneeded(storage, set()) == [start]
+    assert remembered_start(storage, work, start) == start
+    assert remembered_start(storage, work, None) == start
+    assert unneeded(storage, set()) == []
+    storage.delete_folder(work)
+    assert unneeded(storage, set()) == [start]
 
 
 @pytest.mark.parametrize(
