@@ -30,6 +30,7 @@ from pipeline.workflow import (
     resolved,
     stage_fingerprints,
     stages_until,
+    whole_start_sets,
 )
 
 _OLDEST = (2, 55)  # CVE-2026-41486
@@ -93,9 +94,9 @@ def _work(
     assert fingerprint is not None
     name = preset_label(preset)
     words = ["python", "-m", "pipeline", *command, SENT + name, *(["--until", until] if until else [])]
-    words += [
-        word for override in sets or [] for word in ("--set", override)
-    ]  # they take precedence over the site file there
+    # They take precedence over the site file there. By then the alias of a start may be another version's.
+    given = [*(sets or []), *whole_start_sets(config)]
+    words += [word for override in given for word in ("--set", override)]
     words += ["--root", open_storage(config.root).root, "--expect", fingerprint[:SHORT]]
     entrypoint, variables = shlex.join(words), {SENT_VARIABLE: sent_text(config)}
     metadata = {

@@ -194,7 +194,7 @@ class SampleConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> "SampleConfig":
         if self.guidance_interval[0] > self.guidance_interval[1]:
-            raise ValueError("guidance_interval must not begin after its end")
+            raise ValueError(f"guidance_interval must not begin after its end: {_listed(self.guidance_interval)}")
         return self
 
 

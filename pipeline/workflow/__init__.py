@@ -16,6 +16,6 @@ from pipeline.workflow.planning import make_plan, print_plan, sit_gflops, sit_si
 from pipeline.workflow.preflight import check_compared, check_labelled, check_reconstructed
 from pipeline.workflow.resolve import check_expected, check_inputs, index_now, resolved
 from pipeline.workflow.runner import Runner, repair
-from pipeline.workflow.starts import remembered_start, start_of
+from pipeline.workflow.starts import remembered_start, start_of, whole_start_sets
 from pipeline.workflow.status import Node, artifacts_of, survey
 from pipeline.workflow.work_folder import has_checkpoint

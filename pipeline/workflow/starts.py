@@ -33,6 +33,15 @@ def with_whole_starts(config: Config) -> Config:
     return config.model_copy(update=changed)
 
 
+def whole_start_sets(config: Config) -> list[str]:
+    """The `--set`s, without that word, which give a config of whole starts its starts again."""
+    return [
+        f"{section}.start_from='{start}'"  # digits alone would be a number
+        for stage, section in SECTIONS.items()
+        if stage not in imported_stages(config) and (start := section_of(config, stage).start_from) is not None
+    ]
+
+
 def _with_digits(config: Config, stage: str, digits: str) -> str:
     storage = open_storage(config.root)
     names = [name for name in storage.folders(stage) if name.startswith(digits[:SHORT])]

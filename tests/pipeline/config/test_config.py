@@ -192,7 +192,15 @@ REFUSED = [
     ("data.format=zip", "data.format: "),
     ("data=nothing", "data: "),
     ("cluster.workers=5", "is not divisible by 5 workers"),
+    ("sit.student_block=5", "sit: student_block 5 exceeds the number of blocks, 4"),
+    ("sit.teacher_block=9", "sit: teacher_block 9 exceeds the number of blocks, 4"),
     ("sample.guidance=0.5", "sample.guidance: "),
+    (
+        "sample.guidance_interval=[-0.25,1]",
+        "guidance_interval.0: input should be greater than or equal to 0 (given: -0",
+    ),
+    ("sample.guidance_interval=[0,1.5]", "guidance_interval.1: input should be less than or equal to 1 (given: 1.5)"),
+    ("sample.guidance_interval=[0.7,0.2]", "sample: guidance_interval must not begin after its end: 0.7, 0.2"),
     ("register.name=a/b", "register.name: "),
     ("evaluate.network=inception", "network_size must be 299"),
 ]
