@@ -41,9 +41,9 @@ def import_tokenizer(
         raise ConfigError(f"--keep {keep:g} is not between 0 and 1", "Choose a share of the frequencies.")
     named: SourceKind = kind  # type: ignore[assignment]  # checked above
     use = ImportUse(image_size, mask, keep)  # type: ignore[arg-type]
-    manifest = import_(root_config(None, set_, root).root, named, uri, use, console.print)
-    console.print(f"# {manifest.name}, from {uri}", highlight=False, markup=False, soft_wrap=True)
-    console.print(preset_lines(manifest), highlight=False, markup=False, soft_wrap=True)
+    manifest = import_(root_config(None, set_, root).root, named, uri, use, _say)
+    _say(f"# {manifest.name}, from {uri}")
+    _say(preset_lines(manifest))
 
 
 @importing.command("sit")
@@ -61,9 +61,14 @@ def import_sit(
     from pipeline.workflow import import_sit as import_
     from pipeline.workflow import public_kind, sit_preset_lines
 
-    manifest = import_(root_config(None, set_, root).root, public_kind(kind), uri, heads, console.print)
-    console.print(f"# {manifest.name}, from {uri}", highlight=False, markup=False, soft_wrap=True)
-    console.print(sit_preset_lines(manifest), highlight=False, markup=False, soft_wrap=True)
+    manifest = import_(root_config(None, set_, root).root, public_kind(kind), uri, heads, _say)
+    _say(f"# {manifest.name}, from {uri}")
+    _say(sit_preset_lines(manifest))
+
+
+def _say(lines: str) -> None:
+    """Print lines of YAML, which a narrow terminal may not break."""
+    console.print(lines, highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_choice(name: str, given: str, choices: tuple[str, ...]) -> None:

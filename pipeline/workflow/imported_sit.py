@@ -5,6 +5,7 @@ result of train-sit, and of the section `sit` nothing else is used but the level
 imported when something is imported.
 """
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _STAGE = "train-sit"
 _TORCH, _SAFETENSORS = (".pt", ".pth"), ".safetensors"
+_NAMES_DIT = re.compile(r"DiT|(?i:(?<![a-z])dit(?![a-z]))")  # but no edit.pt
 _AVERAGE = "ema"  # where a checkpoint of the public trainings has the weights that are meant
 # Public SiT, REPA and SRA are of the latents of sd-vae, f8d4, times this.
 _SD_VAE_FACTOR, _SD_VAE_CHANNELS, _SD_VAE_SCALE = 8, 4, 0.18215
@@ -89,7 +91,8 @@ def import_sit(
 ) -> Manifest:
     """Make an artifact of the file at `uri`: a checkpoint of torch, whose code is not run, or safetensors.
 
-    Whole files of an earlier import of the same stay. `heads`: of a width that no public SiT has. ConfigError or
+    Whole files of an earlier import of the same stay. `heads`: of a width that no public SiT has. `say`
+    receives comments of YAML, a line each, such as a warning where the file's name is a DiT's. ConfigError or
     ContractError if the weights are not of this kind or not safe to read.
     """
     storage = open_storage(root)
@@ -97,6 +100,11 @@ def import_sit(
         place, name = split_uri(uri)
         if not uri.endswith((*_TORCH, _SAFETENSORS)):
             raise ConfigError(f"{uri} is no weights of a SiT", "Give one file that ends in .pt, .pth or .safetensors.")
+        if _NAMES_DIT.search(name):
+            say(
+                f"# warning: {name} is a DiT's by its name. A DiT's file looks the same, but it predicts noise on a "
+                "discrete schedule, and sampled as a SiT it draws nothing."
+            )
         file = local_file(place, name, Path(folder), uri, "Give one file, of torch or of safetensors.")
         with refused(uri, f"Give a file that {kind} has published or trained, or another KIND."):
             network, tensors = _opened(file, kind, heads)

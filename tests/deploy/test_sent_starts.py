@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,6 @@ def there(work: Work, monkeypatch: pytest.MonkeyPatch) -> str | None:
     """What the training starts from by the job's own words and variables."""
     words = shlex.split(work.entrypoint)
     preset = next(word for word in words if word.startswith("sent:"))
-    sets = [after for word, after in zip(words, words[1:], strict=False) if word == "--set"]
+    sets = [after for word, after in pairwise(words) if word == "--set"]
     monkeypatch.setenv(SENT_VARIABLE, work.variables[SENT_VARIABLE])
     return resolved(load_config(preset, sets, words[words.index("--root") + 1]), fresh=False).sit.start_from

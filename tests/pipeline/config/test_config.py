@@ -197,7 +197,7 @@ REFUSED = [
     ("sample.guidance=0.5", "sample.guidance: "),
     (
         "sample.guidance_interval=[-0.25,1]",
-        "guidance_interval.0: input should be greater than or equal to 0 (given: -0",
+        "interval.0: input should be greater than or equal to 0 (given: -0.25)",
     ),
     ("sample.guidance_interval=[0,1.5]", "guidance_interval.1: input should be less than or equal to 1 (given: 1.5)"),
     ("sample.guidance_interval=[0.7,0.2]", "sample: guidance_interval must not begin after its end: 0.7, 0.2"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
@@ -15,6 +16,7 @@ from models.choices import PublicSit
 from models.sit import SiT
 from pipeline.artifacts import Manifest, all_manifests, broken_files
 from pipeline.cli.exchange import export_sit as export_command
+from pipeline.cli.exchange import import_sit as import_command
 from pipeline.config import load_config
 from pipeline.errors import ConfigError, ContractError, PipelineError, StorageError
 from pipeline.inference import export_sit, weights_names
@@ -171,6 +173,28 @@ def test_dit_is_refused() -> None:
         public_kind("dit")
     with pytest.raises(ConfigError, match=r"KIND mit is unknown\. Use one of sit, repa, sra"):
         public_kind("mit")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("DiT-XL-2-256x256.pt", True),
+        ("my_dit.pt", True),
+        ("LightDiT.pt", True),
+        ("edited.pt", False),
+        ("SiT.pt", False),
+    ],
+)
+def test_a_file_with_the_name_of_a_dit_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, told: bool
+) -> None:
+    """In one line, so that what is printed is a preset still."""
+    saved(tmp_path / name, "sit")
+    import_command("sit", str(tmp_path / name), HEADS, None, str(tmp_path / "runs"))
+    printed = capsys.readouterr().out
+    warning = f"# warning: {name} is a DiT's by its name."
+    assert [line.startswith(warning) for line in printed.splitlines() if "warning" in line] == [True] * told
+    assert set(yaml.safe_load(printed)) == {"extends", "data", "sit"}
 
 
 # --- its use ---
