@@ -103,7 +103,7 @@ def import_sit(
         if _NAMES_DIT.search(name):
             say(
                 f"# warning: {name} is a DiT's by its name. A DiT's file looks the same, but it predicts noise on a "
-                "discrete schedule, and sampled as a SiT it draws nothing."
+                "discrete schedule, and used as a SiT it draws no pictures."
             )
         file = local_file(place, name, Path(folder), uri, "Give one file, of torch or of safetensors.")
         with refused(uri, f"Give a file that {kind} has published or trained, or another KIND."):

@@ -56,9 +56,14 @@ def test_an_interrupted_sample_draws_each_shard_once(tmp_path: Path, monkeypatch
     def run(root: Path, *interrupted: int) -> tuple[Manifest, list[Tasks], list[tuple[int, int]]]:
         config = small_config(root, *SHARDS)
         inputs, attempts, bar = given(config, root / "scratch"), list[Tasks](), list[tuple[int, int]]()
+
+        def progress(done: int, total: int, unit: str) -> None:
+            if unit == "images":
+                bar.append((done, total))
+
         for most in (*interrupted, None):
             context, tasks = context_of(config, inputs, root / "scratch"), Tasks(most)
-            context.progress = lambda done, total, unit: bar.append((done, total)) if unit == "images" else None
+            context.progress = progress
             monkeypatch.setattr(cluster, "run_tasks", tasks)
             attempts.append(tasks)
             if most is None:
