@@ -12,6 +12,7 @@ from pipeline.artifacts.manifest import (
     all_manifests,
     artifact_path,
     git_sha,
+    manifests_of,
     now,
     read_manifest,
     remove_artifact,

@@ -89,19 +89,22 @@ def read_manifest(storage: Storage, stage: str, fingerprint: str) -> Manifest | 
 
 def all_manifests(storage: Storage) -> list[Manifest]:
     """Every committed artifact at this root, by stage and age. ContractError for an invalid manifest."""
+    stages = [folder for folder in storage.folders() if not folder.startswith(".")]
+    return [manifest for stage in sorted(stages) for manifest in manifests_of(storage, stage)]
+
+
+def manifests_of(storage: Storage, stage: str) -> list[Manifest]:
+    """Every committed artifact of a stage at this root, by age. ContractError for an invalid manifest."""
     found = []
-    for stage in storage.folders():
-        if stage.startswith("."):
-            continue
-        for name in storage.folders(stage):
-            path = f"{stage}/{name}/manifest.json"
-            try:
-                found.append(Manifest.model_validate_json(storage.read(path)))
-            except FileNotFoundError:
-                continue  # not committed yet
-            except ValidationError as error:
-                raise ContractError(f"{storage.uri(path)} is not a manifest", "Delete that folder.") from error
-    return sorted(found, key=lambda manifest: (manifest.stage, manifest.created))
+    for name in storage.folders(stage):
+        path = f"{stage}/{name}/manifest.json"
+        try:
+            found.append(Manifest.model_validate_json(storage.read(path)))
+        except FileNotFoundError:
+            continue  # not committed yet
+        except ValidationError as error:
+            raise ContractError(f"{storage.uri(path)} is not a manifest", "Delete that folder.") from error
+    return sorted(found, key=lambda manifest: manifest.created)
 
 
 def remove_artifact(storage: Storage, stage: str, fingerprint: str) -> None:

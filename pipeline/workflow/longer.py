@@ -4,14 +4,15 @@ It can if it is this very training up to its last step: then what comes out is w
 bit, and the fingerprint is the same.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from models.schedule import same_rates
-from pipeline.artifacts import Manifest, all_manifests, read_manifest
+from pipeline.artifacts import Manifest, manifests_of, read_manifest, work_path
 from pipeline.config import Config, SitConfig, TokenizerConfig
 from pipeline.storage import Storage, open_storage
 from pipeline.workflow.fingerprints import stage_fingerprints
 from pipeline.workflow.graph import SECTIONS, find_stage, section_of
+from pipeline.workflow.work_folder import changed_inputs, has_checkpoint
 
 _MAY_DIFFER = ("steps", "warmup", "milestones")  # fields of trainings of which one may be the beginning of the other
 
@@ -27,6 +28,29 @@ def shorter_training(config: Config, stage: str) -> tuple[Manifest | None, str |
     return None, reasons[0] if reasons else None
 
 
+def beginnings(config: Config, stages: Collection[str]) -> dict[str, tuple[Manifest | None, str | None]]:
+    """What `shorter_training` finds for each training among the stages that will run, if it has no checkpoint yet.
+
+    Not for one whose inputs will be made, too: on their contents depends of what training it is the longer one.
+    """
+    return {
+        stage: shorter_training(config, stage)
+        for stage in SECTIONS
+        if stage in stages
+        and not set(stages) & set(find_stage(stage).inputs_with(config))
+        and not _is_begun(config, stage, open_storage(config.root))
+    }
+
+
+def _is_begun(config: Config, stage: str, storage: Storage) -> bool:
+    """Whether an attempt has left a checkpoint that the next one resumes."""
+    fingerprint = stage_fingerprints(config)[stage]
+    if fingerprint is None:
+        return False
+    work = work_path(stage, fingerprint)
+    return has_checkpoint(storage, work) and not changed_inputs(storage, work, _input_contents(config, stage, storage))
+
+
 def steps_of(manifest: Manifest) -> int:
     """The steps of a trainer's artifact."""
     return int(manifest.config[f"{SECTIONS[manifest.stage]}.steps"])
@@ -36,10 +60,8 @@ def _shorter(config: Config, stage: str, storage: Storage) -> Iterator[Manifest]
     """The current artifacts of fewer steps that differ from the stage's in these fields alone; the longest first."""
     section = SECTIONS[stage]
     own = section_of(config, stage)
-    prints = stage_fingerprints(config)
-    inputs = {name: read_manifest(storage, name, prints[name] or "") for name in find_stage(stage).inputs_with(config)}
-    contents = {name: made.content for name, made in inputs.items() if made is not None}
-    found = [made for made in all_manifests(storage) if made.stage == stage and f"{section}.steps" in made.config]
+    contents = _input_contents(config, stage, storage)
+    found = [made for made in manifests_of(storage, stage) if f"{section}.steps" in made.config]
     for made in sorted(found, key=steps_of, reverse=True):
         if steps_of(made) < own.steps and made.input_contents == contents:
             fields = {name: made.config.get(f"{section}.{name}") for name in _MAY_DIFFER if hasattr(own, name)}
@@ -47,6 +69,13 @@ def _shorter(config: Config, stage: str, storage: Storage) -> Iterator[Manifest]
             as_it_was = config.model_copy(update={section: own.model_copy(update=fields)})
             if stage_fingerprints(as_it_was)[stage] == made.fingerprint:
                 yield made
+
+
+def _input_contents(config: Config, stage: str, storage: Storage) -> dict[str, str]:
+    """The contents of the stage's inputs that are there."""
+    prints = stage_fingerprints(config)
+    inputs = {name: read_manifest(storage, name, prints[name] or "") for name in find_stage(stage).inputs_with(config)}
+    return {name: made.content for name, made in inputs.items() if made is not None}
 
 
 def _obstacle(own: TokenizerConfig | SitConfig, made: Manifest, section: str) -> str | None:

@@ -1,5 +1,6 @@
 """`plan`: what a run would do and cost, from closed-form sizes; nothing is run."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -16,8 +17,10 @@ from pipeline.evaluation import MANIFOLD
 from pipeline.storage import open_storage
 from pipeline.weights import missing_weights
 from pipeline.workflow.fingerprints import imported_stages
+from pipeline.workflow.graph import SECTIONS, section_of
 from pipeline.workflow.imported import import_faults
 from pipeline.workflow.imported_sit import sit_faults
+from pipeline.workflow.longer import beginnings, steps_of
 from pipeline.workflow.preflight import warnings
 from pipeline.workflow.starts import start_faults
 from pipeline.workflow.status import Node
@@ -93,22 +96,32 @@ def split_sizes(config: Config, prepared: Manifest | None) -> tuple[int, int]:
 
 
 def device_hours(
-    config: Config, tokenizer: sizes.TokenizerSizes, sit: float, images: int, validation_images: int
+    config: Config,
+    tokenizer: sizes.TokenizerSizes,
+    sit: float,
+    images: int,
+    validation_images: int,
+    made_before: Mapping[str, int],
 ) -> dict[str, float]:
     """Hours per stage on one device at its peak times `assumed_mfu`; a training step counts as three forward passes.
 
     `sit`: GFLOPs of one forward of one latent. The teacher of an aligned SiT adds its blocks of one more pass.
+    `made_before`: by trainer, the steps of the shorter training that it goes on from.
     """
     evaluations = EVALUATIONS[config.sample.method](config.sample.steps)
     teacher = config.sit.aligned_blocks[1] / config.sit.shape[1] if config.sit.alignment != "none" else 0.0
     low, high = config.sample.guidance_interval
     guided = evaluations * (1 + (high - low if config.sample.guidance > 1.0 else 0.0))
+    seen = {
+        stage: (section_of(config, stage).steps - made_before.get(stage, 0)) * section_of(config, stage).batch_size
+        for stage in SECTIONS
+    }
     gflops = {
-        "train-tokenizer": 3 * tokenizer_step_gflops(config) * config.tokenizer.steps * config.tokenizer.batch_size,
+        "train-tokenizer": 3 * tokenizer_step_gflops(config) * seen["train-tokenizer"],
         "evaluate-tokenizer": (tokenizer.encode_gflops + LEVELS * tokenizer.decode_gflops)
         * min(config.evaluate.images, validation_images),
         "encode": tokenizer.encode_gflops * images,
-        "train-sit": (3 + teacher) * sit * config.sit.steps * config.sit.batch_size,
+        "train-sit": (3 + teacher) * sit * seen["train-sit"],
         "sample": (guided * sit + tokenizer.decode_gflops) * config.sample.count,
         "floor": (tokenizer.encode_gflops + tokenizer.decode_gflops) * _floor_images(config, images, validation_images),
     }
@@ -125,12 +138,19 @@ def _floor_images(config: Config, images: int, validation_images: int) -> int:
 
 
 def make_plan(config: Config, nodes: list[Node]) -> dict[str, Any]:
-    """The plan as JSON: stages, and the sizes of both networks."""
+    """The plan as JSON: stages, and the sizes of both networks.
+
+    `goes_on_from` of a trainer's stage is the shorter training at whose last step it will begin, if there is one.
+    """
     made = {node.stage.name: node.manifest for node in nodes}
     images, validation_images = split_sizes(config, made["prepare"])
     tokenizer = _tokenizer(config, made["train-tokenizer"])
     sit = sit_sizes(config, made["train-sit"])
-    hours = device_hours(config, tokenizer, sit["gflops"], images, validation_images)
+    to_run = [node.stage.name for node in nodes if node.status != "cached"]
+    begins = beginnings(config, to_run)
+    shorter = {stage: found for stage, (found, _) in begins.items() if found is not None}
+    made_before = {stage: steps_of(found) for stage, found in shorter.items()}
+    hours = device_hours(config, tokenizer, sit["gflops"], images, validation_images, made_before)
     stages = [
         {
             "name": node.stage.name,
@@ -139,10 +159,10 @@ def make_plan(config: Config, nodes: list[Node]) -> dict[str, Any]:
             "uri": node.uri,
             "device_hours": hours.get(node.stage.name, 0.0),
             "tasks_per_gpu": tasks_per_gpu(config.cluster, node.stage.name),
+            "goes_on_from": _last_step(shorter.get(node.stage.name)),
         }
         for node in nodes
     ]
-    to_run = [node.stage.name for node in nodes if node.status != "cached"]
     return {
         "stages": stages,
         "tokenizer": {"parameters": tokenizer.parameters, "gflops": tokenizer.gflops, "gmacs": tokenizer.gmacs},
@@ -153,9 +173,15 @@ def make_plan(config: Config, nodes: list[Node]) -> dict[str, Any]:
             *map(str, import_faults(config, made["train-tokenizer"])),
             *map(str, sit_faults(config, made["train-sit"])),
             *map(str, start_faults(config, to_run)),
+            *(reason for _, reason in begins.values() if reason is not None),
             *warnings(config, to_run),
         ],
     }
+
+
+def _last_step(made: Manifest | None) -> dict[str, Any] | None:
+    """A trainer's artifact and its last step."""
+    return None if made is None else {"artifact": made.name, "step": steps_of(made)}
 
 
 def print_plan(console: Console, config: Config, plan: dict[str, Any]) -> None:
@@ -198,6 +224,12 @@ def print_plan(console: Console, config: Config, plan: dict[str, Any]) -> None:
             console.print(
                 f"{stage['name']}: {stage['tasks_per_gpu']} tasks on a GPU at a time (cluster.gpu_shares)",
                 highlight=False,
+            )
+        if begin := stage["goes_on_from"]:
+            console.print(
+                f"{stage['name']}: goes on from {begin['artifact']} at step {begin['step']}",
+                highlight=False,
+                soft_wrap=True,
             )
     for line in plan["warnings"]:
         console.print(f"[yellow]![/] {line}", highlight=False, soft_wrap=True)

@@ -115,6 +115,11 @@ def warnings(config: Config, stages: Collection[str]) -> Iterator[str]:
                 f"{field} {decay:g} over {steps} steps: the average still holds {held:.0%} of the first, random "
                 f"weights. Set it to {_shorter_decay(steps):g}"
             )
+    if "train-sit" in stages and config.sit.keep_state and config.sit.decay != "constant":
+        yield (
+            f"sit.keep_state with sit.decay {config.sit.decay} keeps a state that no training can go on from, as more "
+            "steps have other learning rates. Set sit.keep_state=false, or sit.decay=constant"
+        )
     shared = sorted(config.cluster.gpu_shares.keys() & set(stages))
     if shared and config.cluster.device == "cpu":
         yield f"cluster.gpu_shares of {', '.join(shared)} share no GPU: cluster.device is cpu"

@@ -49,6 +49,7 @@ from pipeline.workflow.fingerprints import (
 from pipeline.workflow.graph import ALL_STAGES, NAMES, Stage, check_exists, find_stage, stages_until
 from pipeline.workflow.imported import import_faults
 from pipeline.workflow.imported_sit import sit_faults
+from pipeline.workflow.longer import beginnings
 from pipeline.workflow.preflight import check_images, check_start, warnings
 from pipeline.workflow.resolve import check_inputs
 from pipeline.workflow.starts import start_faults
@@ -156,7 +157,8 @@ class Runner:
             raise fault
         if prepare is not None:
             check_images(self.config, stages, prepare)
-        for line in warnings(self.config, stages):
+        restarts = [reason for _, reason in beginnings(self.config, stages).values() if reason is not None]
+        for line in (*restarts, *warnings(self.config, stages)):
             self.display.say(f"[yellow]![/] {line}")
 
     def _say_cached(self, name: str, manifest: Manifest | None) -> None:

@@ -1,12 +1,15 @@
 """Which finished training a longer one goes on from, and what is said where it goes on from none."""
 
+import io
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from pipeline.artifacts import FileRecord, Manifest
 from pipeline.config import Config, load_config
-from pipeline.workflow import shorter_training
+from pipeline.workflow import make_plan, print_plan, shorter_training, survey
 from tests.support.artifacts import artifact_writer, manifest, put
 
 KNOWN = ["data.revision=abc", "data.classes=10", "sit.decay=constant", "sit.warmup=0"]
@@ -32,6 +35,13 @@ class Root:
         if state:
             writer.add_stored("state/000000001/state.json", FileRecord(bytes=1, sha256="0" * 64))
         return put(config, manifest(config, "train-sit", writer, self.inputs))
+
+    def planned(self, *sets: str) -> dict[str, Any]:
+        """The plan, and what is printed of it as `text`."""
+        config, text = self.config(*sets), io.StringIO()
+        plan = make_plan(config, survey(config))
+        print_plan(Console(file=text, width=200), config, plan)
+        return {**plan, "text": text.getvalue()}
 
     def found(self, *sets: str) -> Manifest | None:
         return shorter_training(self.config(*sets), "train-sit")[0]
@@ -97,3 +107,73 @@ def test_what_was_trained_on_other_latents_is_not_this_training(root: Root) -> N
     made = root.trained("sit.steps=40")
     put(root.config(), made.model_copy(update={"input_contents": {**made.input_contents, "encode": "0" * 64}}))
     assert shorter_training(root.config("sit.steps=80"), "train-sit") == (None, None)
+
+
+# --- what `plan` says before anything is started ---
+
+
+def stage_of(plan: dict[str, Any], stage: str = "train-sit") -> dict[str, Any]:
+    return next(one for one in plan["stages"] if one["name"] == stage)
+
+
+def test_plan_says_where_a_longer_training_goes_on_and_counts_the_rest(root: Root) -> None:
+    alone = stage_of(root.planned("sit.steps=80"))
+    assert alone["goes_on_from"] is None
+    made = root.trained("sit.steps=60")
+    plan = root.planned("sit.steps=80")
+    longer = stage_of(plan)
+    assert longer["goes_on_from"] == {"artifact": made.name, "step": 60}
+    assert longer["device_hours"] == pytest.approx(alone["device_hours"] / 4)
+    assert longer["status"] == "new"
+    assert f"train-sit: goes on from {made.name} at step 60\n" in plan["text"]
+    assert stage_of(root.planned("sit.steps=60"))["goes_on_from"] is None, "that one is cached"
+
+
+def test_plan_says_why_a_longer_training_begins_at_the_first_step(root: Root) -> None:
+    sets = ("sit.steps=80", "sit.decay=cosine")
+    alone = root.planned(*sets)
+    root.trained("sit.steps=40", "sit.decay=cosine")
+    plan = root.planned(*sets)
+    assert [line for line in plan["warnings"] if line not in alone["warnings"]] == [root.reason(*sets)]
+    assert f"! {root.reason(*sets)}\n" in plan["text"]
+    assert stage_of(plan)["device_hours"] == stage_of(alone)["device_hours"]
+    assert root.planned("sit.steps=40", "sit.decay=cosine")["warnings"] == [], "that one is cached"
+
+
+def test_plan_says_that_more_steps_of_a_tokenizer_are_a_new_training(root: Root) -> None:
+    config = root.config()
+    rows = {"data/train_rows": 90.0, "data/validation_rows": 10.0}
+    unmeasured = manifest(config, "prepare", artifact_writer(config, "prepare"), {})
+    prepare = put(config, unmeasured.model_copy(update={"metrics": rows}))
+    writer = artifact_writer(config, "train-tokenizer")
+    made = put(config, manifest(config, "train-tokenizer", writer, {"prepare": prepare}))
+    (said,) = [line for line in root.planned("tokenizer.steps=1000")["warnings"] if "first step" in line]
+    begins = f"train-tokenizer begins at the first step, and not after {made.name}: "
+    assert said.startswith(f"{begins}tokenizer.decay cosine ends at tokenizer.steps, so 500 steps of 1000")
+
+
+def test_a_training_with_a_checkpoint_resumes_that(root: Root) -> None:
+    """Neither line is of use then; but if an input has changed since, the checkpoint will be discarded."""
+    root.trained("sit.steps=60")
+    config = root.config("sit.steps=80")
+    work = root.folder / ".work" / artifact_writer(config, "train-sit").folder
+    (work / "checkpoints" / "70").mkdir(parents=True)
+    (work / "checkpoints" / "70" / "state.json").write_text("{}")
+    assert stage_of(root.planned("sit.steps=80"))["goes_on_from"] is None
+    (work / "inputs.json").write_text("{}")
+    assert stage_of(root.planned("sit.steps=80"))["goes_on_from"] is not None
+
+
+def test_nothing_is_said_while_the_latents_are_still_to_be_made(root: Root) -> None:
+    root.trained("sit.steps=60")
+    (root.folder / artifact_writer(root.config(), "encode").folder / "manifest.json").unlink()
+    assert stage_of(root.planned("sit.steps=80"))["goes_on_from"] is None
+    assert not [line for line in root.planned("sit.steps=80", "sit.decay=cosine")["warnings"] if "first step" in line]
+
+
+def test_a_state_that_nothing_can_go_on_from(root: Root) -> None:
+    kept, cosine = "sit.keep_state=true", "sit.decay=cosine"
+    (said,) = [line for line in root.planned(kept, cosine)["warnings"] if "keep_state" in line]
+    assert "sit.decay cosine" in said
+    for sets in ((kept,), (cosine,)):
+        assert "keep_state" not in root.planned(*sets)["text"]

@@ -77,6 +77,17 @@ def test_settings_that_are_hardly_meant_are_said_in_a_line(world: World) -> None
     assert "!" not in world.said.getvalue(), "there is nothing left to do"
 
 
+def test_a_longer_training_says_before_anything_starts_that_it_begins_anew(world: World) -> None:
+    world.run("sit.steps=20", until="train-sit")
+    world.said.truncate(0)
+    said_before = list[str]()
+    world.on_connect = lambda: said_before.append(world.said.getvalue())
+    world.run("sit.steps=40", until="train-sit")
+    (said,) = said_before
+    assert "! train-sit begins at the first step, and not after train-sit/" in said
+    assert "so 20 steps of 40 have other learning rates than 20 of 20" in said
+
+
 def test_what_is_cached_is_used(world: World) -> None:
     assert world.run(until="encode") == PLAIN[: PLAIN.index("encode") + 1]
     assert world.run() == PLAIN[PLAIN.index("encode") + 1 :]
