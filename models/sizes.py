@@ -1,6 +1,7 @@
 """Closed forms of parameters and GFLOPs, so that planning needs no torch. Tests compare them with the modules.
 
-Those of the convolutional tokenizers are in `conv_sizes.py`; `tokenizer_sizes` is of all kinds.
+Those of the convolutional tokenizers are in `conv_sizes.py`; `tokenizer_sizes` is of all kinds. Those of the
+networks that evaluation reads images with are in `feature_sizes.py`.
 
 GFLOPs count 2 x MAC of every Linear and Conv for one image; with `attention=True` also the two attention products of
 each block, as for MFU. Norms and activations are never counted.

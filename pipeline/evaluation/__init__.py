@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         write_features,
     )
     from pipeline.evaluation.image_sets import ImageSet, of_folder, of_npz, of_parquet, of_samples, of_split
-    from pipeline.evaluation.measured import MANIFOLD, Measured
+    from pipeline.evaluation.measured import ANALYZED, MANIFOLD, REMOVALS, Measured
     from pipeline.evaluation.networks import CLASSIFIER_WEIGHTS, Network, networks_of
     from pipeline.evaluation.precision import tensor_cores, tokenizer_autocast
     from pipeline.evaluation.reference import file_of, gathered, read_statistics, to_bytes
@@ -48,7 +48,7 @@ else:
         curves="Curve Point arrival_of common_goal ratio",
         features="all_features classes_read extract evaluation_device read_features write_features",
         image_sets="ImageSet of_folder of_npz of_parquet of_samples of_split",
-        measured="MANIFOLD Measured",
+        measured="ANALYZED MANIFOLD REMOVALS Measured",
         networks="CLASSIFIER_WEIGHTS Network networks_of",
         precision="tensor_cores tokenizer_autocast",
         reference="file_of gathered read_statistics to_bytes",

@@ -6,6 +6,8 @@ from typing import Any
 from models.intervals import Interval, normal_interval, share_interval
 
 MANIFOLD = 10_000  # images of a reference whose features are kept, as in ADM's: for KID, precision and recall
+ANALYZED = 256  # images at most of which `analyze` draws and measures the latents
+REMOVALS = 10  # shares of their frequencies that it removes in turn: Figure 1(c)
 
 
 @dataclass

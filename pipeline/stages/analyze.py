@@ -16,6 +16,7 @@ from models.choices import LEVELS, EvaluationPrecision
 from pipeline.artifacts import ArtifactWriter, FileRecord, Manifest, Outcome
 from pipeline.config import DataConfig
 from pipeline.data import choose_rows, read_images
+from pipeline.evaluation import ANALYZED, REMOVALS
 from pipeline.storage import Storage, open_storage
 from pipeline.workflow import StageContext
 
@@ -26,10 +27,9 @@ if TYPE_CHECKING:
     from models.spectral import LatentFilter
     from models.tokenizers import Autoencoder
 
-_IMAGES = 256  # maximum number of images analysed
 _SHOWN = 8
 _BATCH = 64
-_REMOVED = tuple(tenths / 10 for tenths in range(10))  # shares of the latents' frequencies
+_REMOVED = tuple(step / REMOVALS for step in range(REMOVALS))  # shares of the latents' frequencies
 _HALF = _REMOVED.index(0.5)
 _UNIFORM = (  # RGB colours of the uniform images
     (0, 0, 0),
@@ -64,7 +64,7 @@ def run(context: StageContext) -> Outcome:
         context.config.data,
         context.config.evaluate.precision,
     )
-    rows = sum(len(unit.rows) for unit in choose_rows(spec.prepare, "validation", _IMAGES))
+    rows = sum(len(unit.rows) for unit in choose_rows(spec.prepare, "validation", ANALYZED))
     (record,) = context.map(look, [spec], [rows], unit="images", gpu=True)
     for name, file in record["files"].items():
         context.writer.add_stored(name, FileRecord.model_validate(file))
@@ -109,7 +109,7 @@ def look(spec: Spec) -> dict[str, Any]:
 
 
 def _images(storage: Storage, spec: Spec) -> np.ndarray:
-    units = choose_rows(spec.prepare, "validation", _IMAGES)
+    units = choose_rows(spec.prepare, "validation", ANALYZED)
     return np.concatenate([read_images(storage, spec.prepare, unit, spec.data)[0] for unit in units])
 
 

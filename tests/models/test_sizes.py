@@ -7,34 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from models import sizes
 from models.regularizers import REGULARIZERS, RegularizerOptions
 from models.sit import SIT_SIZES, SiT
 from models.tokenizers.vit import Tokenizer
+from tests.support.counting import counted_gflops
 
 PAPER: dict[str, Any] = {"image_size": 256, "patch_size": 16, "width": 768, "depth": 12, "hidden": 2048}
 
 
 def parameters(module):
     return sum(p.numel() for p in module.parameters())
-
-
-def counted_gflops(module, *inputs):
-    """2 x MAC of every Linear and Conv2d of one forward."""
-    macs = []
-
-    def count(layer, _inputs, output):
-        per_output = layer.weight[0].numel()
-        macs.append(output.numel() * per_output)
-
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    handles = [layer.register_forward_hook(count) for layer in layers]
-    module(*inputs)
-    for handle in handles:
-        handle.remove()
-    return 2 * sum(macs) / 1e9
 
 
 @pytest.mark.parametrize(

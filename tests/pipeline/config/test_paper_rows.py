@@ -8,8 +8,7 @@ import pytest
 from models.choices import EVALUATIONS
 from models.sizes import tokenizer_sizes
 from pipeline.config import PRESETS, Config, load_config, preset_names
-from pipeline.workflow import stage_fingerprints
-from pipeline.workflow.planning import sit_sizes
+from pipeline.workflow import sit_sizes, stage_fingerprints
 from tests.support import paper_rows
 
 

@@ -27,7 +27,7 @@ DATA = {"metrics.json", "projections.json", *(f"images/{i}.png" for i in range(8
 
 @pytest.fixture(autouse=True)
 def fewer_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(analyze, "_IMAGES", 70)
+    monkeypatch.setattr(analyze, "ANALYZED", 70)
 
 
 def written(context: LocalContext, name: str) -> Any:

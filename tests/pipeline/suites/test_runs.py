@@ -94,7 +94,17 @@ def test_a_plan_says_what_is_shared_and_what_it_costs(tmp_path):
     rest = make_suite_plan(surveyed(measured(found, records)))
     assert [run["status"] for run in rest["runs"]] == ["recorded"] * 2 + ["new"] * 4
     assert rest["trainings"] == 6
-    assert rest["device_hours_missing"] == pytest.approx(plan["device_hours"] * 2 / 3)
+    shared = stages["reference"]["device_hours"]  # by all of them, so that two thirds of them need it, too
+    assert rest["device_hours_missing"] - shared == pytest.approx((plan["device_hours"] - shared) * 2 / 3)
+
+
+def test_a_suite_that_ends_early_is_planned_too(tmp_path):
+    """Each of its stages costs something, but for what runs on CPUs alone."""
+    for until in ("analyze", "train-sit", "convergence"):
+        found = runs(tmp_path, 1, "sit.milestones=[10,20]", until=until)
+        stages = make_suite_plan(surveyed(measured(found, {})))["stages"]
+        assert until in stages
+        assert [name for name, stage in stages.items() if not stage["device_hours"]] == ["prepare"]
 
 
 def test_an_imported_tokenizer_is_no_training(tmp_path):

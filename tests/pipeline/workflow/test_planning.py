@@ -1,14 +1,14 @@
-"""What `plan` says of GPUs that tasks share, and of large latents."""
+"""What `plan` says of GPUs that tasks share, of large latents, and of what each stage costs."""
 
 import io
 
 import pytest
 from rich.console import Console
 
+from models.feature_sizes import efficientnet_gflops, feature_gflops
 from models.sizes import tokenizer_sizes
 from pipeline.config import Config, load_config
-from pipeline.workflow import survey
-from pipeline.workflow.planning import make_plan, print_plan, tokenizer_step_gflops
+from pipeline.workflow import make_plan, print_plan, stages_until, survey, tokenizer_step_gflops
 
 LARGE = ("data.image_size=256", "tokenizer.patch_size=16")
 
@@ -57,3 +57,70 @@ def test_plan_counts_the_passes_of_the_regularizer(tmp_path):
     assert none == pytest.approx(plain.gflops)
     assert scale == pytest.approx(plain.encode_gflops + plain.decode_gflops * (1 + 5 / 32))
     assert 0.7 * none < equivariance < 0.9 * none
+
+
+def hours(root: object, *sets: str, until: str | None = None) -> dict[str, float]:
+    """Of each stage of the quickstart, in GFLOPs of a device that makes one a second."""
+    slow = ("cluster.device_peak_tflops=0.001", "cluster.assumed_mfu=1")
+    config = planned(str(root), *slow, *sets)
+    plan = make_plan(config, survey(config, stages_until(until)))
+    return {stage["name"]: stage["device_hours"] * 3600 for stage in plan["stages"]}
+
+
+def test_the_evaluation_of_samples_costs_their_features(tmp_path):
+    """By all networks, and more if a classifier of ImageNet reads them, too."""
+    one, more = (hours(tmp_path, f"sample.count={count}")["evaluate-samples"] for count in (100, 300))
+    per_image = efficientnet_gflops(load_config("quickstart", [], str(tmp_path)).evaluate.network_size)
+    assert one == pytest.approx(100 * per_image)
+    assert more == pytest.approx(3 * one)
+    both = ("evaluate.also=[self]", "data.name=digits", "data.classes=10")
+    assert hours(tmp_path, "sample.count=100", *both)["evaluate-samples"] == pytest.approx(
+        one + 100 * feature_gflops("self", 0, 32, 10)
+    )
+    read = ("evaluate.classifier=efficientnet_lite0", "data.classes=1000")
+    assert hours(tmp_path, "sample.count=100", *read)["evaluate-samples"] == pytest.approx(
+        one + 100 * efficientnet_gflops(224, logits=True)
+    )
+
+
+def test_the_reference_costs_the_features_of_its_images(tmp_path):
+    per_image = efficientnet_gflops(load_config("quickstart", [], str(tmp_path)).evaluate.network_size)
+    config = planned(str(tmp_path))
+    images = make_plan(config, survey(config))["images"]
+    whole = hours(tmp_path)["reference"]
+    assert whole == pytest.approx(images["train"] * per_image)
+    assert hours(tmp_path, "evaluate.reference_images=100")["reference"] == pytest.approx(100 * per_image)
+    assert hours(tmp_path, "evaluate.reference_split=validation")["reference"] == pytest.approx(
+        images["validation"] * per_image
+    )
+
+
+def test_other_stages_take_features_of_what_they_reconstruct(tmp_path):
+    """floor of each image once, evaluate-tokenizer of the original and of four levels."""
+    sets = ("evaluate.images=10", "evaluate.reference_images=10")
+    own = hours(tmp_path, *sets)
+    wide = hours(tmp_path, *sets, "evaluate.network_size=448")
+    size = load_config("quickstart", [], str(tmp_path)).evaluate.network_size
+    more = 10 * (efficientnet_gflops(448) - efficientnet_gflops(size))
+    assert wide["floor"] - own["floor"] == pytest.approx(more)
+    assert wide["evaluate-tokenizer"] - own["evaluate-tokenizer"] == pytest.approx(5 * more)
+
+
+def test_analyze_decodes_its_images_with_ever_fewer_frequencies(tmp_path):
+    network = tokenizer_sizes("vit", planned(str(tmp_path)).tokenizer_network)
+    images = ("data.format=folder", "data.uri=/none")  # of as many as ImageNet
+    assert hours(tmp_path, *images)["analyze"] == pytest.approx(
+        256 * (network.encode_gflops + 10 * network.decode_gflops)
+    )
+
+
+def test_convergence_draws_at_each_milestone(tmp_path):
+    """As many images as `sample` would, and their features; it is charged only where it will run."""
+    sets = ("convergence.images=50", "sample.count=50")
+    two, four = (
+        hours(tmp_path, *sets, f"sit.milestones={steps}", until="convergence") for steps in ("[10,20]", "[10,20,30,40]")
+    )
+    whole = hours(tmp_path, *sets, "sit.milestones=[10,20]")
+    assert two["convergence"] == pytest.approx(2 * (whole["sample"] + whole["evaluate-samples"]))
+    assert four["convergence"] == pytest.approx(2 * two["convergence"])
+    assert "convergence" not in whole
