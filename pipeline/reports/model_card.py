@@ -26,8 +26,9 @@ Images of {classes} classes at {size} x {size} pixels: a SiT generator ({sit_mil
 |---|---|
 {metrics}
 
-Reconstruction is measured on the validation split. The reference of a Frechet distance is the training split; its key
-contains the name of the feature network, and values of different networks are not comparable.
+Reconstruction is measured on the validation split. Samples are compared with {reference}.
+The key of a distance contains the name of the feature network. Values of different networks, or against other images,
+are not comparable.
 
 ## Lineage
 
@@ -82,6 +83,7 @@ def model_card(config: Config, manifests: dict[str, Manifest], fingerprint: str,
         tokenizer_millions=tokenizer_sizes(details["kind"], tokenizer).parameters / 1e6,
         sit_millions=sit_parameters(**sit) / 1e6,
         metrics=_rows({name: f"{value:.6g}" for name, value in all_metrics(manifests).items()}),
+        reference=manifests["evaluate-samples"].details["reference"],
         lineage=_rows(prints),
         source=prepared.get("data.uri") or prepared.get("data.format"),
         revision=prepared.get("data.revision"),

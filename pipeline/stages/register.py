@@ -60,8 +60,7 @@ def run(context: StageContext) -> Outcome:
         version = _find_version(writer.client, context) or _create_version(
             context, writer.client, run_id, manifests, metrics
         )
-        interval = _intervals(manifests).get(gate.metric)
-        promoted, decision = _apply_gate(writer.client, context, version, metrics[gate.metric], interval)
+        promoted, decision = _apply_gate(writer.client, context, version, manifests)
     context.outbox.tags({"dvae.model_version": version, _DECISION_TAG: decision})
     return context.writer.outcome(
         1,
@@ -85,6 +84,11 @@ def _manifests(context: StageContext) -> dict[str, Manifest]:
 def _intervals(manifests: dict[str, Manifest]) -> dict[str, Interval]:
     """95% intervals of the metrics that have one."""
     return {key: interval for manifest in manifests.values() for key, interval in manifest.intervals.items()}
+
+
+def _reference(manifests: dict[str, Manifest]) -> str | None:
+    """The fingerprint of the images that samples were measured against; of early artifacts it is not known."""
+    return manifests["evaluate-samples"].inputs.get("reference")
 
 
 # --- the model ---
@@ -280,7 +284,7 @@ def _tags(context: StageContext, manifests: dict[str, Manifest], metrics: dict[s
     """Fingerprint, lineage and metrics, as the version's tags."""
     tags = {FINGERPRINT_TAG: context.fingerprint, "dvae.git_sha": git_sha() or "unknown"}
     tags.update({input_tag(stage): manifest.fingerprint for stage, manifest in manifests.items()})
-    if reference := manifests["evaluate-samples"].inputs.get("reference"):  # by which others can tell what compares
+    if reference := _reference(manifests):  # by which others can tell what compares
         tags[input_tag("reference")] = reference
     tags.update({f"{METRIC_TAG}{metric}": repr(value) for metric, value in metrics.items()})
     tags.update({f"{INTERVAL_TAG}{key}": json.dumps(interval) for key, interval in _intervals(manifests).items()})
@@ -290,9 +294,7 @@ def _tags(context: StageContext, manifests: dict[str, Manifest], metrics: dict[s
 # --- the gate ---
 
 
-def _apply_gate(
-    client: Any, context: StageContext, version: str, value: float, interval: Interval | None
-) -> tuple[bool, str]:
+def _apply_gate(client: Any, context: StageContext, version: str, manifests: dict[str, Manifest]) -> tuple[bool, str]:
     """Set the version's aliases according to the gate. Returns whether it is champion, and the reason.
 
     The decision is recorded last: whoever waits for it finds the champion that it made.
@@ -303,7 +305,8 @@ def _apply_gate(
     if champion is not None and context.fingerprint == champion.fingerprint:  # its files may have been lost
         promoted, decision = True, f"version {version} is already champion"
     else:
-        promoted, reason = decide(own.gate, value, champion, interval)
+        value, interval = all_metrics(manifests)[own.gate.metric], _intervals(manifests).get(own.gate.metric)
+        promoted, reason = decide(own.gate, value, champion, interval, _reference(manifests))
         decision = f"version {version} was {'' if promoted else 'not '}promoted: {reason}"
     context.lease.check()
     client.set_registered_model_alias(own.name, CANDIDATE, version)
@@ -353,4 +356,5 @@ def _champion(client: Any, name: str, metric: str) -> Champion | None:
         None if value is None else float(value),
         tags.get(FINGERPRINT_TAG),
         None if interval is None else tuple(json.loads(interval)),
+        tags.get(input_tag("reference")),
     )

@@ -4,7 +4,10 @@ import math
 from typing import NamedTuple
 
 from models.intervals import Interval, half_width_of_difference
+from pipeline.artifacts import SHORT
 from pipeline.config import GateConfig
+
+_WITHOUT_REFERENCE = ("samples/class", "samples/inception_score")  # begin the keys of what asks no other images
 
 
 class Champion(NamedTuple):
@@ -14,14 +17,20 @@ class Champion(NamedTuple):
     value: float | None
     fingerprint: str | None = None  # of the register artifact that created it
     interval: Interval | None = None  # of that value; early versions have none
+    reference: str | None = None  # fingerprint of the images that it was measured against; early versions do not say
 
 
 def decide(
-    gate: GateConfig, value: float, champion: Champion | None, interval: Interval | None = None
+    gate: GateConfig,
+    value: float,
+    champion: Champion | None,
+    interval: Interval | None = None,
+    reference: str | None = None,
 ) -> tuple[bool, str]:
     """Whether a candidate with this value of the gate's metric, and its interval, becomes champion, and the reason.
 
-    The first champion needs only the minimum. A later one must be better than the champion, and by the margin.
+    The first champion needs only the minimum. A later one must be better than the champion, and by the margin. That the
+    champion was measured against another reference than this one, a fingerprint, is said and decides nothing.
     """
     candidate = f"{gate.metric} {value:.6g}"
     sign = 1.0 if gate.direction == "higher" else -1.0
@@ -35,14 +44,23 @@ def decide(
     rival = f"champion version {champion.version}"
     if champion.value is None:
         return False, f"{rival} has no value of {gate.metric} to compare with; move the alias by hand to replace it"
+    beaten = f"{champion.value:.6g} of {rival}{_another_reference(gate.metric, champion.reference, reference)}"
     gain = sign * (value - champion.value)
     if gain <= 0:
-        return False, f"{candidate} is not better than {champion.value:.6g} of {rival}"
+        return False, f"{candidate} is not better than {beaten}"
     if gate.margin == "interval":
-        return _beyond_interval(gain, interval, champion, f"{candidate} beats {champion.value:.6g} of {rival}")
+        return _beyond_interval(gain, interval, champion, f"{candidate} beats {beaten}")
     if gain < gate.margin and not math.isclose(gain, gate.margin):
-        return False, f"{candidate} beats {champion.value:.6g} of {rival} by less than the margin {gate.margin:.6g}"
-    return True, f"{candidate} beats {champion.value:.6g} of {rival}"
+        return False, f"{candidate} beats {beaten} by less than the margin {gate.margin:.6g}"
+    return True, f"{candidate} beats {beaten}"
+
+
+def _another_reference(metric: str, theirs: str | None, ours: str | None) -> str:
+    """In brackets, if the champion's value of this metric was measured against other images than the candidate's."""
+    compared = metric.startswith("samples/") and not metric.startswith(_WITHOUT_REFERENCE)
+    if not compared or theirs is None or ours is None or theirs == ours:
+        return ""
+    return f" (measured against another reference, {theirs[:SHORT]}; here {ours[:SHORT]})"
 
 
 def _beyond_interval(gain: float, interval: Interval | None, champion: Champion, said: str) -> tuple[bool, str]:

@@ -46,6 +46,7 @@ SIT: dict[str, Any] = {
 }
 STATISTICS = {"mean": [0.5, -1.0, 0.0], "std": [2.0, 0.3, 1.0]}
 METRIC = "samples/class_accuracy"
+OF_REFERENCE = "samples/precision/efficientnet_lite0"
 
 
 def digest(text: str) -> str:
@@ -70,6 +71,7 @@ class Registration:
         self.storage = open_storage(str(folder / "runs"))
         assert isinstance(self.storage, LocalStorage)
         self.uri = uri
+        self.reference = "1,438 images of the training split"
 
     def config(self, **gate: Any) -> Config:
         overrides = [f"register.gate.{name}={value}" for name, value in gate.items()]
@@ -150,7 +152,13 @@ class Registration:
             ),
             "evaluate-tokenizer": self.commit("evaluate-tokenizer", {}, metrics={"reconstruction/psnr": 30.5}),
         }
-        made["evaluate-samples"] = self.commit(f"evaluate-samples {accuracy}", {}, metrics={METRIC: accuracy})
+        made["evaluate-samples"] = self.commit(
+            f"evaluate-samples {accuracy} against {self.reference}",
+            {},
+            inputs={"reference": digest(self.reference)},
+            metrics={METRIC: accuracy, OF_REFERENCE: accuracy},
+            reference=self.reference,
+        )
         return made
 
     def commit(

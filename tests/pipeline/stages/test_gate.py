@@ -60,3 +60,23 @@ def test_a_champion_of_before_has_the_candidates_interval():
     promoted, reason = decide(gate, 0.95, Champion("4", 0.92), None)
     assert not promoted
     assert "it has no interval" in reason
+
+
+@given(metric, metric, st.sampled_from([0.0, 1.0, "interval"]))
+def test_another_reference_is_said_and_decides_nothing(value, other, margin):
+    gate = GateConfig(metric="samples/precision/inception", direction="higher", margin=margin)
+    interval, ours = (value - 1, value + 1), "a" * 64
+    decisions = [
+        decide(gate, value, Champion("7", other, None, interval, theirs), interval, ours)
+        for theirs in (None, ours, "b" * 64)
+    ]
+    assert len({promoted for promoted, _ in decisions}) == 1
+    assert ["measured against another reference" in reason for _, reason in decisions] == [False, False, True]
+    assert "aaaaaaaaaaaa" in decisions[2][1]
+    assert "bbbbbbbbbbbb" in decisions[2][1]
+
+
+def test_what_is_not_measured_against_a_reference_says_nothing_of_it():
+    for name in ("reconstruction/psnr", "samples/class_accuracy", "samples/inception_score"):
+        gate = GateConfig(metric=name, direction="higher")
+        assert "reference" not in decide(gate, 2.0, Champion("7", 1.0, reference="b" * 64), None, "a" * 64)[1]

@@ -23,7 +23,7 @@ from pipeline.tracking.outbox import OUTBOX
 from pipeline.tracking.registry import FINGERPRINT_TAG, aliased_tags, has_version
 from tests.support.groups import free_port
 from tests.support.mlflow_server import running_mlflow
-from tests.support.registration import METRIC, Registration, digest
+from tests.support.registration import METRIC, OF_REFERENCE, Registration, digest
 
 
 def test_first_champion_then_better_then_worse(registration):
@@ -44,6 +44,20 @@ def test_first_champion_then_better_then_worse(registration):
     closer = registration.register(0.975, margin=0.01)
     assert "by less than the margin 0.01" in closer.details["decision"]
     assert registration.aliases() == {"candidate": "4", "champion": "3"}
+
+
+def test_a_champion_that_was_measured_against_other_images(registration):
+    """The decision and the card say so."""
+    registration.register(0.91)
+    registration.reference = "359 images of the validation split"
+    better = registration.register(0.95, metric=OF_REFERENCE)
+    assert better.details["promoted"]
+    assert "of champion version 1 (measured against another reference, " in better.details["decision"]
+    folder = registration.folder / "runs" / "register" / registration.fingerprint(0.95)[:12]
+    assert "compared with 359 images of the validation split." in (folder / "README.md").read_text()
+    registration.register(0.97)
+    again = registration.register(0.98, metric=OF_REFERENCE)
+    assert "another reference" not in again.details["decision"]
 
 
 def test_below_the_minimum_there_is_no_champion(registration):

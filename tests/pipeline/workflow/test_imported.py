@@ -240,7 +240,9 @@ def test_the_card_says_where_it_is_from(world: World) -> None:
     config = config_with(made, world.root, "data.classes=10")
     sit = made.model_copy(update={"details": {"network": config.sit_network, "level": 2}, "stage": "train-sit"})
     prepared = made.model_copy(update={"config": {"data.format": "digits"}, "stage": "prepare"})
-    card = model_card(config, {"prepare": prepared, "train-tokenizer": made, "train-sit": sit}, "f" * 64, None)
+    samples = made.model_copy(update={"details": {"reference": "5 images"}, "stage": "evaluate-samples"})
+    manifests = {"prepare": prepared, "train-tokenizer": made, "train-sit": sit, "evaluate-samples": samples}
+    card = model_card(config, manifests, "f" * 64, None)
     assert f"imported from file://{world.root.parent}/sd-vae (sha256 {made.details['source']['sha256']})" in card
     assert "a tokenizer of kind sd-vae" in card
 

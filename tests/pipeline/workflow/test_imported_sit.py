@@ -298,7 +298,8 @@ def test_the_card_says_where_it_is_from(world: World) -> None:
     tokenizer = made.model_copy(update={"stage": "train-tokenizer", "details": {
         "kind": "vit", "network": world.config().tokenizer_network}})  # fmt: skip
     prepared = made.model_copy(update={"config": {"data.format": "digits"}, "stage": "prepare"})
-    manifests = {"prepare": prepared, "train-tokenizer": tokenizer, "train-sit": made}
+    samples = made.model_copy(update={"details": {"reference": "5 images"}, "stage": "evaluate-samples"})
+    manifests = {"prepare": prepared, "train-tokenizer": tokenizer, "train-sit": made, "evaluate-samples": samples}
     card = model_card(world.config(), manifests, "f" * 64, None)
     sha256 = made.details["source"]["sha256"]
     assert (
