@@ -1,6 +1,6 @@
 """The config: a tree of typed, described fields, and how it is loaded. No torch, ray or mlflow."""
 
-from pipeline.config.checks import check_tracking_uri
+from pipeline.config.checks import check_tracking_uri, floor_keys, judging_metrics
 from pipeline.config.fields import Shuffle, WeightFile
 from pipeline.config.flat import flattened, unflattened, values_as_before
 from pipeline.config.generator import SitConfig

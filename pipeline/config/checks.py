@@ -178,6 +178,12 @@ def judging_metrics(
     return keys | ({"samples/class_accuracy", "samples/classifier_accuracy"} if class_accuracy else set())
 
 
+def floor_keys(networks: Sequence[str]) -> set[str]:
+    """The keys that the stage `floor` measures in the features of these networks."""
+    keys = {f"floor/{measure}/{network}" for measure in ("frechet_distance", "kid") for network in networks}
+    return keys | ({"floor/sfid"} if "inception" in networks else set())
+
+
 def check_gate(
     gate: str, networks: Sequence[str], class_accuracy: bool, lpips: bool, classifier: str | None = None
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.config import Config, flattened, load_config
 from pipeline.console import Display
 from pipeline.errors import ConfigError
+from pipeline.suites.measures import check_columns
 from pipeline.suites.schema import Fields, Row, Suite, nearest
 from pipeline.weights import weights_used
 from pipeline.workflow import resolved, stage_fingerprints, stages_until
@@ -106,13 +107,16 @@ def preset_of(suite: Suite, row: Row, scale: str) -> str | None:
 def runs_of(suite: Suite, asked: Asked, fresh: bool, display: Display | None = None) -> list[Run]:
     """The runs, seed by seed, so that a table of one seed is whole before the next one begins.
 
-    `fresh` as `resolved`. ConfigError if a config is invalid, or if rows differ in what `equal` says they share.
+    `fresh` as `resolved`. ConfigError if a config is invalid, if rows differ in what `equal` says they share, or if no
+    row measures a column's metric; where only some rows are asked for, it may be that of another one.
     """
     seeds = asked.seeds or suite.seeds
     rows = [(row, preset) for row in chosen_rows(suite, asked) if (preset := preset_of(suite, row, asked.scale))]
     runs = [_run(suite, row, preset, seed, asked, fresh, display) for seed in range(seeds) for row, preset in rows]
     for group in {run.row.group for run in runs}:
         check_equal(suite, [run for run in runs if run.row.group == group and run.seed == 0])
+    if runs and not asked.rows:
+        check_columns(suite, asked.scale, [run.config for run in runs if run.seed == 0])
     return runs
 
 

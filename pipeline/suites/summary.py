@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from models import sizes
 from pipeline.config import Config
+from pipeline.suites.measures import recorded_key
 from pipeline.suites.results import Measured
 from pipeline.suites.schema import Claim, Column, Row, Suite
 from pipeline.workflow import sit_sizes
@@ -112,8 +113,7 @@ def _values(column: Column, scale: str, own: Sequence[Measured]) -> Iterator[flo
             yield _SIZES[key](own[0].run.config)
         return
     for run, record in own:
-        level = run.config.sit.level if column.at_level else 0
-        name = f"{key}_level{level}" if level else key
+        name = recorded_key(column, scale, run.config)
         if record is not None and name in record.metrics:
             yield record.metrics[name]
 

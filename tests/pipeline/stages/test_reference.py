@@ -8,7 +8,7 @@ import torch
 
 from models.metrics import from_uint8, to_uint8
 from pipeline.artifacts import Manifest
-from pipeline.config import Config, load_config
+from pipeline.config import Config, floor_keys, load_config
 from pipeline.data import choose_rows, thinned
 from pipeline.errors import ConfigError, ContractError
 from pipeline.evaluation import read_statistics
@@ -66,9 +66,7 @@ def test_the_floor_is_of_the_same_images_at_the_generators_level(config, made):
     expected = features(config, made, to_uint8(tokenizer.decode(z_BDhw)), 0)
     assert made["floor"].details["level"] == config.sit.level == 2
     torch.testing.assert_close(statistics(config, made["floor"], LITE).features_NF, expected, atol=0.05, rtol=0.05)
-    assert set(made["floor"].metrics) == {
-        f"floor/{measure}/{network}" for measure in ("frechet_distance", "kid") for network in (LITE, OWN)
-    }
+    assert set(made["floor"].metrics) == floor_keys([LITE, OWN])
     for key, (low, high) in made["floor"].intervals.items():
         assert low < made["floor"].metrics[key] < high
         assert made["floor"].metrics[key] > 0

@@ -63,6 +63,55 @@ def test_what_is_to_be_equal_is_a_field(tmp_path):
         runs(tmp_path, 1, equal=["tokenizr"])
 
 
+LITE = "efficientnet_lite0"
+
+
+@pytest.mark.parametrize(
+    ("metric", "at_level", "recorded", "meant"),
+    [
+        ("samples/frechet_distance", False, "samples/frechet_distance", f"samples/frechet_distance/{LITE}"),
+        ("samples/recall", False, "samples/recall", f"samples/recall/{LITE}"),
+        ("samples/kid/inception", False, "samples/kid/inception", f"samples/kid/{LITE}"),
+        ("samples/kid/" + LITE, True, f"samples/kid/{LITE}_level2", f"samples/kid/{LITE}"),
+        ("floor/kid", False, "floor/kid", f"floor/kid/{LITE}"),
+        ("reconstruction/frechet_distance", True, "reconstruction/frechet_distance_level2",
+         f"reconstruction/frechet_distance/{LITE}"),
+    ],
+)  # fmt: skip
+def test_a_column_that_no_run_measures_is_refused(tmp_path, metric, at_level, recorded, meant):
+    """It would be blank after all of the work."""
+    column = {"name": "D", "metric": metric, "at_level": at_level}
+    with pytest.raises(ConfigError) as caught:
+        runs(tmp_path, 1, columns=[{"name": "FD"}, column], order=[])
+    assert str(caught.value) == f"suite mysweep: column D: no run measures {recorded}. Did you mean '{meant}'?"
+
+
+def test_a_column_of_a_stage_after_the_last_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="Runs end with evaluate-tokenizer: set `until` to evaluate-samples"):
+        runs(tmp_path, 1, until="evaluate-tokenizer")
+
+
+@pytest.mark.parametrize(
+    "metric", ["sit/diffusion", "size/sit_parameters", "latent/uniform_off_dc", "data/rows", "samples/count"]
+)
+def test_what_else_stages_measure_is_allowed(tmp_path, metric):
+    assert runs(tmp_path, 1, columns=[{"name": "FD", "metric": metric}], order=[])
+
+
+def test_a_column_may_be_of_one_row_alone(tmp_path):
+    """And is blank, not refused, where only others are asked for."""
+    own = {"name": "own", "preset": "quickstart", "set": {"evaluate.also": ["self"]}}
+    changes = {
+        "rows": [{"name": "plain", "preset": "quickstart"}, own],
+        "columns": [{"name": "FD", "metric": "samples/frechet_distance/self-digits"}],
+        "order": [],
+        "equal": [],
+    }
+    assert len(runs(tmp_path, 1, **changes)) == 2
+    suite = load_suite(written(tmp_path, **changes))
+    assert len(runs_of(suite, Asked("", 1, ("plain",), (), str(tmp_path)), fresh=True)) == 1
+
+
 def test_an_override_that_is_wrong_names_the_row(tmp_path):
     rows = [{"name": "a", "preset": "quickstart", "set": {"sit.stepz": 9}}]
     with pytest.raises(ConfigError, match=r"row a: sit.stepz: unknown key"):

@@ -8,9 +8,11 @@ import pytest
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.suites import Asked, load_suite, runs_of, suite_names
+from pipeline.suites.measures import measured_keys, recorded_key
 from pipeline.suites.runs import preset_of
 from pipeline.suites.schema import Suite
 from tests.pipeline.suites.user import TREE, written
+from tests.support import PROJECT
 from tests.support.paper_rows import header
 
 SUITES = {name: load_suite(name) for name in suite_names()}
@@ -78,6 +80,22 @@ def test_rows_resolve_at_every_scale_and_share_tokenizers(name, scale, tmp_path)
     networks = {(run.seed, run.config.tokenizer.model_copy(update={"seed": None}).model_dump_json()) for run in runs}
     imported = {run.config.tokenizer.imported for run in runs} - {None}
     assert len(trainings) == len(networks) - len(imported)
+
+
+MEASURED = {**SUITES, **{path.stem: load_suite(str(path)) for path in (PROJECT / "benchmarks").glob("claims*.yaml")}}
+
+
+@pytest.mark.parametrize(("name", "scale"), [(name, scale) for name, own in MEASURED.items() for scale in own.scales])
+def test_every_run_measures_every_column(name, scale, tmp_path):
+    """Under the very key that the table reads: a network's name and a level are part of it."""
+    suite = MEASURED[name]
+    source = [] if scale == "digits" else ["data.uri=s3://bucket/images"]
+    for run in runs_of(suite, Asked(scale, 1, (), source, str(tmp_path)), fresh=False):
+        measured = measured_keys(run.config, suite.until)
+        for column in suite.columns:
+            key = recorded_key(column, scale, run.config)
+            if key is not None and key.startswith(("samples/", "floor/", "reconstruction/")):
+                assert key in measured, (run.label, column.name)
 
 
 @pytest.mark.parametrize("name", [name for name in SUITES if name.startswith("table")])
