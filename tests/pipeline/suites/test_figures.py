@@ -81,7 +81,7 @@ def test_figure_3_says_who_is_how_many_times_as_fast(tmp_path, monkeypatch):
     (picture,) = drawn(load_suite("figure3"), tmp_path, monkeypatch, convergence=curve)
     assert in_both_forms(picture)
     assert picture.caption.startswith(
-        "Figure 3: distance over training steps, seed 0. To a distance of 60. Beside MLSR"
+        "Figure 3: distance over training steps, seed 0. To a distance of 60.95. Beside MLSR"
     )
     assert "MLSR + Denoising + FDA (f16d32): 2.00 (" in picture.caption
 
