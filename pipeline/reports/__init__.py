@@ -20,7 +20,7 @@ from pipeline.reports.convergence import (
 from pipeline.reports.folder import write_files
 from pipeline.reports.model_card import all_metrics, model_card
 from pipeline.reports.principal import PrincipalComponents
-from pipeline.reports.report import collect, render_table, write_page
+from pipeline.reports.report import collect, notes_of, render_table, write_page
 from pipeline.reports.trainings import Training, curve_file, read_training
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ It imports no torch, ray, mlflow or matplotlib; the figures come from the artifa
 """
 
 import base64
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -234,18 +235,19 @@ def _with_interval(key: str, metrics: dict[str, float], intervals: dict[str, Int
 
 def _notes(nodes: list[Node]) -> list[str]:
     """Notes on how metrics were measured, from the stages' manifests."""
+    return [f"{node.stage.name}: {note}" for node in nodes if node.manifest for note in notes_of(node.manifest.details)]
+
+
+def notes_of(details: Mapping[str, Any]) -> list[str]:
+    """What the details of a manifest tell a reader of its metrics, in sentences."""
     notes = []
-    for node in nodes:
-        details = node.manifest.details if node.manifest else {}
-        if "source" in details:
-            source = details["source"]
-            notes.append(f"{node.stage.name}: imported from {source['uri']}, sha256 {source['sha256']}.")
-        if "reference" in details:
-            notes.append(f"{node.stage.name}: the reference of the distances is {details['reference']}.")
-        if "classifier" in details:
-            notes.append(f"{node.stage.name}: {details['classifier']}.")
-        notes += [f"{node.stage.name}: {note}." for note in details.get("notes", [])]
-    return notes
+    if "source" in details:
+        notes.append(f"imported from {details['source']['uri']}, sha256 {details['source']['sha256']}.")
+    if "reference" in details:
+        notes.append(f"the reference of the distances is {details['reference']}.")
+    if "classifier" in details:
+        notes.append(f"{details['classifier']}.")
+    return notes + [f"{note}." for note in details.get("notes", [])]
 
 
 def _configs(nodes: list[Node]) -> list[tuple[str, str]]:

@@ -25,7 +25,7 @@ from pipeline.suites.figures import Picture, pictures_of
 from pipeline.suites.results import Measured, hours_text, total_hours
 from pipeline.suites.runs import Asked, chosen_rows
 from pipeline.suites.schema import Column, Suite
-from pipeline.suites.summary import INTERVAL, Cell, Line, Verdict, lines_of, verdicts
+from pipeline.suites.summary import IMAGE_INTERVAL, INTERVAL, Cell, Line, Verdict, lines_of, verdicts
 from pipeline.tracking import runs_page, tracking_uri
 
 _WIDEST = 1000  # columns of a terminal: so wide a table is measured as it is
@@ -41,13 +41,36 @@ class _Content(NamedTuple):
     hours: float
     runs: tuple[int, int]
     """Recorded, and all."""
+    told: list[str]
+    """What the stages say of how the columns were measured."""
 
 
 def _content(suite: Suite, asked: Asked, found: Sequence[Measured]) -> _Content:
     suite = _shown(suite, asked.scale)
     lines = lines_of(suite, chosen_rows(suite, asked), asked.scale, found)
     done = sum(one.record is not None for one in found)
-    return _Content(suite, asked.scale, lines, verdicts(suite, lines), total_hours([*found]), (done, len(found)))
+    told = _told(suite, asked.scale, found)
+    return _Content(suite, asked.scale, lines, verdicts(suite, lines), total_hours([*found]), (done, len(found)), told)
+
+
+_TELLS = {  # by the first part of a column's key: the stage that says what was compared with what
+    "samples": "evaluate-samples",
+    "floor": "evaluate-samples",
+    "reconstruction": "evaluate-tokenizer",
+    "convergence": "convergence",
+}
+
+
+def _told(suite: Suite, scale: str, found: Sequence[Measured]) -> list[str]:
+    """The notes of the stages that measured the columns, each once, behind the names of its rows unless all have it."""
+    stages = {_TELLS.get((column.key(scale) or "").partition("/")[0]) for column in suite.columns}
+    recorded = [(one.run.row.name, one.record) for one in found if one.record is not None]
+    rows: dict[str, list[str]] = {}
+    for row, record in recorded:
+        for line in [f"{stage}: {note}" for stage, own in record.notes.items() if stage in stages for note in own]:
+            rows.setdefault(line, []).append(row)
+    every = {row for row, _ in recorded}
+    return [line if {*own} == every else f"{', '.join(dict.fromkeys(own))}: {line}" for line, own in rows.items()]
 
 
 def _shown(suite: Suite, scale: str) -> Suite:
@@ -122,14 +145,22 @@ def _facts(content: _Content) -> list[str]:
         *([f"scale {content.scale}"] if content.scale else []),
         f"{done} of {runs} runs",
         f"{hours_text(content.hours)} device-hours",
-        INTERVAL,
+        *_intervals(content),
     ]
+
+
+def _intervals(content: _Content) -> list[str]:
+    """Of what the half widths in the table are."""
+    cells = [cell for line in content.lines for cell in line.cells]
+    of_images = any(cell.images is not None for cell in cells)
+    of_seeds = any(len(cell.values) > 1 for cell in cells)
+    return [*([INTERVAL] if of_seeds or not of_images else []), *([IMAGE_INTERVAL] if of_images else [])]
 
 
 def _about(content: _Content) -> list[str]:
     """Notes below the table."""
     suite = content.suite
-    notes = [f"Printed values: {suite.place}. Ours: {INTERVAL}, from two seeds on."]
+    notes = [f"Printed values: {suite.place}. Ours: {', '.join(_intervals(content))}.", *content.told]
     if suite.about:
         notes.append(suite.about)
     if content.scale and suite.scales[content.scale].about:
@@ -188,6 +219,8 @@ def render_suite(console: Console, suite: Suite, asked: Asked, found: Sequence[M
     else:
         for text in _as_text(content):
             console.print(text, highlight=False, soft_wrap=True, markup=False)
+    for text in [f"Ours: {', '.join(_intervals(content))}.", *content.told]:
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
     for verdict in content.verdicts:
         console.print(_said(verdict), highlight=False, soft_wrap=True, markup=False)
 

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from models.intervals import Interval
 from pipeline.artifacts import Manifest
 from pipeline.errors import ConfigError, StorageError
 from pipeline.inference import device_seconds
+from pipeline.reports import notes_of
 from pipeline.storage import Storage
 from pipeline.suites.runs import Run
 
@@ -26,6 +28,10 @@ class Record(BaseModel):
     row: str
     seed: int
     metrics: dict[str, float]
+    intervals: dict[str, Interval] = {}
+    """95%, over the images of this run, of the metrics that have one."""
+    notes: dict[str, list[str]] = {}
+    """What each of its stages says of how it measured: the reference of its distances, and why one may be too large."""
     curves: dict[str, list[tuple[int, float]]] = {}
     """(step, distance) at each milestone by network, of a run until convergence."""
     stages: dict[str, str]
@@ -132,13 +138,17 @@ def record_of(run: Run, made: Mapping[str, Manifest], mlflow: str) -> Record:
         mlflow: the key of its run there.
     """
     metrics: dict[str, float] = {}
+    intervals: dict[str, Interval] = {}
     for manifest in made.values():
         metrics |= manifest.metrics
+        intervals |= manifest.intervals
     last = made[run.until]
     return Record(
         row=run.row.name,
         seed=run.seed,
         metrics=metrics,
+        intervals=intervals,
+        notes={stage: notes for stage, manifest in made.items() if (notes := notes_of(manifest.details))},
         curves=last.details.get("curves", {}),
         stages={stage: manifest.fingerprint for stage, manifest in made.items()},
         device_seconds={stage: device_seconds(manifest) for stage, manifest in made.items()},

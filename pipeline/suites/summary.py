@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from models import sizes
+from models.intervals import Interval
 from pipeline.config import Config
 from pipeline.suites.measures import recorded_key
 from pipeline.suites.results import Measured
@@ -20,6 +21,7 @@ from pipeline.workflow import sit_sizes
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 _T_LARGE = 2.131  # from there on the interval is a little too wide
 INTERVAL = "mean ± 95% t-interval over seeds"
+IMAGE_INTERVAL = "of one seed ± 95% interval over the images of its run, which holds no other seeds"
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Cell:
     values: tuple[float, ...]
     """One for each seed that was run, in the order of seeds."""
     printed: float | str | None
+    images: Interval | None = None
+    """Of a single value: its 95% interval over the images of that run, where one is known."""
 
     @property
     def mean(self) -> float | None:
@@ -36,10 +40,10 @@ class Cell:
 
     @property
     def half_width(self) -> float | None:
-        """Half of the 95% t-interval of the mean over seeds; None for fewer than two."""
+        """Half of the 95% t-interval of the mean over seeds; of one seed, of its interval over images."""
         count = len(self.values)
         if count < 2:
-            return None
+            return (self.images[1] - self.images[0]) / 2 if self.images is not None else None
         quantile = _T[count - 2] if count - 2 < len(_T) else _T_LARGE
         return quantile * statistics.stdev(self.values) / math.sqrt(count)
 
@@ -86,10 +90,7 @@ def lines_of(suite: Suite, rows: Sequence[Row], scale: str, found: Sequence[Meas
     lines = []
     for row in rows:
         own = [one for one in found if one.run.row.name == row.name]
-        cells = tuple(
-            Cell(tuple(value / column.unit for value in _values(column, scale, own)), row.printed.get(column.name))
-            for column in suite.columns
-        )
+        cells = tuple(_cell(column, scale, own, row.printed.get(column.name)) for column in suite.columns)
         lines.append(Line(row, _status(row, own), cells))
     return lines
 
@@ -103,19 +104,28 @@ def _status(row: Row, own: Sequence[Measured]) -> str:
     return f"{done} of {len(own)} seeds" if done else "not run"
 
 
-def _values(column: Column, scale: str, own: Sequence[Measured]) -> Iterator[float]:
-    """The column's number of each seed that was run; a closed form is the same for every one, and needs none."""
+def _cell(column: Column, scale: str, own: Sequence[Measured], printed: float | str | None) -> Cell:
+    found, unit = [*_numbers(column, scale, own)], column.unit
+    interval = found[0][1] if len(found) == 1 else None
+    images = (interval[0] / unit, interval[1] / unit) if interval is not None else None
+    return Cell(tuple(value / unit for value, _ in found), printed, images)
+
+
+def _numbers(column: Column, scale: str, own: Sequence[Measured]) -> Iterator[tuple[float, Interval | None]]:
+    """The column's number of each seed that was run, with its interval over images if it has one; a closed form is the
+    same for every seed, and needs no run.
+    """
     key = column.key(scale)
     if key is None:
         return
     if key in _SIZES:
         if own:
-            yield _SIZES[key](own[0].run.config)
+            yield _SIZES[key](own[0].run.config), None
         return
     for run, record in own:
         name = recorded_key(column, scale, run.config)
-        if record is not None and name in record.metrics:
-            yield record.metrics[name]
+        if name is not None and record is not None and name in record.metrics:
+            yield record.metrics[name], record.intervals.get(name)
 
 
 def _tokenizer(config: Config) -> sizes.TokenizerSizes:

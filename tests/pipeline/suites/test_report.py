@@ -1,5 +1,6 @@
 """The report of a suite: what stands in the table, in Markdown and on the page, and the page in a real browser."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -101,6 +102,57 @@ def test_markdown_says_everything(world, tmp_path):
     assert "fda before none (Section 1): not reproduced; of pairs of seeds 50% agree" in text
     assert "95% t-interval over seeds" in text
     assert "theirs: from <their> paper" in text
+
+
+FD = "samples/frechet_distance/efficientnet_lite0"
+
+
+@pytest.fixture
+def one_seed(world: World) -> World:
+    """The first seed alone, with intervals over images, and what the stages said of how they measured."""
+    suite, asked, found = world
+    kept = []
+    for run, own in found:
+        if run.seed == 0 and own is not None:
+            value = own.metrics[FD]
+            notes = ["the reference of the distances is 90 images.", f"{run.row.name} is biased."]
+            told = {"evaluate-samples": notes, "evaluate-tokenizer": ["PSNR of 9 images."], "analyze": ["no column."]}
+            kept.append(
+                Measured(run, own.model_copy(update={"intervals": {FD: (value - 3, value + 5)}, "notes": told}))
+            )
+    return suite, dataclasses.replace(asked, seeds=1), kept
+
+
+OVER_IMAGES = "of one seed ± 95% interval over the images of its run, which holds no other seeds"
+
+
+def test_one_seed_has_the_interval_over_its_images(one_seed, tmp_path):
+    """Half of 8; the floor's is not known. The caption says of what it is."""
+    page = page_of(one_seed, tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert "| none (baseline) | 20.00 ± 4.00 | 17.65 | 10.00 | run |" in text
+    assert f"Ours: {OVER_IMAGES}." in text
+    assert "t-interval" not in text
+    assert "20.00 ± 4.00" in page
+    assert OVER_IMAGES in page
+
+
+def test_several_seeds_have_an_interval_over_seeds_alone(world, tmp_path):
+    write(world, "mysweep", tmp_path)
+    assert "over the images" not in (tmp_path / "table.md").read_text()
+
+
+def test_references_and_notes_are_below_the_table(one_seed, tmp_path):
+    """Each once; of a row alone behind its name; none of a stage that measured no column."""
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    render_suite(console, *one_seed)
+    page = page_of(one_seed, tmp_path)
+    for text in (console.export_text(), page, (tmp_path / "table.md").read_text()):
+        assert text.count("evaluate-samples: the reference of the distances is 90 images.") == 1
+        assert "fda: evaluate-samples: fda is biased." in text
+        assert text.count("evaluate-tokenizer: PSNR of 9 images.") == 1
+        assert "no column." not in text
+        assert OVER_IMAGES in text
 
 
 def test_without_a_folder_it_lies_at_the_root(world, tmp_path):
