@@ -130,13 +130,14 @@ def _parts(content: _Content) -> list[_Part]:
 def _said(verdict: Verdict) -> str:
     """A claim and what came out, in a sentence."""
     order = " before ".join(verdict.claim.rows)
-    said = {True: "reproduced", False: "not reproduced", None: "open: a row was not run"}[verdict.reproduced]
+    said = {"within the interval": "in this order, within the interval", "open": "open: a row was not run"}
+    outcome = said.get(verdict.outcome, verdict.outcome)
     parts = [
         f"{pair.better} before {pair.worse} in {pair.agree} of {pair.pairs}" for pair in verdict.pairs if pair.pairs
     ]
     share = f"; of pairs of seeds {verdict.share:.0%} agree ({', '.join(parts)})" if verdict.share is not None else ""
     place = f" ({verdict.claim.place})" if verdict.claim.place else ""
-    return f"{verdict.claim.column}: {order}{place}: {said}{share}."
+    return f"{verdict.claim.column}: {order}{place}: {outcome}{share}."
 
 
 def _facts(content: _Content) -> list[str]:
@@ -294,13 +295,11 @@ _CHIPS = {"run": "cached", "not run": "new", "by command": "new"}
 def _claims(content: _Content) -> list[list[str]]:
     rows = []
     for one in content.verdicts:
-        word = {True: "reproduced", False: "not reproduced", None: "open"}[one.reproduced]
         share = f"{one.share:.0%}" if one.share is not None else ""
         order = f"{one.claim.column}: {' before '.join(one.claim.rows)}"
         place = f" ({one.claim.place})" if one.claim.place else ""
-        rows.append(
-            [page.text(order + place), page.chip(word, "cached" if one.reproduced else "resumable"), page.number(share)]
-        )
+        kind = "cached" if one.outcome == "reproduced" else "resumable"
+        rows.append([page.text(order + place), page.chip(one.outcome, kind), page.number(share)])
     return rows
 
 

@@ -8,9 +8,10 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 from models import sizes
-from models.intervals import Interval
+from models.intervals import Interval, half_width_of_difference
 from pipeline.config import Config
 from pipeline.suites.measures import recorded_key
 from pipeline.suites.results import Measured
@@ -39,13 +40,19 @@ class Cell:
         return statistics.fmean(self.values) if self.values else None
 
     @property
-    def half_width(self) -> float | None:
-        """Half of the 95% t-interval of the mean over seeds; of one seed, of its interval over images."""
+    def interval(self) -> Interval | None:
+        """The 95% t-interval of the mean over seeds; of one seed, its interval over images."""
         count = len(self.values)
         if count < 2:
-            return (self.images[1] - self.images[0]) / 2 if self.images is not None else None
+            return self.images
         quantile = _T[count - 2] if count - 2 < len(_T) else _T_LARGE
-        return quantile * statistics.stdev(self.values) / math.sqrt(count)
+        mean, half = statistics.fmean(self.values), quantile * statistics.stdev(self.values) / math.sqrt(count)
+        return mean - half, mean + half
+
+    @property
+    def half_width(self) -> float | None:
+        interval = self.interval
+        return (interval[1] - interval[0]) / 2 if interval is not None else None
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,11 @@ class Pair:
     agree: int
     pairs: int
     """Of seeds: each of the one row with each of the other."""
+    close: bool
+    """Of two rows one of which has one seed: whether they differ by less than the interval of their difference."""
+
+
+Outcome = Literal["reproduced", "within the interval", "not reproduced", "open"]
 
 
 @dataclass(frozen=True)
@@ -75,8 +87,8 @@ class Verdict:
 
     claim: Claim
     pairs: tuple[Pair, ...]
-    reproduced: bool | None
-    """Whether the means are in this order; None unless every row of it was run."""
+    outcome: Outcome
+    """Whether the means are in this order, and whether neighbours are close; open unless every row of it was run."""
 
     @property
     def share(self) -> float | None:
@@ -148,16 +160,32 @@ def _verdict(claim: Claim, suite: Suite, lines: dict[str, Line]) -> Verdict:
     index = [column.name for column in suite.columns].index(claim.column)
     lower = suite.columns[index].better_is == "lower"
 
-    def values(name: str) -> tuple[float, ...]:
-        return lines[name].cells[index].values if name in lines else ()
+    def cell(name: str) -> Cell:
+        return lines[name].cells[index] if name in lines else Cell((), None)
 
     def is_better(one: float, other: float) -> bool:
         return one < other if lower else one > other
 
     pairs = []
     for better, worse in pairwise(claim.rows):
-        both = [(one, other) for one in values(better) for other in values(worse)]
-        pairs.append(Pair(better, worse, sum(is_better(*pair) for pair in both), len(both)))
-    means = [statistics.fmean(found) for name in claim.rows if (found := values(name))]
-    whole = len(means) == len(claim.rows)
-    return Verdict(claim, tuple(pairs), all(is_better(*two) for two in pairwise(means)) if whole else None)
+        first, second = cell(better), cell(worse)
+        both = [(one, other) for one in first.values for other in second.values]
+        agree = sum(is_better(*pair) for pair in both)
+        pairs.append(Pair(better, worse, agree, len(both), _are_close(first, second)))
+    means = [mean for name in claim.rows if (mean := cell(name).mean) is not None]
+    outcome: Outcome
+    if len(means) < len(claim.rows):
+        outcome = "open"
+    elif not all(is_better(*two) for two in pairwise(means)):
+        outcome = "not reproduced"
+    else:
+        outcome = "within the interval" if any(pair.close for pair in pairs) else "reproduced"
+    return Verdict(claim, tuple(pairs), outcome)
+
+
+def _are_close(one: Cell, other: Cell) -> bool:
+    """Whether one seed's interval over images cannot tell them apart; of several seeds, the pairs say more."""
+    if min(len(one.values), len(other.values)) != 1 or one.interval is None or other.interval is None:
+        return False
+    difference = statistics.fmean(one.values) - statistics.fmean(other.values)
+    return abs(difference) < half_width_of_difference(one.interval, other.interval)

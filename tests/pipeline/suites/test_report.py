@@ -137,6 +137,17 @@ def test_one_seed_has_the_interval_over_its_images(one_seed, tmp_path):
     assert OVER_IMAGES in page
 
 
+def test_an_order_that_images_cannot_tell_is_not_said_to_be_reproduced(one_seed, tmp_path):
+    """20 before 21, in the suite's order turned around, each within 4."""
+    suite, asked, found = one_seed
+    claim = suite.order[0].model_copy(update={"rows": ("none", "fda")})
+    page = page_of((suite.model_copy(update={"order": (claim,)}), asked, found), tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert "none before fda (Section 1): in this order, within the interval; of pairs of seeds 100% agree" in text
+    assert "within the interval</span>" in page
+    assert "reproduced" not in page + text
+
+
 def test_several_seeds_have_an_interval_over_seeds_alone(world, tmp_path):
     write(world, "mysweep", tmp_path)
     assert "over the images" not in (tmp_path / "table.md").read_text()

@@ -26,8 +26,11 @@ def test_one_seed_has_no_interval():
     assert Cell((), 2.0).mean is None
 
 
-def table(folder, fda, none):
-    """The lines and the verdict for distances by seed."""
+FD = "samples/frechet_distance/efficientnet_lite0"
+
+
+def table(folder, fda, none, half=None):
+    """The lines and the verdict for distances by seed; `half`: of their intervals over images."""
     suite = load_suite(written(folder))
     asked = Asked("", max(len(fda), len(none)), (), (), str(folder / "runs"))
     runs = runs_of(suite, asked, fresh=True)
@@ -37,6 +40,11 @@ def table(folder, fda, none):
         for run in runs
         if run.seed < len(values[run.row.name])
     }
+    if half is not None:
+        records = {
+            key: one.model_copy(update={"intervals": {FD: (one.metrics[FD] - half, one.metrics[FD] + half)}})
+            for key, one in records.items()
+        }
     lines = lines_of(suite, suite.rows, "", measured(runs, records))
     (verdict,) = verdicts(suite, lines)
     return lines, verdict
@@ -52,23 +60,44 @@ def test_ours_beside_the_paper(tmp_path):
 
 def test_an_order_that_came_out(tmp_path):
     _, verdict = table(tmp_path, [10.0, 12.0], [20.0, 22.0])
-    assert (verdict.reproduced, verdict.share) == (True, 1.0)
+    assert (verdict.outcome, verdict.share) == ("reproduced", 1.0)
 
 
 def test_an_order_that_holds_for_some_pairs_of_seeds(tmp_path):
     """Of 2 x 2 pairs 10 < 11, 10 < 22 and 21 < 22."""
     _, verdict = table(tmp_path, [10.0, 21.0], [11.0, 22.0])
-    assert (verdict.reproduced, verdict.share) == (True, 0.75)
+    assert (verdict.outcome, verdict.share) == ("reproduced", 0.75)
 
 
 def test_an_order_that_did_not_come_out(tmp_path):
     _, verdict = table(tmp_path, [30.0, 31.0], [20.0, 22.0])
-    assert (verdict.reproduced, verdict.share) == (False, 0.0)
+    assert (verdict.outcome, verdict.share) == ("not reproduced", 0.0)
+
+
+@pytest.mark.parametrize(("half", "outcome"), [(None, "reproduced"), (1.0, "reproduced"), (1.5, "within the interval")])
+def test_an_order_of_one_seed_that_its_images_cannot_tell(tmp_path, half, outcome):
+    """The rows differ by 2, and the half width of their difference is the root of 2 times `half`: 1.41 or 2.12."""
+    _, verdict = table(tmp_path, [10.0], [12.0], half)
+    assert (verdict.outcome, verdict.share) == (outcome, 1.0)
+
+
+def test_what_is_not_in_order_is_not_reproduced_however_close(tmp_path):
+    assert table(tmp_path, [12.0], [10.0], 1.5)[1].outcome == "not reproduced"
+
+
+def test_of_several_seeds_the_pairs_say_how_sure_an_order_is(tmp_path):
+    assert table(tmp_path, [10.0, 10.1], [12.0, 12.1], 100.0)[1].outcome == "reproduced"
+
+
+def test_a_single_seed_beside_several(tmp_path):
+    """10 within 100, of its images, and 12.05 within 0.64, of its seeds."""
+    assert table(tmp_path, [10.0], [12.0, 12.1], 100.0)[1].outcome == "within the interval"
+    assert table(tmp_path, [10.0], [12.0, 12.1], 1.0)[1].outcome == "reproduced"
 
 
 def test_a_row_that_was_not_run_leaves_it_open(tmp_path):
     lines, verdict = table(tmp_path, [10.0], [])
-    assert (verdict.reproduced, verdict.share) == (None, None)
+    assert (verdict.outcome, verdict.share) == ("open", None)
     assert [line.status for line in lines] == ["not run", "run", "not run"]
     lines, _ = table(tmp_path, [10.0, 11.0], [20.0])
     assert lines[0].status == "1 of 2 seeds"
