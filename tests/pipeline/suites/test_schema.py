@@ -1,5 +1,6 @@
 """A suite's file: what is refused, in one line with the nearest name; and those that come with the code."""
 
+import shlex
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pipeline.suites.runs import preset_of
 from pipeline.suites.schema import Suite
 from tests.pipeline.suites.user import TREE, written
 from tests.support import PROJECT
+from tests.support.command_lines import parsed
 from tests.support.paper_rows import header
 
 SUITES = {name: load_suite(name) for name in suite_names()}
@@ -120,6 +122,38 @@ def test_claimed_orders_are_those_of_the_printed_values(name):
         values = [float(rows[row].printed[claim.column]) for row in claim.rows if claim.column in rows[row].printed]
         for first, second in pairwise(values):
             assert first < second if better[claim.column] == "lower" else first > second, claim
+
+
+COMMANDS = [(name, row.name, line) for name, suite in SUITES.items() for row in suite.rows for line in row.commands]
+
+
+@pytest.mark.parametrize(("name", "row", "line"), COMMANDS)
+def test_commands_are_those_of_the_command_line(name, row, line):
+    """As it reads them; the preset resolves with their overrides, with values for what is the user's."""
+    python, module, *words = shlex.split(line)
+    assert (python, module) == ("python", "-m")
+    given = parsed([word.replace("FINGERPRINT", "0" * 64).replace("URI", "s3://bucket/images") for word in words])
+    if given.info_name == "run":
+        assert load_config(given.params["preset"], given.params["set_"])
+
+
+@pytest.mark.parametrize(("name", "row"), dict.fromkeys((name, row) for name, row, _ in COMMANDS))
+def test_a_row_without_a_preset_is_measured_by_its_last_command(name, row):
+    """What is fetched and imported alone says nothing of it."""
+    (own,) = [one for one in SUITES[name].rows if one.name == row]
+    if own.preset is None:
+        assert "pipeline run " in own.commands[-1]
+        assert "imported=FINGERPRINT" in own.commands[-1]
+
+
+def test_a_floor_is_the_floor():
+    """Of reconstructions against the reference of the samples, and not against their own originals."""
+    columns = [(name, column) for name, suite in MEASURED.items() for column in suite.columns]
+    floors = [(name, column) for name, column in columns if "floor" in column.name]
+    assert floors
+    for name, column in floors:
+        keys = column.metric.values() if isinstance(column.metric, dict) else [column.metric]
+        assert all(key.startswith("floor/") for key in keys), (name, column.name)
 
 
 def test_the_small_scales_are_small():
