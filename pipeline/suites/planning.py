@@ -102,7 +102,7 @@ def print_suite_plan(console: Console, rows: Sequence[Row], plan: dict[str, Any]
         runs.add_row(escape(run["row"]), str(run["seed"]), run["status"])
     planned = {run["row"] for run in plan["runs"]}
     for row in [row for row in rows if row.name not in planned]:
-        runs.add_row(escape(row.name), "", "by command" if row.commands else "printed only")
+        runs.add_row(escape(row.name), "", row.standing)
     console.print(runs)
     console.print()
     stages = Table(box=None, pad_edge=False, header_style="bold")

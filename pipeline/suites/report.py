@@ -289,7 +289,7 @@ def _table(content: _Content) -> tuple[list[str], list[list[str]]]:
 
 
 _CLAIMED = ("claim", "came out", "pairs of seeds that agree")
-_CHIPS = {"run": "cached", "not run": "new", "by command": "new"}
+_CHIPS = {"run": "cached", **dict.fromkeys(("not at this scale", "by command", "printed only"), "new")}
 
 
 def _claims(content: _Content) -> list[list[str]]:
@@ -312,7 +312,7 @@ def _runs(found: Sequence[Measured], root: str | None) -> list[list[str]]:
             [
                 page.text(run.row.name),
                 page.number(str(run.seed)),
-                page.chip("run" if record else "not run", "cached" if record else "new"),
+                page.chip("run" if record else "not run yet", "cached" if record else "resumable"),
                 page.number(hours_text(hours) if hours is not None else ""),
                 _tracked(run.config, record.mlflow) if record is not None else page.code(run.command_line(root)),
             ]

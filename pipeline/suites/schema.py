@@ -59,6 +59,13 @@ class Row(Part):
     printed: dict[str, float | str] = Field({}, description="The paper's values, by column.")
     note: str = Field("", description="What a reader has to know of the row.")
 
+    @property
+    def standing(self) -> str:
+        """What there is of it at a scale at which nothing of ours is to be run."""
+        if self.preset is not None:
+            return "not at this scale"
+        return "by command" if self.commands else "printed only"
+
 
 class Column(Part):
     """A number of each row."""

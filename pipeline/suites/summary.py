@@ -61,7 +61,7 @@ class Line:
 
     row: Row
     status: str
-    """`run`, `n of m seeds`, `not run`, `by command`."""
+    """`run`, `n of m seeds`, `not run yet`, or its standing where nothing is to be run."""
     cells: tuple[Cell, ...]
 
 
@@ -110,10 +110,10 @@ def lines_of(suite: Suite, rows: Sequence[Row], scale: str, found: Sequence[Meas
 def _status(row: Row, own: Sequence[Measured]) -> str:
     done = sum(one.record is not None for one in own)
     if not own:
-        return "by command" if row.commands else "not run"
+        return row.standing
     if done == len(own):
         return "run"
-    return f"{done} of {len(own)} seeds" if done else "not run"
+    return f"{done} of {len(own)} seeds" if done else "not run yet"
 
 
 def _cell(column: Column, scale: str, own: Sequence[Measured], printed: float | str | None) -> Cell:

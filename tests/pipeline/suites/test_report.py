@@ -98,7 +98,7 @@ def test_markdown_says_everything(world, tmp_path):
     assert "| row | FD ↓ | paper | floor ↓ | status |" in text
     assert "| none (baseline) | 21.00 ± 12.71 | 17.65 | 10.00 ± 0.00 | run |" in text
     assert "| fda | 21.00 | 14.34 | 10.00 | 1 of 2 seeds |" in text
-    assert "| theirs |  | 9.0 |  | not run |" in text
+    assert "| theirs |  | 9.0 |  | printed only |" in text
     assert "fda before none (Section 1): not reproduced; of pairs of seeds 50% agree" in text
     assert "95% t-interval over seeds" in text
     assert "theirs: from <their> paper" in text
@@ -185,7 +185,7 @@ def test_a_screen_that_is_too_narrow_for_the_table_has_a_row_as_a_line(world):
     render_suite(console, *world)
     lines = console.export_text().splitlines()
     assert "none (baseline): FD ↓ 21.00 ± 12.71, paper 17.65, floor ↓ 10.00 ± 0.00, run" in lines
-    assert "theirs: paper 9.0, not run" in lines
+    assert "theirs: paper 9.0, printed only" in lines
 
 
 def test_the_page_needs_nothing_else(world, tmp_path):

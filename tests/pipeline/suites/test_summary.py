@@ -53,7 +53,7 @@ def table(folder, fda, none, half=None):
 def test_ours_beside_the_paper(tmp_path):
     lines, _ = table(tmp_path, [10.0, 12.0], [20.0, 22.0])
     none, fda, theirs = lines
-    assert (none.status, theirs.status) == ("run", "not run")
+    assert (none.status, theirs.status) == ("run", "printed only")
     assert [(cell.mean, cell.printed) for cell in fda.cells] == [(11.0, 14.34), (1.5, None)]
     assert [(cell.mean, cell.printed) for cell in theirs.cells] == [(None, 9.0), (None, None)]
 
@@ -95,9 +95,20 @@ def test_a_single_seed_beside_several(tmp_path):
     assert table(tmp_path, [10.0], [12.0, 12.1], 1.0)[1].outcome == "reproduced"
 
 
+def test_who_has_not_run_yet_is_told_from_who_is_not_to_be_run(tmp_path):
+    """Table 2 on digits has one row of ours; others are printed, are for another scale, or have public weights."""
+    asked = Asked("digits", 1, (), (), str(tmp_path))
+    for suite, expected in (
+        (load_suite("table2"), {"ours": "not run yet", "maetok": "printed only", "sd-vae": "not at this scale"}),
+        (load_suite("table3"), {"ours": "not run yet", "va-vae": "printed only", "repa": "by command"}),
+    ):
+        lines = lines_of(suite, suite.rows, "digits", measured(runs_of(suite, asked, fresh=True), {}))
+        assert {line.row.name: line.status for line in lines if line.row.name in expected} == expected
+
+
 def test_a_row_that_was_not_run_leaves_it_open(tmp_path):
     lines, verdict = table(tmp_path, [10.0], [])
     assert (verdict.outcome, verdict.share) == ("open", None)
-    assert [line.status for line in lines] == ["not run", "run", "not run"]
+    assert [line.status for line in lines] == ["not run yet", "run", "printed only"]
     lines, _ = table(tmp_path, [10.0, 11.0], [20.0])
     assert lines[0].status == "1 of 2 seeds"
