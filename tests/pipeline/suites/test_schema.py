@@ -1,17 +1,20 @@
 """A suite's file: what is refused, in one line with the nearest name; and those that come with the code."""
 
+import re
 import shlex
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_config
+from models.sizes import tokenizer_sizes
+from pipeline.config import PRESETS, load_config
 from pipeline.errors import ConfigError
 from pipeline.suites import Asked, load_suite, runs_of, suite_names
 from pipeline.suites.measures import measured_keys, recorded_key
 from pipeline.suites.runs import preset_of
 from pipeline.suites.schema import Suite
+from pipeline.workflow import sit_sizes
 from tests.pipeline.suites.user import TREE, written
 from tests.support import PROJECT
 from tests.support.command_lines import parsed
@@ -163,6 +166,23 @@ def test_the_small_scales_are_small():
         assert (own.sit.steps, own.sample.count, own.tokenizer.steps) == (
             quickstart.sit.steps, quickstart.sample.count, quickstart.tokenizer.steps
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("scale", SUITES["figure3"].scales)
+def test_figure_3_says_how_many_samples_a_milestone_has(scale):
+    source = [] if scale == "digits" else ["data.uri=s3://bucket/images"]
+    (images,) = {
+        run.config.convergence.images for run in runs_of(SUITES["figure3"], Asked(scale, 1, (), source), False)
+    }
+    assert f"milestones of {images:,} samples" in SUITES["figure3"].scales[scale].about
+
+
+def test_a_preset_says_how_large_its_networks_are():
+    name = "figure3/cifar10-raw"
+    tokenizer, sit = re.findall(r"has ([\d.]+)M", (PRESETS / f"{name}.yaml").read_text())
+    own = load_config(name)
+    assert float(tokenizer) == round(tokenizer_sizes("vit", own.tokenizer_network).parameters / 1e6, 2)
+    assert float(sit) == round(sit_sizes(own)["parameters"] / 1e6, 2)
 
 
 def test_a_suite_is_frozen_and_typed():
