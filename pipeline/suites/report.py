@@ -155,7 +155,9 @@ def _intervals(content: _Content) -> list[str]:
     cells = [cell for line in content.lines for cell in line.cells]
     of_images = any(cell.images is not None for cell in cells)
     of_seeds = any(len(cell.values) > 1 for cell in cells)
-    return [*([INTERVAL] if of_seeds or not of_images else []), *([IMAGE_INTERVAL] if of_images else [])]
+    if not of_seeds and not of_images:
+        return [f"{INTERVAL}, from two seeds on"]
+    return [*([INTERVAL] if of_seeds else []), *([IMAGE_INTERVAL] if of_images else [])]
 
 
 def _about(content: _Content) -> list[str]:
