@@ -156,7 +156,7 @@ def test_a_floor_is_the_floor():
     assert floors
     for name, column in floors:
         keys = column.metric.values() if isinstance(column.metric, dict) else [column.metric]
-        assert all(key.startswith("floor/") for key in keys), (name, column.name)
+        assert all((key or "").startswith("floor/") for key in keys), (name, column.name)
 
 
 def test_the_small_scales_are_small():

@@ -341,11 +341,11 @@ def test_the_average_that_is_sampled_is_exported(tmp_path: Path, world: World) -
     details = {**made.details, "averages": config.sit.averages}
     del details["source"]
     put(config, manifest(config, "train-sit", writer, {}, **details))
-    theirs = {}
-    for decay in ("null", "0.99", "0.5"):
-        sets = ["sit.ema_decays=[0.5]", "sit.level=0", "sit.alignment=none", f"sample.ema_decay={decay}"]
-        export_command("sit", "quickstart", tmp_path / f"{decay}.pt", sets, str(world.root))
-        theirs[decay] = torch.load(tmp_path / f"{decay}.pt", weights_only=True)["ema"]["final_layer.linear.bias"]
+    theirs: dict[str, torch.Tensor] = {}
+    for named in ("null", "0.99", "0.5"):
+        sets = ["sit.ema_decays=[0.5]", "sit.level=0", "sit.alignment=none", f"sample.ema_decay={named}"]
+        export_command("sit", "quickstart", tmp_path / f"{named}.pt", sets, str(world.root))
+        theirs[named] = torch.load(tmp_path / f"{named}.pt", weights_only=True)["ema"]["final_layer.linear.bias"]
     assert torch.equal(theirs["null"], theirs["0.99"])
     assert not torch.equal(theirs["null"], theirs["0.5"])
     with pytest.raises(ContractError, match=r"has one average alone, not 0\.5"):
