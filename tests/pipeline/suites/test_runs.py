@@ -149,8 +149,9 @@ def test_a_plan_says_what_is_shared_and_what_it_costs(tmp_path):
 
 def test_a_suite_that_ends_early_is_planned_too(tmp_path):
     """Each of its stages costs something, but for what runs on CPUs alone."""
+    row = {"name": "fda", "preset": "quickstart"}
     for until in ("analyze", "train-sit", "convergence"):
-        found = runs(tmp_path, 1, "sit.milestones=[10,20]", until=until)
+        found = runs(tmp_path, 1, "sit.milestones=[10,20]", until=until, columns=[], order=[], rows=[row])
         stages = make_suite_plan(surveyed(measured(found, {})))["stages"]
         assert until in stages
         assert [name for name, stage in stages.items() if not stage["device_hours"]] == ["prepare"]
