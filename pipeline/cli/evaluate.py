@@ -162,17 +162,62 @@ def _reference(
 
 def _check_same_network(made: "Manifest", network: "Network") -> None:
     """ContractError if the statistics are not of features that the network gives."""
+    from pipeline.artifacts import Manifest
+
     names = made.details["networks"]
     size = made.config["evaluate.network_size"]
     if network.name not in names:
+        option = _classifier_of(made) if names[0].startswith("self-") else names[0]
         raise ContractError(
-            f"{made.name} has features of {', '.join(names)}, not of {network.name}", f"Give --network {names[0]}."
+            f"{made.name} has features of {', '.join(names)}, not of {network.name}", f"Give --network {option}."
         )
-    if network.kind != "self" and size != network.size:
+    if network.classifier is not None:
+        _check_same_classifier(made, Manifest.model_validate_json(network.classifier))
+        return
+    if size != network.size:
         raise ContractError(
             f"{made.name} has features of images resized to {size} pixels for {network.name}, not to {network.size}",
             f"Give --set evaluate.network_size={size}.",
         )
+    _check_same_weights(made, network)
+
+
+def _check_same_classifier(made: "Manifest", classifier: "Manifest") -> None:
+    """ContractError if the statistics are of another classifier: two of the same data have the same name."""
+    if made.inputs["classifier"] != classifier.fingerprint:
+        known = _classifier_of(made)
+        raise ContractError(
+            f"{made.name} has features of {known}, not of {classifier.name}", f"Give --network {known}."
+        )
+    if made.input_contents["classifier"] != classifier.content:
+        raise ContractError(
+            f"{made.name} has features of {classifier.name} with other weights: it was trained again",
+            "Run the preset again, which makes the reference anew.",
+        )
+
+
+def _classifier_of(made: "Manifest") -> str:
+    from pipeline.artifacts import artifact_path
+
+    return artifact_path("classifier", made.inputs["classifier"])
+
+
+def _check_same_weights(made: "Manifest", network: "Network") -> None:
+    """ContractError if the statistics are of other weights of a public network; None: those of its package."""
+    field = "evaluate.network_weights"
+    of_gate = made.config["evaluate.network"] == network.kind
+    there: str | None = (made.config[field] or {}).get("sha256") if of_gate else None
+    here = network.weights.sha256 if network.weights else None
+    if there != here:
+        uri = (made.uncounted.get(field) or {}).get("uri") or "URI"
+        raise ContractError(
+            f"{made.name} has features of {network.name} with {_weights(there)}, not with {_weights(here)}",
+            f"Give --set '{field}={{uri: {uri}, sha256: {there}}}'." if there else f"Give --set {field}=null.",
+        )
+
+
+def _weights(sha256: str | None) -> str:
+    return f"the weights {sha256[:12]}" if sha256 else "the weights of its package"
 
 
 def _image_set(given: str, config: Config, storage: "Storage") -> "ImageSet":

@@ -204,6 +204,47 @@ def test_features_of_different_networks(world: World) -> None:
     assert "pretrained weights are missing" in world.refused(sample, reference, "--network", "inception")
 
 
+def test_another_classifier_of_the_same_data(world: World) -> None:
+    """Its name is the same; so is that of one that was trained again to other weights."""
+    sample, reference, own = world.at("sample"), world.at("reference"), world.made["classifier"]
+    other = put(world.config, own.model_copy(update={"fingerprint": "f" * 64}))
+    line = f"{reference} has features of {own.name}, not of {other.name}. Give --network {own.name}."
+    assert world.refused(sample, reference, "--network", other.name) == line
+    spoiled = {name: record.model_copy(update={"sha256": "0" * 64}) for name, record in own.files.items()}
+    put(world.config, own.model_copy(update={"files": spoiled}))
+    try:
+        said = world.refused(sample, reference, "--network", own.name)
+    finally:
+        put(world.config, own)
+    assert f"has features of {own.name} with other weights: it was trained again" in said
+
+
+def test_a_reference_of_a_classifier_alone_names_it(world: World) -> None:
+    made = world.made["reference"]
+    details = made.details | {"networks": ["self-digits"]}
+    alone = put(world.config, made.model_copy(update={"fingerprint": "e" * 64, "details": details}))
+    said = world.refused(world.at("sample"), alone.name)
+    assert said.endswith(f"not of efficientnet_lite0. Give --network {world.at('classifier')}.")
+
+
+def test_other_weights_of_the_same_network(world: World) -> None:
+    """Of the package and of a file, either way."""
+    sample, reference, made = world.at("sample"), world.at("reference"), world.made["reference"]
+    given = ["--set", f"evaluate.network_weights={{uri: file:///w.safetensors, sha256: {'a' * 64}}}"]
+    said = world.refused(sample, reference, *LITE, *given)
+    assert "with the weights of its package, not with the weights aaaaaaaaaaaa. Give --set evaluate.network" in said
+    assert said.endswith("network_weights=null.")
+    config = made.config | {"evaluate.network_weights": {"sha256": "b" * 64}}
+    whole = {"evaluate.network_weights": {"name": None, "uri": "file:///b.safetensors", "sha256": "b" * 64}}
+    of_file = {"fingerprint": "d" * 64, "config": config, "uncounted": made.uncounted | whole}
+    other = put(world.config, made.model_copy(update=of_file))
+    said = world.refused(sample, other.name)
+    assert "with the weights bbbbbbbbbbbb, not with the weights of its package" in said
+    option = f"evaluate.network_weights={{uri: file:///b.safetensors, sha256: {'b' * 64}}}"
+    assert said.endswith(f"Give --set '{option}'.")
+    assert "not with the weights aaaaaaaaaaaa" in world.refused(sample, other.name, *LITE, *given)
+
+
 def test_artifacts_that_are_not_there(world: World) -> None:
     sample = world.at("sample")
     assert "no artifacts match reference/0123456789ab" in world.refused(sample, "reference/0123456789ab")
