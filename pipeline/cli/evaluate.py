@@ -137,7 +137,7 @@ def _reference(
     given: str, config: Config, storage: "Storage", reading: "Reading", side: int | None
 ) -> "tuple[Reference, int | None]":
     """What is compared with, and the side of the pixels on both sides, if either side has one."""
-    from pipeline.evaluation import read_statistics, reference_of, reference_of_moments, reference_of_statistics
+    from pipeline.evaluation import of_npz, read_statistics, reference_of, reference_of_moments, reference_of_statistics
 
     found = _ARTIFACT.fullmatch(given)
     if found and found[1] == "reference":
@@ -147,17 +147,15 @@ def _reference(
         statistics = read_statistics(storage, made, reading.network.name)
         return reference_of_statistics(f"{made.name} ({made.details['reference']})", statistics, own), side or own
     if given.endswith(".npz"):
-        from pipeline.evaluation import of_npz
-
         images, moments = of_npz(given)
-        if moments:
-            known = reference_of_moments(given, moments, reading.network)
-            if images is None:
-                return known, side
-            of_images = reference_of(images, reading, side or images.side)
-            return known.with_images(of_images), side or images.side
-    images = _image_set(given, config, storage)
-    return reference_of(images, reading, side or images.side), side or images.side
+    else:
+        images, moments = _image_set(given, config, storage), {}
+    known = reference_of_moments(given, moments, reading.network) if moments else None
+    if images is None:
+        assert known is not None  # `of_npz` gives one of them
+        return known, side
+    of_images = reference_of(images, reading, side or images.side)
+    return known.with_images(of_images) if known else of_images, side or images.side
 
 
 def _check_same_network(made: "Manifest", network: "Network") -> None:

@@ -5,14 +5,19 @@ Legend: N images, C channels, H W pixels.
 """
 
 import io
+import math
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
+import numpy.lib.format as npy
 
 from pipeline.artifacts import Manifest, checked_copy, read_checked
 from pipeline.data import ENDINGS, Pixels, UnreadableImage, decode_image, ending_of, image_column, is_ignored, transform
@@ -20,6 +25,7 @@ from pipeline.errors import DataError
 from pipeline.storage import Storage, open_storage, split_uri
 
 _BATCH = 256
+_IMAGES = "arr_0"
 _MOMENTS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # in ADM's reference batches, by kind of features
 _KEYS = "arr_0 uint8 (N, H, W, 3), or of a reference also mu, sigma, mu_s, sigma_s"
 
@@ -51,21 +57,17 @@ def of_samples(storage: Storage, sample: Manifest) -> ImageSet:
 def of_npz(path: str) -> tuple[ImageSet | None, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """The images of an .npz in ADM's form, if it has any, and the means and covariances of features, if it has those.
 
-    DataError if it is no such file, or what is in it is neither pixels nor a Gaussian.
+    A batch of the images is in memory at a time. DataError if it is no such file, or what is in it is neither pixels
+    nor a Gaussian; values that are no pixels are found as they are read.
     """
-    storage, name = split_uri(path)
-    try:
-        arrays = np.load(io.BytesIO(storage.read(name)), allow_pickle=False)
-        found = {key: arrays[key] for key in arrays.files}
-    except FileNotFoundError:
-        raise DataError(f"{path} is not there", "Correct the path.") from None
-    except (ValueError, OSError, EOFError, AttributeError) as error:
-        raise DataError(f"{path} is no .npz of arrays ({error})", f"Give one with {_KEYS}.") from None
-    moments = {
-        kind: (found[mean], found[covariance])
-        for kind, (mean, covariance) in _MOMENTS.items()
-        if mean in found and covariance in found
-    }
+    with _whole(path), _opened(path) as file, zipfile.ZipFile(file) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        moments = {
+            kind: (_array(archive, mean), _array(archive, covariance))
+            for kind, (mean, covariance) in _MOMENTS.items()
+            if mean in names and covariance in names
+        }
+        stored = _stored(archive, _IMAGES) if _IMAGES in names else None
     for kind, (mean, covariance) in moments.items():
         if covariance.shape != (len(mean), len(mean)) or not (
             np.isfinite(mean).all() and np.isfinite(covariance).all()
@@ -73,30 +75,102 @@ def of_npz(path: str) -> tuple[ImageSet | None, dict[str, tuple[np.ndarray, np.n
             raise DataError(
                 f"{path}: {' and '.join(_MOMENTS[kind])} are no finite mean and covariance", "Make it again."
             )
-    if "arr_0" not in found and not moments:
-        raise DataError(f"{path} has {', '.join(found) or 'nothing'}, and not arr_0", f"Give one with {_KEYS}.")
-    if "arr_0" not in found:
+    if stored is None and not moments:
+        raise DataError(f"{path} has {', '.join(names) or 'nothing'}, and not arr_0", f"Give one with {_KEYS}.")
+    if stored is None:
         return None, moments
-    images_NCHW = as_pixels(found["arr_0"], f"{path}: arr_0")
-    return ImageSet(path, lambda _: _cut(images_NCHW), images_NCHW.shape[-1]), moments
+    check_layout(stored, f"{path}: {_IMAGES}")
+    return ImageSet(path, lambda _: _stored_batches(path, stored), stored.shape[1]), moments
 
 
-def as_pixels(images_NHWC: np.ndarray, name: str) -> Pixels:
-    """uint8 (N, 3, H, H) of (N, H, H, 3), uint8 or floats in [0, 1], rounded. DataError for anything else."""
-    if images_NHWC.ndim != 4 or images_NHWC.shape[-1] != 3 or images_NHWC.shape[1] != images_NHWC.shape[2]:
-        raise DataError(f"{name} has the shape {images_NHWC.shape}", "Give square images as (N, H, W, 3).")
+class Stored(NamedTuple):
+    """What the header of a stored array says."""
+
+    shape: tuple[int, ...]
+    by_columns: bool  # Fortran's order
+    dtype: np.dtype[Any]
+
+
+def _opened(path: str) -> BinaryIO:
+    storage, name = split_uri(path)
+    try:
+        return storage.open_ranges(name)
+    except FileNotFoundError:
+        raise DataError(f"{path} is not there", "Correct the path.") from None
+
+
+@contextmanager
+def _whole(path: str) -> Iterator[None]:
+    """DataError for an .npz that is none, or was cut or damaged."""
+    try:
+        yield
+    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"{path} is no .npz of arrays, or was cut or damaged ({error})", f"Copy it again, or give one with {_KEYS}."
+        ) from None
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(f"{name}.npy") as member:
+        array: np.ndarray = npy.read_array(member, allow_pickle=False)
+        return array
+
+
+def _stored(archive: zipfile.ZipFile, name: str) -> Stored:
+    with archive.open(f"{name}.npy") as member:
+        return _header(member)
+
+
+def _header(member: IO[bytes]) -> Stored:
+    """Of an array, after which its values come. ValueError if it is none."""
+    version = npy.read_magic(member)
+    return Stored(*(npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(member))
+
+
+def _stored_batches(path: str, stored: Stored) -> Iterator[Pixels]:
+    """The images of an .npz, 256 at a time, straight from the file. DataError for values that are no pixels."""
+    rows, size = stored.shape[0], math.prod(stored.shape[1:]) * stored.dtype.itemsize
+    with (
+        _whole(path),
+        _opened(path) as file,
+        zipfile.ZipFile(file) as archive,
+        archive.open(f"{_IMAGES}.npy") as member,
+    ):
+        _header(member)
+        for start in range(0, rows, _BATCH):
+            count = min(_BATCH, rows - start)
+            content = member.read(count * size)
+            if len(content) < count * size:
+                raise EOFError(f"{_IMAGES} ends before image {start + count:,} of {rows:,}")
+            images_NHWC = np.frombuffer(content, stored.dtype).reshape(count, *stored.shape[1:])
+            yield as_pixels(images_NHWC, f"{path}: {_IMAGES}", start)
+
+
+def check_layout(stored: Stored, name: str) -> None:
+    """DataError unless these are square images, uint8 or floats, one after the other."""
+    shape, dtype = stored.shape, stored.dtype
+    if len(shape) != 4 or shape[-1] != 3 or shape[1] != shape[2]:
+        raise DataError(f"{name} has the shape {shape}", "Give square images as (N, H, W, 3).")
+    if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
+        raise DataError(f"{name} is of {dtype}", "Give uint8, or floats in [0, 1].")
+    if stored.by_columns:
+        raise DataError(f"{name} is stored in Fortran's order", "Write it again by numpy.ascontiguousarray.")
+
+
+def as_pixels(images_NHWC: np.ndarray, name: str, first: int) -> Pixels:
+    """uint8 (N, 3, H, H) of (N, H, H, 3), uint8 or floats in [0, 1], rounded; DataError for other floats.
+
+    `first`: the place of its first image among all.
+    """
     if np.issubdtype(images_NHWC.dtype, np.floating):
-        if np.isnan(images_NHWC).any():
-            raise DataError(
-                f"{name} has NaN in {np.isnan(images_NHWC).any((1, 2, 3)).sum()} images", "Draw them again."
-            )
+        broken_N = np.isnan(images_NHWC).any((1, 2, 3))
+        if broken_N.any():
+            raise DataError(f"{name} has NaN in image {first + int(broken_N.argmax())}", "Draw it again.")
         low, high = float(images_NHWC.min(initial=0)), float(images_NHWC.max(initial=0))
         if low < 0 or high > 1:
             raise DataError(f"{name} has floats from {low:.3g} to {high:.3g}", "Give uint8, or floats in [0, 1].")
-        images_NHWC = np.round(images_NHWC * 255)
-    elif images_NHWC.dtype != np.uint8:
-        raise DataError(f"{name} is of {images_NHWC.dtype}", "Give uint8, or floats in [0, 1].")
-    return np.ascontiguousarray(images_NHWC.transpose(0, 3, 1, 2)).astype(np.uint8)
+        images_NHWC = np.round(images_NHWC * 255).astype(np.uint8)
+    return np.ascontiguousarray(images_NHWC.transpose(0, 3, 1, 2))
 
 
 def _cut(images_NCHW: Pixels) -> Iterator[Pixels]:
@@ -140,12 +214,11 @@ def of_folder(uri: str) -> ImageSet:
 
 
 def of_parquet(uri: str) -> ImageSet:
-    """The pictures of a Parquet file, in its column of images. DataError if it has none."""
+    """The pictures of a Parquet file, in its column of images. DataError if it has none, or is not there."""
+    _opened(uri).close()
 
     def contents() -> Iterator[tuple[str, bytes]]:
-        storage, name = split_uri(uri)
-        local = storage.local_path(name)
-        with local.open("rb") if local else storage.open_ranges(name) as file:
+        with _opened(uri) as file:
             yield from _parquet_images(file, None, uri)
 
     return ImageSet(uri, lambda side: _decoded(contents(), side, uri))

@@ -2,10 +2,12 @@
 
 import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.lib.format as numpy_format
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -159,12 +161,16 @@ def test_means_and_covariances_as_adms(world: World, monkeypatch: pytest.MonkeyP
 
 def test_files_that_are_no_images(world: World) -> None:
     there = world.at("reference")
-    pixels = world.pixels
+    pixels, first = world.pixels, int((world.pixels > 250).any((1, 2, 3)).argmax())
     cases = {
         "keys.npz": ({"images": pixels}, "has images, and not arr_0. Give one with arr_0"),
         "one.npz": ({"arr_0": pixels[:1]}, "has 1 images, and a distance needs two"),
         "minus.npz": ({"arr_0": pixels / np.float32(127.5) - 1}, "has floats from -1 to 1. Give uint8"),
-        "nan.npz": ({"arr_0": np.where(pixels > 250, np.nan, pixels / 255)}, "has NaN in"),
+        "nan.npz": (
+            {"arr_0": np.where(pixels > 250, np.nan, pixels / 255)},
+            f"has NaN in image {first}. Draw",
+        ),
+        "columns.npz": ({"arr_0": np.asfortranarray(pixels)}, "is stored in Fortran's order. Write it again"),
         "ints.npz": ({"arr_0": pixels.astype(np.int32)}, "is of int32"),
         "first.npz": ({"arr_0": world.images}, "has the shape (24, 3, 32, 32)"),
         "large.npz": ({"arr_0": pixels.repeat(2, 1).repeat(2, 2)}, "has images of 64 x 64 pixels, and"),
@@ -174,11 +180,41 @@ def test_files_that_are_no_images(world: World) -> None:
         assert said in world.refused(world.npz(name, **arrays), there), name
     (world.folder / "text.npz").write_text("no zip")
     assert "is no .npz of arrays" in world.refused(world.at("text.npz"), there)
-    assert "is not there" in world.refused(world.at("gone.npz"), there)
+    for gone in ("gone.npz", "gone.parquet"):
+        line = f"{world.at(gone)} is not there. Correct the path."
+        assert world.refused(world.at(gone), there) == world.refused(world.at("sample"), world.at(gone)) == line
     (world.folder / "empty").mkdir()
     assert "has no pictures in it" in world.refused(world.at("empty"), there)
     (world.folder / "text.parquet").write_text("no Parquet")
     assert "is no Parquet file" in world.refused(world.at("text.parquet"), there)
+
+
+def test_npz_that_were_cut_or_damaged(world: World) -> None:
+    """Wherever it was cut; and bytes that changed within, of values that are packed and of some that are not."""
+    whole, there = (world.folder / "adm.npz").read_bytes(), world.at("reference")
+    broken = [whole[:length] for length in (0, 1, 100, len(whole) // 2, len(whole) - 200, len(whole) - 1)]
+    np.savez_compressed(world.folder / "packed.npz", arr_0=world.pixels)
+    for content in (whole, (world.folder / "packed.npz").read_bytes()):
+        middle = len(content) // 2
+        broken.append(
+            content[:middle] + bytes(255 - byte for byte in content[middle : middle + 50]) + content[middle + 50 :]
+        )
+    for place, content in enumerate(broken):
+        (world.folder / "broken.npz").write_bytes(content)
+        for images, reference in ((world.at("broken.npz"), there), (world.at("sample"), world.at("broken.npz"))):
+            said = world.refused(images, reference)
+            assert said.startswith(f"{world.at('broken.npz')} is no .npz of arrays, or was cut or damaged ("), place
+            assert "Copy it again, or give one with arr_0" in said
+
+
+def test_an_npz_without_all_of_its_images(world: World) -> None:
+    """Its header tells of more than there are."""
+    header = io.BytesIO()
+    numpy_format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (30, 32, 32, 3)})
+    with zipfile.ZipFile(world.folder / "short.npz", "w") as archive:
+        archive.writestr("arr_0.npy", header.getvalue() + world.pixels.tobytes())
+    said = world.refused(world.at("short.npz"), world.at("reference"))
+    assert "(arr_0 ends before image 30 of 30). Copy it again" in said
 
 
 def test_pictures_of_several_sizes_want_one(world: World) -> None:
