@@ -14,6 +14,7 @@ _SSIM_SIGMA = 1.5
 _SSIM_RADIUS = 5
 _SSIM_C1 = (0.01 * 255) ** 2
 _SSIM_C2 = (0.03 * 255) ** 2
+_ROWS = 1024  # of features, of which copies in fp64 are in memory at a time
 
 
 def to_uint8(x_BCHW: Tensor) -> Tensor:
@@ -115,12 +116,16 @@ class FrechetReference:
         """(R,) fp64: the distances to R resamples of these features, in which each occurs so many times.
 
         What `distance` gives for the mean and covariance (with N - 1) of each; only its rows that occur are worked on.
+        In fp64, of which no more than two features' numbers of rows are in memory at a time.
         """
+        if len(features_NF) > 2 * features_NF.shape[1]:
+            found = [self.distance(*_resample_moments(features_NF, count_N)) for count_N in counts_RN]
+            return torch.tensor(found, dtype=torch.float64, device=features_NF.device)
         shifted_NF = features_NF.double() - self._mean_F
         rooted_NF = shifted_NF @ self._root_FF
-        return torch.stack([self._of_resample(shifted_NF, rooted_NF, count_N.double()) for count_N in counts_RN])
+        return torch.stack([self._of_few(shifted_NF, rooted_NF, count_N.double()) for count_N in counts_RN])
 
-    def _of_resample(self, shifted_NF: Tensor, rooted_NF: Tensor, count_N: Tensor) -> Tensor:
+    def _of_few(self, shifted_NF: Tensor, rooted_NF: Tensor, count_N: Tensor) -> Tensor:
         occurs_N, total = count_N > 0, count_N.sum()
         weight_N1 = (count_N[occurs_N] / (total - 1)).sqrt()[:, None]
         mean_F, rooted_mean_F = (count_N @ values_NF / total for values_NF in (shifted_NF, rooted_NF))
@@ -129,6 +134,21 @@ class FrechetReference:
         small = rooted_NF @ rooted_NF.mT if len(rooted_NF) < rooted_NF.shape[1] else rooted_NF.mT @ rooted_NF
         spread = self._trace + centred_NF.square().sum()
         return mean_F.square().sum() + spread - 2 * _trace_of_root(small)
+
+
+def _resample_moments(features_NF: Tensor, count_N: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean_F, covariance_FF), fp64, of a resample in which each row occurs so many times; in blocks of its rows."""
+    rows, features = torch.split(count_N.nonzero()[:, 0], _ROWS), features_NF.shape[1]
+    total = count_N.sum()
+    mean_F = features_NF.new_zeros(features, dtype=torch.float64)
+    for part in rows:
+        mean_F += count_N[part].double() @ features_NF[part].double() / total
+    covariance_FF = mean_F.new_zeros(features, features)
+    for part in rows:
+        centred_NF = features_NF[part].double().sub_(mean_F)
+        centred_NF *= (count_N[part].double() / (total - 1)).sqrt()[:, None]
+        covariance_FF.addmm_(centred_NF.mT, centred_NF)
+    return mean_F, covariance_FF
 
 
 def _trace_of_root(symmetric: Tensor) -> Tensor:
@@ -228,7 +248,8 @@ def _kernel_sums(a_NF: Tensor, b_MF: Tensor, block: int) -> Tensor:
 
 def _own_kernel(a_NF: Tensor, b_NF: Tensor) -> Tensor:
     """(N,) fp64: k(a_i, b_i)."""
-    return ((a_NF.double() * b_NF.double()).mean(1) + 1).pow(3)
+    pairs = zip(torch.split(a_NF, _ROWS), torch.split(b_NF, _ROWS), strict=True)
+    return torch.cat([((a.double() * b.double()).mean(1) + 1).pow(3) for a, b in pairs])
 
 
 def _jackknife_error(without_N: Tensor) -> float:
@@ -241,7 +262,7 @@ def precision_recall(real_NF: Tensor, fake_MF: Tensor, k: int = 3, chunk: int = 
     """Improved precision and recall (Kynkaanniemi et al. 2019): shares, in [0, 1], inside the other set's manifold.
 
     A manifold is the union of balls around its samples with the distance to the k-th nearest neighbour as radius.
-    `chunk` rows of distances, in fp64, are in memory at a time. ADM's protocol: all samples, and the 10,000 images of
+    `chunk` x `chunk` distances, in fp64, are in memory at a time. ADM's protocol: all samples, and the 10,000 images of
     its reference.
 
     Raises:
@@ -249,17 +270,30 @@ def precision_recall(real_NF: Tensor, fake_MF: Tensor, k: int = 3, chunk: int = 
     """
     if min(len(real_NF), len(fake_MF)) <= k:
         raise ValueError(f"precision and recall with k = {k} need more than {k} samples of each kind")
-    real, fake = real_NF.double(), fake_MF.double()
-    return _share_inside(fake, real, k, chunk), _share_inside(real, fake, k, chunk)
+    return _share_inside(fake_MF, real_NF, k, chunk), _share_inside(real_NF, fake_MF, k, chunk)
 
 
-def _share_inside(points: Tensor, manifold: Tensor, k: int, chunk: int) -> float:
-    # The nearest neighbour of a sample is itself.
-    radius = torch.cat(
-        [torch.cdist(part, manifold).kthvalue(k + 1, dim=1).values for part in torch.split(manifold, chunk)]
-    )
-    inside = [(torch.cdist(part, manifold) <= radius).any(1) for part in torch.split(points, chunk)]
+def _share_inside(points_NF: Tensor, manifold_MF: Tensor, k: int, chunk: int) -> float:
+    radii = torch.split(_radii(manifold_MF, k, chunk), chunk)
+    inside = []
+    for part in torch.split(points_NF, chunk):
+        found_N = torch.zeros(len(part), dtype=torch.bool, device=part.device)
+        for other, radius in zip(torch.split(manifold_MF, chunk), radii, strict=True):
+            found_N |= (torch.cdist(part.double(), other.double()) <= radius).any(1)
+        inside.append(found_N)
     return float(torch.cat(inside).double().mean())
+
+
+def _radii(manifold_MF: Tensor, k: int, chunk: int) -> Tensor:
+    """(M,) fp64: each sample's distance to its k-th nearest neighbour; the nearest one is itself."""
+    radii = []
+    for part in torch.split(manifold_MF, chunk):
+        nearest = part.new_empty(len(part), 0, dtype=torch.float64)
+        for other in torch.split(manifold_MF, chunk):
+            known = torch.cat([nearest, torch.cdist(part.double(), other.double())], 1)
+            nearest = known.topk(min(k + 1, known.shape[1]), largest=False).values
+        radii.append(nearest.amax(1))
+    return torch.cat(radii)
 
 
 def inception_score(logits_NK: Tensor, split_size: int = 5000) -> float:
@@ -268,8 +302,8 @@ def inception_score(logits_NK: Tensor, split_size: int = 5000) -> float:
     The splits are consecutive; the last one may be shorter. Use the name only for logits of the Inception network.
     """
     scores = []
-    for part in torch.split(logits_NK.double(), split_size):
-        log_p = part.log_softmax(1)
+    for part in torch.split(logits_NK, split_size):
+        log_p = part.double().log_softmax(1)
         log_marginal = log_p.logsumexp(0) - torch.tensor(float(len(part)), device=part.device).double().log()
         scores.append((log_p.exp() * (log_p - log_marginal)).sum(1).mean().exp())
     return float(torch.stack(scores).mean())
@@ -281,8 +315,8 @@ def resampled_inception_score(logits_NK: Tensor, resamples: int, seed: int, spli
     The mean KL is the mean of sum p log p minus sum m log m, with m the mean of p, so a resample needs weights alone.
     """
     scores = []
-    for index, part in enumerate(torch.split(logits_NK.double(), split_size)):
-        log_p_NK = part.log_softmax(1)
+    for index, part in enumerate(torch.split(logits_NK, split_size)):
+        log_p_NK = part.double().log_softmax(1)
         p_NK = log_p_NK.exp()
         weight_RN = resample_counts(len(part), resamples, seed + index).to(p_NK) / len(part)
         marginal_RK = weight_RN @ p_NK

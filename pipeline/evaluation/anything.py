@@ -17,7 +17,7 @@ from pipeline.config import EvaluateConfig
 from pipeline.data import spaced
 from pipeline.errors import ContractError, DataError
 from pipeline.evaluation.comparison import NEIGHBOURS, add_frechet, add_inception_score, too_few
-from pipeline.evaluation.features import evaluation_device, extract
+from pipeline.evaluation.features import FeatureRows, evaluation_device, extract
 from pipeline.evaluation.image_sets import ImageSet
 from pipeline.evaluation.measured import MANIFOLD, Measured
 from pipeline.evaluation.networks import Network
@@ -76,16 +76,16 @@ def read_set(images: ImageSet, reading: Reading, side: int | None) -> Read:
             f"{images.name} has images of {images.side} x {images.side} pixels, and {side} x {side} are wanted",
             "Compare images of one size: draw or crop them anew.",
         )
-    parts, count, found = dict[str, list[Tensor]](), 0, side
+    parts, count, found = dict[str, FeatureRows](), 0, side
     for pixels in images.batches(side):
         x_NCHW = torch.from_numpy(np.ascontiguousarray(pixels))
         for kind, values in extract(x_NCHW, [reading.network], reading.settings).items():
-            parts.setdefault(kind.rpartition("/")[2], []).append(values)
+            parts.setdefault(kind.rpartition("/")[2], FeatureRows()).add(values)
         count, found = count + len(pixels), pixels.shape[-1]
         reading.progress(count)
     if count < 2 or found is None:
         raise DataError(f"{images.name} has {count} images, and a distance needs two", "Give more of them.")
-    return Read({kind: torch.cat(values) for kind, values in parts.items()}, found)
+    return Read({kind: values.all() for kind, values in parts.items()}, found)
 
 
 def reference_of(images: ImageSet, reading: Reading, side: int | None) -> Reference:

@@ -1,5 +1,6 @@
 """What is measured between two sets of images from their stored features, for the evaluation stages.
 
+One kind of a set's features is in memory at a time, once, in fp32; what is in fp64 is a block of them.
 Every metric has a 95% interval over the images that are measured, with what they are compared with held fixed.
 """
 
@@ -57,12 +58,14 @@ def reconstruction_metrics(
     of_inception = network.kind == "inception"
     names = {"pool": "rfid" if of_inception else f"frechet_distance/{network.name}", "spatial": "sfid"}
     measured, originals = Measured(), gathered(storage, original, network)
+
+    def features(kind: str) -> Tensor:
+        return all_features(storage, reconstruction, f"{network.name}/{kind}")
+
     for kind in network.distances:
-        features_NF = all_features(storage, reconstruction, f"{network.name}/{kind}")
-        add_frechet(measured, f"reconstruction/{names[kind]}", features_NF, originals.moments[kind])
+        add_frechet(measured, f"reconstruction/{names[kind]}", features(kind), originals.moments[kind])
     if of_inception:
-        logits_NK = all_features(storage, reconstruction, f"{network.name}/logits")
-        add_inception_score(measured, "reconstruction/inception_score", logits_NK)
+        add_inception_score(measured, "reconstruction/inception_score", features("logits"))
     return measured
 
 
@@ -70,11 +73,13 @@ def floor_metrics(storage: Storage, paths: Sequence[str], reference: Statistics,
     """Distances of reconstructions of the images whose features the reference keeps, in their order."""
     measured = Measured()
     names = {"pool": f"floor/frechet_distance/{network.name}", "spatial": "floor/sfid"}
+
+    def features(kind: str) -> Tensor:
+        return all_features(storage, paths, f"{network.name}/{kind}")
+
     for kind in network.distances:
-        features_NF = all_features(storage, paths, f"{network.name}/{kind}")
-        add_frechet(measured, names[kind], features_NF, reference.moments[kind])
-    pool_NF = all_features(storage, paths, f"{network.name}/pool")
-    measured.add_estimate(f"floor/kid/{network.name}", *paired_kid(pool_NF, reference.features_NF))
+        add_frechet(measured, names[kind], features(kind), reference.moments[kind])
+    measured.add_estimate(f"floor/kid/{network.name}", *paired_kid(features("pool"), reference.features_NF))
     return measured
 
 
@@ -87,22 +92,27 @@ def sample_metrics(
     recall in ADM's protocol: all samples against the 10,000 images whose features the reference keeps.
     """
     measured, name = Measured(), network.name
-    pool_NF = all_features(storage, paths, f"{name}/pool")
+
+    def features(kind: str) -> Tensor:
+        return all_features(storage, paths, f"{name}/{kind}")
+
+    _add_distances(measured, features("pool"), reference, floor, name)
+    if network.kind == "inception":
+        add_frechet(measured, "samples/sfid", features("spatial"), reference.moments["spatial"])
+        add_inception_score(measured, "samples/inception_score", features("logits"))
+    if network.kind == "self":
+        right_N = features("logits").argmax(1) == all_features(storage, paths, "labels")
+        measured.add_share(f"samples/class_accuracy/{name}", float(right_N.double().mean()), len(right_N))
+    return measured
+
+
+def _add_distances(measured: Measured, pool_NF: Tensor, reference: Statistics, floor: Statistics, name: str) -> None:
     for ending, other in (("", reference), ("_to_reconstructions", floor)):
         add_frechet(measured, f"samples/frechet_distance{ending}/{name}", pool_NF, other.moments["pool"])
         measured.add_estimate(f"samples/kid{ending}/{name}", *kid(pool_NF, other.features_NF))
     precision, recall = precision_recall(reference.features_NF, pool_NF, k=NEIGHBOURS)
     measured.add_share(f"samples/precision/{name}", precision, len(pool_NF))
     measured.add_share(f"samples/recall/{name}", recall, len(reference.features_NF))
-    if network.kind == "inception":
-        spatial_NF = all_features(storage, paths, f"{name}/spatial")
-        add_frechet(measured, "samples/sfid", spatial_NF, reference.moments["spatial"])
-        add_inception_score(measured, "samples/inception_score", all_features(storage, paths, f"{name}/logits"))
-    if network.kind == "self":
-        read_N = all_features(storage, paths, f"{name}/logits").argmax(1)
-        right_N = read_N == all_features(storage, paths, "labels")
-        measured.add_share(f"samples/class_accuracy/{name}", float(right_N.double().mean()), len(right_N))
-    return measured
 
 
 def too_few(samples: int, features: int, network: str) -> str | None:

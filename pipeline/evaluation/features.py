@@ -51,6 +51,29 @@ def classes_read(images_NCHW: Tensor, config: EvaluateConfig) -> Tensor:
         return torch.cat([read(batch.to(device)).cpu() for batch in torch.split(images_NCHW, config.batch_size)])
 
 
+class FeatureRows:
+    """Features that come in parts, as one array that grows in place: at no time are they in memory twice."""
+
+    def __init__(self) -> None:
+        self._rows: np.ndarray | None = None
+
+    def add(self, part: Tensor) -> None:
+        """More of them, (N, ...), on the CPU."""
+        values = part.numpy()
+        if self._rows is None:
+            self._rows = values.copy()
+            return
+        start = len(self._rows)
+        self._rows.resize((start + len(values), *values.shape[1:]), refcheck=False)  # nothing else refers to it yet
+        self._rows[start:] = values
+
+    def all(self) -> Tensor:
+        """What was added. ValueError if nothing was."""
+        if self._rows is None:
+            raise ValueError("there are no features")
+        return torch.from_numpy(self._rows)
+
+
 def write_features(storage: Storage, path: str, features: Features) -> None:
     buffer, arrays = io.BytesIO(), dict[str, Any]()
     arrays.update({kind: values.numpy() for kind, values in features.items()})
@@ -67,4 +90,7 @@ def read_features(storage: Storage, paths: Sequence[str], kind: str) -> Iterator
 
 def all_features(storage: Storage, paths: Sequence[str], kind: str) -> Tensor:
     """The same of all files, on the task's device."""
-    return torch.cat(list(read_features(storage, paths, kind))).to(evaluation_device())
+    found = FeatureRows()
+    for part in read_features(storage, paths, kind):
+        found.add(part)
+    return found.all().to(evaluation_device())

@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -147,6 +149,61 @@ def test_distances_of_resamples_are_those_of_their_moments(samples, features):
         drawn = fake.repeat_interleave(count, 0).double()
         assert value.item() == pytest.approx(reference.distance(drawn.mean(0), drawn.T.cov()), rel=1e-8)
     assert found[-1].item() == pytest.approx(frechet_distance(real.mean(0), real.T.cov(), *ours))
+
+
+@pytest.mark.parametrize("samples", [1500, 70])
+def test_distances_of_resamples_are_those_of_all_rows_at_once(samples):
+    """In blocks, with a last one that is smaller; and of few samples, which are taken whole."""
+    g, features = torch.Generator().manual_seed(0), 40
+    real = (
+        torch.randn(200, features, generator=g, dtype=torch.float64)
+        @ torch.rand(features, features, generator=g).double()
+    )
+    fake = (3 + torch.randn(samples, features, generator=g)) @ torch.rand(features, features, generator=g)
+    counts = resample_counts(samples, 8, seed=0)
+    found = FrechetReference(real.mean(0), real.T.cov()).resampled(fake, counts)
+    values, vectors = torch.linalg.eigh(real.T.cov())
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    for value, count in zip(found, counts, strict=True):
+        weight = count.double() / samples
+        centred = (fake.double() - weight @ fake.double()) * (count.double() / (samples - 1)).sqrt()[:, None]
+        trace = torch.linalg.svdvals(centred @ root).sum()
+        apart = (weight @ fake.double() - real.mean(0)).square().sum()
+        expected = apart + real.T.cov().trace() + centred.square().sum() - 2 * trace
+        assert value.item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_precision_and_recall_do_not_depend_on_the_chunks():
+    real, fake = torch.randn(150, 4, generator=generator()), 0.4 + torch.randn(130, 4, generator=generator(1))
+    radius = torch.cdist(real.double(), real.double()).kthvalue(4, dim=1).values
+    precision = (torch.cdist(fake.double(), real.double()) <= radius).any(1).double().mean().item()
+    assert 0.1 < precision < 1
+    for chunk in (3, 64, 1024):
+        assert precision_recall(real, fake, chunk=chunk)[0] == precision_recall(fake, real, chunk=chunk)[1] == precision
+
+
+_PEAK = """
+import resource
+import torch
+from models.metrics import FrechetReference, inception_score, kid, precision_recall, resample_counts
+torch.set_num_threads(1)
+features = torch.rand(6000, 1024)
+real, counts = features[:200], resample_counts(6000, 2, 0)
+reference = FrechetReference(torch.zeros(1024), torch.eye(1024))
+reference.resampled(features[:3000], counts[:1, :3000]), kid(real, real), precision_recall(real, real)  # loads them
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+reference.resampled(features, counts)
+kid(features, real, block=256)
+precision_recall(real, features, chunk=512)
+inception_score(features, split_size=500)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / features.nbytes)
+"""
+
+
+def test_memory_beside_the_features_is_that_of_blocks():
+    """About the fp32 features once more, of so few; a copy in fp64 is two of them, and there used to be several."""
+    done = subprocess.run([sys.executable, "-c", _PEAK], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.5
 
 
 def kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
