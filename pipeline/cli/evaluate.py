@@ -75,14 +75,14 @@ def evaluate(
             f"{compared.side}",
             "Give --size, to which pictures of both are cropped and resized.",
         )
-    found = compare(read, compared, chosen)
+    measured = compare(read, compared, chosen)
     report: dict[str, Any] = {
-        "images": {"name": images, "count": found.images},
+        "images": {"name": images, "count": len(read.features["pool"])},
         "reference": compared.name,
         "network": chosen.name,
-        "metrics": found.measured.metrics,
-        "intervals": found.measured.intervals,
-        "notes": found.notes,
+        "metrics": measured.metrics,
+        "intervals": measured.intervals,
+        "notes": measured.notes,
     }
     if as_json:
         print(json.dumps(report, indent=1))  # noqa: T201

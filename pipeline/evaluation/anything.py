@@ -5,7 +5,7 @@ Legend: N images, F features.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -46,15 +46,6 @@ class Reference:
     def with_images(self, images: "Reference") -> "Reference":
         """With these moments, and the features of images for what moments do not give."""
         return Reference(self.name, self.moments, images.features_NF, images.side)
-
-
-@dataclass
-class Comparison:
-    """What was measured, and lines on how to read it."""
-
-    measured: Measured
-    images: int
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -119,7 +110,7 @@ def _moments(features_NF: Tensor) -> Moments:
     return Moments(*total.result())
 
 
-def compare(read: Read, reference: Reference, network: Network) -> Comparison:
+def compare(read: Read, reference: Reference, network: Network) -> Measured:
     """Everything that these features and this reference allow. ContractError if their numbers of features differ."""
     measured, device = Measured(), evaluation_device()
     features = {kind: values.to(device) for kind, values in read.features.items()}
@@ -133,11 +124,11 @@ def compare(read: Read, reference: Reference, network: Network) -> Comparison:
             )
         on_device = Moments(moments.mean_F.to(device), moments.covariance_FF.to(device))
         add_frechet(measured, names[kind], features[kind], on_device)
-    pool_NF, notes = features["pool"], list[str]()
+    pool_NF = features["pool"]
     if reference.features_NF is None:
-        notes.append(f"{reference.name} has no images: neither KID nor precision and recall")
+        measured.note(f"{reference.name} has no images: neither KID nor precision and recall")
     elif min(len(pool_NF), len(reference.features_NF)) <= NEIGHBOURS:
-        notes.append(f"KID, precision and recall need {NEIGHBOURS + 1} images on both sides")
+        measured.note(f"KID, precision and recall need {NEIGHBOURS + 1} images on both sides")
     else:
         real_NF = reference.features_NF.to(device)
         measured.add_estimate(f"kid/{network.name}", *kid(pool_NF, real_NF))
@@ -146,5 +137,5 @@ def compare(read: Read, reference: Reference, network: Network) -> Comparison:
         measured.add_share(f"recall/{network.name}", recall, len(real_NF))
     if network.kind == "inception":
         add_inception_score(measured, "inception_score", features["logits"])
-    note = too_few(len(pool_NF), pool_NF.shape[1], network.name)
-    return Comparison(measured, len(pool_NF), [*notes, *([note] if note else [])])
+    measured.note(too_few(len(pool_NF), pool_NF.shape[1], network.name))
+    return measured

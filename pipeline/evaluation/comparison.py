@@ -66,6 +66,7 @@ def reconstruction_metrics(
         add_frechet(measured, f"reconstruction/{names[kind]}", features(kind), originals.moments[kind])
     if of_inception:
         add_inception_score(measured, "reconstruction/inception_score", features("logits"))
+    measured.note(too_few(originals.images, originals.features_NF.shape[1], network.name))
     return measured
 
 
@@ -80,6 +81,7 @@ def floor_metrics(storage: Storage, paths: Sequence[str], reference: Statistics,
     for kind in network.distances:
         add_frechet(measured, names[kind], features(kind), reference.moments[kind])
     measured.add_estimate(f"floor/kid/{network.name}", *paired_kid(features("pool"), reference.features_NF))
+    measured.note(too_few(len(reference.features_NF), reference.features_NF.shape[1], network.name))
     return measured
 
 
@@ -113,6 +115,7 @@ def _add_distances(measured: Measured, pool_NF: Tensor, reference: Statistics, f
     precision, recall = precision_recall(reference.features_NF, pool_NF, k=NEIGHBOURS)
     measured.add_share(f"samples/precision/{name}", precision, len(pool_NF))
     measured.add_share(f"samples/recall/{name}", recall, len(reference.features_NF))
+    measured.note(too_few(len(pool_NF), pool_NF.shape[1], name))
 
 
 def too_few(samples: int, features: int, network: str) -> str | None:
@@ -121,6 +124,6 @@ def too_few(samples: int, features: int, network: str) -> str | None:
         return None
     return (
         f"{samples:,} images for the {features:,} features of {network}: their covariance has not full rank, and the "
-        f"Frechet distance is too large, by more the fewer they are; compare equal numbers, or read kid, which has no "
+        f"Frechet distance is too large, by more the fewer they are; compare equal numbers, or by kid, which has no "
         f"bias. {features + 1:,} are the least, {_ENOUGH * features:,} would do"
     )

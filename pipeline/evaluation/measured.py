@@ -12,10 +12,11 @@ REMOVALS = 10  # shares of their frequencies that it removes in turn: Figure 1(c
 
 @dataclass
 class Measured:
-    """Metrics by key, and their 95% intervals."""
+    """Metrics by key, their 95% intervals, and lines on how to read them, each once."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, Interval] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, key: str, value: float, interval: Interval) -> None:
         self.metrics[key], self.intervals[key] = value, interval
@@ -27,11 +28,18 @@ class Measured:
     def add_share(self, key: str, share: float, count: int) -> None:
         self.add(key, share, share_interval(share, count))
 
+    def note(self, line: str | None) -> None:
+        """None: there is nothing to say."""
+        if line is not None and line not in self.notes:
+            self.notes.append(line)
+
     def update(self, record: dict[str, Any]) -> None:
         """Take over what a task has measured (`record`)."""
         self.metrics |= record["metrics"]
         self.intervals |= record["intervals"]
+        for line in record.get("notes", ()):  # a task that an earlier version has done left none
+            self.note(line)
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
-        return {"metrics": self.metrics, "intervals": self.intervals}
+        return {"metrics": self.metrics, "intervals": self.intervals, "notes": self.notes}

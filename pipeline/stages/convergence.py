@@ -55,13 +55,17 @@ def run(context: StageContext) -> Outcome:
         of_step[part.milestone].append(record["path"])
     networks = range(len(config.network_names))
     compared = [Compared(work, network, step, tuple(of_step[step])) for network in networks for step in milestones]
-    points = context.map(compare, compared, [1] * len(compared), unit="distances", gpu=True)
+    records = context.map(compare, compared, [1] * len(compared), unit="distances", gpu=True)
+    notes = list(dict.fromkeys(note for record in records if (note := record.get("note"))))
+    for note in notes:
+        context.say(note)
+    points = [{name: record[name] for name in ("step", "distance", "resampled")} for record in records]
     context.figure(draw_milestones, Shown(work, {step: own[0] for step, own in of_step.items()}), "milestones.png")
     curves = [points[place * len(milestones) : (place + 1) * len(milestones)] for place in networks]
-    return _outcome(context, dict(zip(config.network_names, curves, strict=True)))
+    return _outcome(context, dict(zip(config.network_names, curves, strict=True)), notes)
 
 
-def _outcome(context: StageContext, curves: dict[str, list[dict[str, Any]]]) -> Outcome:
+def _outcome(context: StageContext, curves: dict[str, list[dict[str, Any]]], notes: list[str]) -> Outcome:
     """The curve of each network as JSON, and its points as metrics by step."""
     sit = context.inputs["train-sit"]
     about = {
@@ -87,6 +91,7 @@ def _outcome(context: StageContext, curves: dict[str, list[dict[str, Any]]]) -> 
         rows,
         measured.metrics,
         intervals=measured.intervals,
+        notes=notes,
         reference=about["reference"],
         networks=list(curves),
         curves={
@@ -119,14 +124,15 @@ def generate(spec: Drawn) -> dict[str, str]:
 
 
 def compare(spec: Compared) -> dict[str, Any]:
-    """A milestone's distance in one network's features, and those of its resamples."""
-    from pipeline.evaluation import all_features, read_statistics, resampled_frechet
+    """A milestone's distance in one network's features, those of its resamples, and a line on too few images."""
+    from pipeline.evaluation import all_features, read_statistics, resampled_frechet, too_few
 
     storage, network = open_storage(spec.work.root), spec.work.config.network_names[spec.network]
     reference = read_statistics(storage, spec.work.inputs["reference"], network)
     features_NF = all_features(storage, spec.drawn, f"{network}/pool")
     distance, resampled = resampled_frechet(features_NF, reference.moments["pool"])
-    return {"step": spec.milestone, "distance": distance, "resampled": resampled}
+    note = too_few(len(features_NF), features_NF.shape[1], network)
+    return {"step": spec.milestone, "distance": distance, "resampled": resampled, "note": note}
 
 
 @dataclass(frozen=True)

@@ -48,19 +48,20 @@ def run(context: StageContext) -> Outcome:
     if own.classifier is not None:
         right = sum(record["right"] for record in records)
         measured.add_share(f"samples/class_accuracy/{own.classifier}", right / count, count)
-    paths, notes = tuple(record["path"] for record in records), list[str]()
+    paths = tuple(record["path"] for record in records)
     comparisons = [Comparison(work, paths, place) for place in range(len(own.networks))]
     for record in context.map(compare, comparisons, [1] * len(comparisons), unit="networks", gpu=True):
         measured.update(record)
-        notes += [record["note"]] if record["note"] else []
-    for note in notes:
+    for note in measured.notes:
         context.say(note)
-    details: dict[str, Any] = {"reference": inputs["reference"].details["reference"], "samples": count, "notes": notes}
+    details: dict[str, Any] = {"reference": inputs["reference"].details["reference"], "samples": count}
     if own.class_accuracy:
         (record,) = context.map(classify, [work], [1], unit="classifier")
         measured.update(record)
         details["classifier"] = record["words"]
-    return context.writer.outcome(count, measured.metrics, intervals=measured.intervals, **details)
+    return context.writer.outcome(
+        count, measured.metrics, intervals=measured.intervals, notes=measured.notes, **details
+    )
 
 
 def _grouped(sample: Manifest) -> list[tuple[Shards, int]]:
@@ -117,15 +118,13 @@ class Comparison:
 
 
 def compare(spec: Comparison) -> dict[str, Any]:
-    """The metrics that are computed from one network's features, and a line if there are too few images for it."""
-    from pipeline.evaluation import networks_of, read_statistics, sample_metrics, too_few
+    """The metrics that are computed from one network's features."""
+    from pipeline.evaluation import networks_of, read_statistics, sample_metrics
 
     work, storage = spec.work, open_storage(spec.work.root)
     network = networks_of(work.config, work.inputs, work.root)[spec.network]
     reference, floor = (read_statistics(storage, work.inputs[stage], network.name) for stage in ("reference", "floor"))
-    measured = sample_metrics(storage, spec.paths, reference, floor, network)
-    samples = sum(shard["rows"] for shard in work.inputs["sample"].details["shards"])
-    return {**measured.record(), "note": too_few(samples, reference.features_NF.shape[1], network.name)}
+    return sample_metrics(storage, spec.paths, reference, floor, network).record()
 
 
 def classify(work: Work) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from models.intervals import normal_interval
 from pipeline.artifacts import ArtifactWriter, Outcome
 from pipeline.config import Config, WeightFile
 from pipeline.data import Rows, choose_rows, read_images
+from pipeline.evaluation import Measured
 from pipeline.storage import open_storage
 from pipeline.workflow import StageContext, Work, check_reconstructed
 
@@ -52,12 +53,22 @@ def run(context: StageContext) -> Outcome:
     ]
     distances = context.map(compare, comparisons, [1] * len(comparisons), unit="distances", gpu=True)
     context.figure(draw, work, "reconstructions.png", gpu=True)
-    metrics, intervals = _means(records)
-    for comparison, measured in zip(comparisons, distances, strict=True):
-        for known, found in ((metrics, measured["metrics"]), (intervals, measured["intervals"])):
-            known |= {_at_level(name, comparison.level): value for name, value in found.items()}
+    measured = Measured(*_means(records))
+    for comparison, record in zip(comparisons, distances, strict=True):
+        named = {
+            kind: {_at_level(name, comparison.level): value for name, value in record[kind].items()}
+            for kind in ("metrics", "intervals")
+        }
+        measured.update({**record, **named})
+    for note in measured.notes:
+        context.say(note)
     return context.writer.outcome(
-        rows, metrics, intervals=intervals, images=rows, reference="the validation images themselves"
+        rows,
+        measured.metrics,
+        intervals=measured.intervals,
+        notes=measured.notes,
+        images=rows,
+        reference="the validation images themselves",
     )
 
 

@@ -47,9 +47,16 @@ def run(context: StageContext) -> Outcome:
     for record in context.map(compare, comparisons, [1] * len(comparisons), unit="networks", gpu=True):
         context.writer.add_stored(record["path"], FileRecord.model_validate(record["file"]))
         measured.update(record)
+    for note in measured.notes:
+        context.say(note)
     images, level = sum(len(unit.rows) for unit in units), config.sit.level
     return context.writer.outcome(
-        images, measured.metrics, intervals=measured.intervals, level=level, networks=list(config.network_names)
+        images,
+        measured.metrics,
+        intervals=measured.intervals,
+        notes=measured.notes,
+        level=level,
+        networks=list(config.network_names),
     )
 
 

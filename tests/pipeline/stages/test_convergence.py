@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,14 @@ def curve_of(context: LocalContext, outcome: Outcome) -> dict[str, Any]:
 
 
 def test_a_curve_has_a_point_for_each_milestone(tmp_path):
-    context = made(tmp_path, {1: 5, 2: 5})
+    said = list[str]()
+    context = replace(made(tmp_path, {1: 5, 2: 5}), say=said.append)
     outcome = convergence.run(context)
+    assert outcome.details["notes"] == said
+    assert [line.partition(":")[0] for line in said] == ["24 images for the 1,280 features of efficientnet_lite0"]
     curve = curve_of(context, outcome)
     first, second = curve["points"]
+    assert first.keys() == second.keys() == {"step", "distance", "resampled"}
     assert (first["step"], second["step"]) == (1, 2)
     assert first["distance"] == pytest.approx(second["distance"]), "the same weights, labels and noise"
     assert len(first["resampled"]) == 100

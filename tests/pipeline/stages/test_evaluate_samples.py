@@ -60,7 +60,7 @@ def test_the_reference_itself_is_perfect(tmp_path):
     assert floor > 1, "of a tokenizer that knows nothing"
     assert outcome.details["notes"] == [
         "90 images for the 1,280 features of efficientnet_lite0: their covariance has not full rank, and the Frechet "
-        "distance is too large, by more the fewer they are; compare equal numbers, or read kid, which has no bias. "
+        "distance is too large, by more the fewer they are; compare equal numbers, or by kid, which has no bias. "
         "1,281 are the least, 12,800 would do"
     ]
 

@@ -65,6 +65,8 @@ def test_the_floor_is_of_the_same_images_at_the_generators_level(config, made):
     z_BDhw = latent_filter(tokenizer.encode(from_uint8(images)).mean_BDhw, config.sit.level)
     expected = features(config, made, to_uint8(tokenizer.decode(z_BDhw)), 0)
     assert made["floor"].details["level"] == config.sit.level == 2
+    (note,) = made["floor"].details["notes"]  # of the classifier's features there are fewer than images
+    assert note.startswith("70 images for the 1,280 features of efficientnet_lite0: ")
     torch.testing.assert_close(statistics(config, made["floor"], LITE).features_NF, expected, atol=0.05, rtol=0.05)
     assert set(made["floor"].metrics) == floor_keys([LITE, OWN])
     for key, (low, high) in made["floor"].intervals.items():
