@@ -51,6 +51,8 @@ def evaluate(
 ) -> None:
     """Measure images against others: Frechet distance, KID, precision and recall, with Inception also sFID and IS.
 
+    With a classifier of the root also its accuracy on held-out images, and on these where they have labels.
+
     Each has its 95% interval over the images that are measured. Pictures take the size of the other side, by the centre
     crop of ADM, or that of --size.
     """
@@ -75,7 +77,7 @@ def evaluate(
             f"{compared.side}",
             "Give --size, to which pictures of both are cropped and resized.",
         )
-    measured = compare(read, compared, chosen)
+    measured = compare(read, compared, chosen, measured_set.labels() if chosen.kind == "self" else None)
     report: dict[str, Any] = {
         "images": {"name": images, "count": len(read.features["pool"])},
         "reference": compared.name,

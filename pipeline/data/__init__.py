@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.data.folders import FolderUnit
     from pipeline.data.loader import ImageLoader, LatentLoader, Plan
     from pipeline.data.mirror import Mirror, StoredShard, mirror_directory, open_mirror
-    from pipeline.data.parquet_columns import image_column
+    from pipeline.data.parquet_columns import image_column, label_column
     from pipeline.data.prepare import PreparedUnit, broken_links, check_prepared, prepare_unit
     from pipeline.data.prepared import Rows, choose_rows, read_images, spaced, thinned
     from pipeline.data.shards import latent_record, write_latent_shard
@@ -41,7 +41,7 @@ else:
         folders="FolderUnit",
         loader="ImageLoader LatentLoader Plan",
         mirror="Mirror StoredShard mirror_directory open_mirror",
-        parquet_columns="image_column",
+        parquet_columns="image_column label_column",
         prepare="PreparedUnit broken_links check_prepared prepare_unit",
         prepared="Rows choose_rows read_images spaced thinned",
         shards="latent_record write_latent_shard",

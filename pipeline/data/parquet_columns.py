@@ -51,6 +51,12 @@ def image_column(schema: pa.Schema, path: str) -> str:
     return found[0]
 
 
+def label_column(schema: pa.Schema) -> str | None:
+    """The column of whole numbers with a label's name; None if there is none or more than one."""
+    found = _candidates(schema, None, LABEL_COLUMNS, pa.types.is_integer)
+    return found[0] if len(found) == 1 and pa.types.is_integer(schema.field(found[0]).type) else None
+
+
 def names_of_labels(schema: pa.Schema, label: str) -> tuple[str, ...]:
     """The names of a `ClassLabel` of Hugging Face's datasets; empty if the column is none."""
     try:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from models.metrics import FeatureMoments, kid, precision_recall
+from pipeline.artifacts import Manifest
 from pipeline.config import EvaluateConfig
-from pipeline.data import spaced
+from pipeline.data import Labels, spaced
 from pipeline.errors import ContractError, DataError
 from pipeline.evaluation.comparison import NEIGHBOURS, add_frechet, add_inception_score, too_few
 from pipeline.evaluation.features import FeatureRows, evaluation_device, extract
@@ -110,8 +111,11 @@ def _moments(features_NF: Tensor) -> Moments:
     return Moments(*total.result())
 
 
-def compare(read: Read, reference: Reference, network: Network) -> Measured:
-    """Everything that these features and this reference allow. ContractError if their numbers of features differ."""
+def compare(read: Read, reference: Reference, network: Network, labels_N: Labels | None = None) -> Measured:
+    """Everything that these features and this reference allow. ContractError if their numbers of features differ.
+
+    `labels_N`: of the images; how many of them the network self reads as theirs.
+    """
     measured, device = Measured(), evaluation_device()
     features = {kind: values.to(device) for kind, values in read.features.items()}
     names = {"pool": f"frechet_distance/{network.name}", "spatial": "sfid"}
@@ -138,4 +142,18 @@ def compare(read: Read, reference: Reference, network: Network) -> Measured:
     if network.kind == "inception":
         add_inception_score(measured, "inception_score", features["logits"])
     measured.note(too_few(len(pool_NF), pool_NF.shape[1], network.name))
+    if network.classifier is not None:
+        measured.note(Manifest.model_validate_json(network.classifier).details["classifier"])
+        _add_class_accuracy(measured, features["logits"], network.name, labels_N)
     return measured
+
+
+def _add_class_accuracy(measured: Measured, logits_NK: Tensor, name: str, labels_N: Labels | None) -> None:
+    images, classes = logits_NK.shape
+    if labels_N is None:
+        measured.note(f"the images have no labels: no class_accuracy/{name}")
+    elif labels_N.shape != (images,) or labels_N.min() < 0 or labels_N.max() >= classes:
+        measured.note(f"the images' labels are not one of {classes} classes each: no class_accuracy/{name}")
+    else:
+        right_N = logits_NK.argmax(1).cpu() == torch.from_numpy(labels_N.astype(np.int64))
+        measured.add_share(f"class_accuracy/{name}", float(right_N.double().mean()), images)

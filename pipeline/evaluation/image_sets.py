@@ -20,12 +20,23 @@ import numpy as np
 import numpy.lib.format as npy
 
 from pipeline.artifacts import Manifest, checked_copy, read_checked
-from pipeline.data import ENDINGS, Pixels, UnreadableImage, decode_image, ending_of, image_column, is_ignored, transform
+from pipeline.data import (
+    ENDINGS,
+    Labels,
+    Pixels,
+    UnreadableImage,
+    decode_image,
+    ending_of,
+    image_column,
+    is_ignored,
+    label_column,
+    transform,
+)
 from pipeline.errors import DataError
 from pipeline.storage import Storage, open_storage, split_uri
 
 _BATCH = 256
-_IMAGES = "arr_0"
+_IMAGES, _LABELS = "arr_0", "arr_1"
 _MOMENTS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # in ADM's reference batches, by kind of features
 _KEYS = "arr_0 uint8 (N, H, W, 3), or of a reference also mu, sigma, mu_s, sigma_s"
 
@@ -37,6 +48,7 @@ class ImageSet:
     name: str
     batches: Callable[[int | None], Iterator[Pixels]]
     side: int | None = None  # of pixels that have a size; None: of pictures, which take any
+    labels: Callable[[], Labels | None] = lambda: None  # (N,) whole numbers, where the images have some
 
 
 # --- pixels ---
@@ -50,8 +62,15 @@ def of_samples(storage: Storage, sample: Manifest) -> ImageSet:
             with np.load(io.BytesIO(read_checked(storage, sample, shard["path"]))) as arrays:
                 yield from _cut(arrays["images"])
 
+    def labels() -> Labels:
+        parts = []
+        for shard in sample.details["shards"]:
+            with np.load(io.BytesIO(read_checked(storage, sample, shard["path"]))) as arrays:
+                parts.append(arrays["labels"])
+        return np.concatenate(parts)
+
     first = next(batches(None))
-    return ImageSet(sample.name, batches, first.shape[-1])
+    return ImageSet(sample.name, batches, first.shape[-1], labels)
 
 
 def of_npz(path: str) -> tuple[ImageSet | None, dict[str, tuple[np.ndarray, np.ndarray]]]:
@@ -68,6 +87,7 @@ def of_npz(path: str) -> tuple[ImageSet | None, dict[str, tuple[np.ndarray, np.n
             if mean in names and covariance in names
         }
         stored = _stored(archive, _IMAGES) if _IMAGES in names else None
+        labels = _array(archive, _LABELS) if _LABELS in names else None
     for kind, (mean, covariance) in moments.items():
         if covariance.shape != (len(mean), len(mean)) or not (
             np.isfinite(mean).all() and np.isfinite(covariance).all()
@@ -80,7 +100,8 @@ def of_npz(path: str) -> tuple[ImageSet | None, dict[str, tuple[np.ndarray, np.n
     if stored is None:
         return None, moments
     check_layout(stored, f"{path}: {_IMAGES}")
-    return ImageSet(path, lambda _: _stored_batches(path, stored), stored.shape[1]), moments
+    whole = labels if labels is not None and np.issubdtype(labels.dtype, np.integer) else None
+    return ImageSet(path, lambda _: _stored_batches(path, stored), stored.shape[1], lambda: whole), moments
 
 
 class Stored(NamedTuple):
@@ -183,14 +204,22 @@ def _cut(images_NCHW: Pixels) -> Iterator[Pixels]:
 
 def of_split(storage: Storage, prepare: Manifest, split: str) -> ImageSet:
     """The images of a split of a prepare artifact."""
+    import pyarrow.parquet as pq
 
     def contents() -> Iterator[tuple[str, bytes]]:
         for file in prepare.details["splits"][split]:
             with checked_copy(storage, prepare, file["path"]) as path:
                 yield from _parquet_images(path, "image", f"{prepare.name}/{file['path']}")
 
+    def labels() -> Labels:
+        parts = []
+        for file in prepare.details["splits"][split]:
+            with checked_copy(storage, prepare, file["path"]) as path, pq.ParquetFile(path) as opened:
+                parts.append(opened.read(["label"]).column(0).to_numpy())
+        return np.concatenate(parts)
+
     name = f"{prepare.name}:{split}"
-    return ImageSet(name, lambda side: _decoded(contents(), side, name))
+    return ImageSet(name, lambda side: _decoded(contents(), side, name), labels=labels)
 
 
 def of_folder(uri: str) -> ImageSet:
@@ -221,7 +250,17 @@ def of_parquet(uri: str) -> ImageSet:
         with _opened(uri) as file:
             yield from _parquet_images(file, None, uri)
 
-    return ImageSet(uri, lambda side: _decoded(contents(), side, uri))
+    return ImageSet(uri, lambda side: _decoded(contents(), side, uri), labels=lambda: _parquet_labels(uri))
+
+
+def _parquet_labels(uri: str) -> Labels | None:
+    """Of a Parquet file that `_parquet_images` can read; None if it has no column of labels, or one with gaps."""
+    import pyarrow.parquet as pq
+
+    with _opened(uri) as file, pq.ParquetFile(file) as opened:
+        column = label_column(opened.schema_arrow)
+        values = opened.read([column]).column(0) if column else None
+        return values.to_numpy() if values is not None and not values.null_count else None
 
 
 def _parquet_images(file: Any, column: str | None, name: str) -> Iterator[tuple[str, bytes]]:

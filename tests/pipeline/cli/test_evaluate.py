@@ -116,9 +116,42 @@ def test_any_form_can_be_the_reference(world: World) -> None:
 
 
 def test_by_the_datas_own_classifier(world: World) -> None:
-    found = world.measured("sample", "reference", "--network", world.at("classifier"))
-    assert found["network"] == "self-digits"
-    assert found["metrics"]["frechet_distance/self-digits"] == pytest.approx(0, abs=1e-3)
+    own = ["--network", world.at("classifier")]
+    pixels = torch.from_numpy(world.images)
+    network = networks.Network(
+        "self-digits", "self", 32, None, world.config.root, world.made["classifier"].model_dump_json()
+    )
+    read = networks.feature_network(network, torch.device("cpu"))(pixels)["logits"].argmax(1).numpy()
+    labelled = {
+        "image": [path.read_bytes() for path in sorted((world.folder / "png").iterdir())],
+        "label": world.labels,
+    }
+    pq.write_table(pa.table(labelled), world.folder / "labelled.parquet")
+    for form in ("sample", "adm.npz", "labelled.parquet"):
+        found = world.measured(form, "reference", *own)
+        assert found["network"] == "self-digits"
+        assert found["metrics"]["frechet_distance/self-digits"] == pytest.approx(0, abs=1e-3)
+        assert found["metrics"]["class_accuracy/self-digits"] == pytest.approx((read == world.labels).mean())
+        assert world.made["classifier"].details["classifier"] in found["notes"]
+    shifted = world.npz("shifted.npz", arr_0=world.pixels, arr_1=(world.labels + 1) % 10)
+    wrong = world.measured(shifted, "reference", *own)["metrics"]["class_accuracy/self-digits"]
+    assert wrong == pytest.approx((read == (world.labels + 1) % 10).mean())
+    of_split = world.measured("prepare:validation", "reference", *own, "--size", "32")
+    assert of_split["metrics"]["class_accuracy/self-digits"] > 0.5
+
+
+def test_images_without_labels_of_the_classes_have_no_accuracy(world: World) -> None:
+    world.npz("eleven.npz", arr_0=world.pixels, arr_1=world.labels + 10)
+    world.npz("fewer.npz", arr_0=world.pixels, arr_1=world.labels[1:])
+    cases = {
+        "png": "the images have no labels: no class_accuracy/self-digits",
+        "eleven.npz": "the images' labels are not one of 10 classes each: no class_accuracy/self-digits",
+        "fewer.npz": "the images' labels are not one of 10 classes each: no class_accuracy/self-digits",
+    }
+    for form, note in cases.items():
+        found = world.measured(form, "reference", "--network", world.at("classifier"))
+        assert "class_accuracy/self-digits" not in found["metrics"]
+        assert note in found["notes"]
 
 
 def test_a_person_reads_intervals_beside_the_numbers(world: World) -> None:
