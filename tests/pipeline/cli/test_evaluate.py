@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation import networks
 from tests.support.artifacts import prepared, put
 from tests.support.contexts import real_images, reference_of, samples
+from tests.support.registration import Registration
 from tests.support.trainers import small_config
 
 COUNT = 24
@@ -320,6 +322,26 @@ def test_artifacts_that_are_not_there(world: World) -> None:
     assert "names no split" in world.refused(world.at("prepare"), world.at("reference"))
     assert "holds features, and no images" in world.refused(world.at("reference"), world.at("reference"))
     assert "is no version of a registered model" in world.refused("models:/nothing@champion", world.at("reference"))
+
+
+def test_the_samples_of_a_registered_version(world: World, registration: Registration) -> None:
+    """Those that it was measured with, as what is measured and as what others are compared with."""
+    sample, root = world.made["sample"], registration.folder / "runs"
+    shutil.copytree(world.folder / "runs" / sample.name, root / sample.name)
+    registration.commit("evaluate-samples 0.95", {}, inputs={"sample": sample.fingerprint})
+    registration.register(0.95)
+    champion, there = "models:/denoising-vae@champion", ["--root", registration.storage.root, "--json", *LITE]
+    for images, reference in ((champion, world.at("png")), (world.at("png"), champion)):
+        done = world.call(images, reference, *there)
+        assert done.exit_code == 0, done.output or repr(done.exception)
+        found = json.loads(done.stdout[done.stdout.index("{") :])
+        assert found["images"] == {"name": images, "count": COUNT}
+        assert found["metrics"][KEY] == pytest.approx(0, abs=1e-3)
+    shutil.rmtree(root / sample.name)
+    for images, reference in ((champion, world.at("png")), (world.at("png"), champion)):
+        assert f"the samples of {champion} are not at {registration.storage.root}" in world.refused(
+            images, reference, *there
+        )
 
 
 def test_bytes_of_a_picture_in_a_struct(world: World) -> None:
