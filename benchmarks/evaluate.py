@@ -2,8 +2,9 @@
 
 Run: python -m benchmarks.evaluate [--rounds 5] [--images 2112] [--side 32]
 Inception has random weights, the same for all; the two sets of images are noise of two kinds. Each side takes their FID
-in a process of its own, with its time and peak memory: ours, torch-fidelity, torchmetrics. The Frechet distance of 2048
-features stands beside one by scipy's sqrtm. Ratios are of sides that alternate.
+in a process of its own, with its time and peak memory: ours, torch-fidelity, torchmetrics. Ours is what the stages do:
+features in files, the distance, and its interval of 100 resamples, whose seconds are told apart too. The Frechet
+distance of 2048 features stands beside one by scipy's sqrtm. Ratios are of sides that alternate.
 """
 
 import argparse
@@ -26,15 +27,15 @@ from torch.utils.data import Dataset
 
 from benchmarks.common import alternate, median_ratio, medians, save
 from models import inception
-from models.metrics import FeatureMoments, FrechetReference, frechet_distance
+from models.metrics import FrechetReference
 from pipeline.config import EvaluateConfig, WeightFile
-from pipeline.evaluation import Network, extract
+from pipeline.evaluation import Network, all_features, extract, gathered, resampled_frechet, write_features
 from pipeline.evaluation.networks import feature_network
+from pipeline.storage import open_storage
 
 BATCH = 64
 _TIMED = 4 * BATCH  # images of which a speed is taken
 _OURS, _THEIRS = "inception.safetensors", "inception.pth"
-Moments = tuple[Tensor, Tensor]
 
 
 def noise(images: int, side: int, seed: int, contrast: int) -> Tensor:
@@ -90,13 +91,21 @@ def measure_features(network: Network, images: Tensor, rounds: int) -> dict[str,
     }
 
 
-def moments(folder: Path, images: Tensor) -> Moments:
-    """As the stages take them, a task's images at a time."""
-    network, settings = our_inception(folder), EvaluateConfig(batch_size=BATCH)
-    total = FeatureMoments(2048)
-    for part in torch.split(images, 8 * BATCH):
-        total.update(extract(part, [network], settings)["inception/pool"])
-    return total.result()
+def our_fid(folder: Path, one: Tensor, other: Tensor) -> dict[str, float]:
+    """As the stages take it: features to files, a task's images at a time; the distance of all with its interval."""
+    network, storage = our_inception(folder), open_storage(str(folder / "work"))
+    settings = EvaluateConfig(batch_size=BATCH)
+
+    def features(name: str, images: Tensor) -> list[str]:
+        parts = list(torch.split(images, 8 * BATCH))
+        for index, part in enumerate(parts):
+            write_features(storage, f"{name}-{index:06d}.npz", extract(part, [network], settings))
+        return [f"{name}-{index:06d}.npz" for index in range(len(parts))]
+
+    measured, compared = features("measured", one), gathered(storage, features("compared", other), network)
+    begin = time.perf_counter()
+    distance, _ = resampled_frechet(all_features(storage, measured, "inception/pool"), compared.moments["pool"])
+    return {"fid": distance, "interval_s": time.perf_counter() - begin}
 
 
 class _Images(Dataset[Tensor]):
@@ -110,17 +119,17 @@ class _Images(Dataset[Tensor]):
         return self.images[index]
 
 
-def torch_fidelity_fid(folder: Path, one: Tensor, other: Tensor) -> float:
+def torch_fidelity_fid(folder: Path, one: Tensor, other: Tensor) -> dict[str, float]:
     import torch_fidelity
 
     found = torch_fidelity.calculate_metrics(
         input1=_Images(one), input2=_Images(other), fid=True, cuda=False, batch_size=BATCH, cache=False, verbose=False,
         feature_extractor_weights_path=str(folder / _THEIRS),
     )  # fmt: skip
-    return float(found["frechet_inception_distance"])
+    return {"fid": float(found["frechet_inception_distance"])}
 
 
-def torchmetrics_fid(folder: Path, one: Tensor, other: Tensor) -> float:
+def torchmetrics_fid(folder: Path, one: Tensor, other: Tensor) -> dict[str, float]:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     weights = str(folder / _THEIRS)
@@ -128,26 +137,29 @@ def torchmetrics_fid(folder: Path, one: Tensor, other: Tensor) -> float:
     for images, real in ((one, False), (other, True)):
         for batch in torch.split(images, BATCH):
             metric.update(batch, real=real)
-    return float(metric.compute())
+    return {"fid": float(metric.compute())}
 
 
-SIDES: dict[str, Callable[[Path, Tensor, Tensor], float]] = {
-    "ours": lambda folder, one, other: frechet_distance(*moments(folder, one), *moments(folder, other)),
+SIDES: dict[str, Callable[[Path, Tensor, Tensor], dict[str, float]]] = {
+    "ours": our_fid,
     "torch-fidelity": torch_fidelity_fid,
     "torchmetrics": torchmetrics_fid,
 }
 
 
 def alone(name: str, folder: Path, images: int, side: int) -> dict[str, float]:
-    """FID by one side in this process: its value, the seconds that it took, and the process's peak memory."""
+    """FID by one side in this process: its value, the seconds that it took, and the process's peak memory.
+
+    Of ours also `interval_s`: those of its seconds that the distance and its resamples took.
+    """
     one, other = noise(images, side, 0, 40), noise(images, side, 1, 90)
     begin = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what they deprecate
-        value = SIDES[name](folder, one, other)
+        found = SIDES[name](folder, one, other)
     seconds = time.perf_counter() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # Linux has kB
-    return {"fid": value, "seconds": seconds, "peak_mb": peak}
+    return {**found, "seconds": seconds, "images_per_s": 2 * images / seconds, "peak_mb": peak}
 
 
 def compare_others(folder: Path, images: int, side: int) -> dict[str, dict[str, float]]:

@@ -32,6 +32,7 @@ from benchmarks.counting import LiveBytes, MovedBytes
 from models import generator
 from models.alignment import AlignedSiT
 from models.choices import RegularizerKind
+from models.metrics import frechet_distance
 from models.regularizers import Draw, SpectralRegularizer
 from models.sit import SiT
 from models.spectral import LatentFilter
@@ -354,6 +355,25 @@ def test_our_fid_is_that_of_others(tmp_path: Path) -> None:
     for row in rows.values():
         assert row["seconds"] > 0
         assert 100 < row["peak_mb"] < 20_000
+
+
+def test_our_fid_is_by_the_functions_of_the_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its interval, whose seconds are a part; here the network is a mean, so that the distance is known."""
+
+    def means(x_NCHW: torch.Tensor) -> dict[str, torch.Tensor]:
+        pool = x_NCHW.float().mean((2, 3))
+        return {"pool": pool, "spatial": pool, "logits": pool}
+
+    monkeypatch.setattr(networks, "feature_network", lambda *_: means)
+    monkeypatch.setattr(evaluate, "our_inception", lambda _: networks.Network("inception", "inception", 299, None, ""))
+    row = evaluate.alone("ours", tmp_path, images=40, side=8)
+    one, other = (
+        means(evaluate.noise(40, 8, seed, contrast))["pool"].double() for seed, contrast in ((0, 40), (1, 90))
+    )
+    expected = frechet_distance(one.mean(0), one.T.cov(), other.mean(0), other.T.cov())
+    assert row["fid"] == pytest.approx(expected, rel=1e-6)
+    assert 0 < row["interval_s"] < row["seconds"]
+    assert row["images_per_s"] == pytest.approx(80 / row["seconds"])
 
 
 def test_a_frechet_distance_by_eigenvalues_and_by_a_square_root() -> None:

@@ -1,6 +1,7 @@
 """Sets of images give their batches without all of them in memory."""
 
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from pipeline.evaluation import of_npz
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_an_npz_is_read_a_batch_at_a_time(tmp_path: Path, save, dtype) -> None:
+def test_an_npz_is_read_a_batch_at_a_time(tmp_path: Path, save: Callable[..., None], dtype: type) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2100, 32, 32, 3), np.uint8)
     given = pixels if dtype == np.uint8 else pixels / np.float32(255)
     path = str(tmp_path / "images.npz")
