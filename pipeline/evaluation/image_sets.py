@@ -260,7 +260,8 @@ def _parquet_labels(uri: str) -> Labels | None:
     with _opened(uri) as file, pq.ParquetFile(file) as opened:
         column = label_column(opened.schema_arrow)
         values = opened.read([column]).column(0) if column else None
-        return values.to_numpy() if values is not None and not values.null_count else None
+        labels: Labels | None = values.to_numpy() if values is not None and not values.null_count else None
+        return labels
 
 
 def _parquet_images(file: Any, column: str | None, name: str) -> Iterator[tuple[str, bytes]]:
