@@ -81,8 +81,8 @@ def test_every_level_has_its_distances(tmp_path):
     distances = [outcome.metrics[name + suffix] for suffix in ("", "_level1", "_level2", "_level3")]
     assert len(set(distances)) == 4
     low, high = outcome.details["intervals"][name]
-    said = f"frechet_distance/efficientnet_lite0 {distances[0]:.5g} ({low:.4g} to {high:.4g})"
-    assert metrics.on_line(outcome.metrics, outcome.details["intervals"])[-1] == said
+    line = f"frechet_distance/efficientnet_lite0 {distances[0]:.5g} ({low:.4g} to {high:.4g})"
+    assert metrics.on_line(outcome.metrics, outcome.details["intervals"])[-1] == line
     assert low < distances[0] < high
     assert {metrics.find_metric(name + suffix) for suffix in ("", "_level3")} == {metrics.find_metric(name)}
 
