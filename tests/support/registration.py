@@ -72,6 +72,7 @@ class Registration:
         assert isinstance(self.storage, LocalStorage)
         self.uri = uri
         self.reference = "1,438 images of the training split"
+        self.sample = digest("sample")  # the fingerprint of the samples that were measured
 
     def config(self, **gate: Any) -> Config:
         overrides = [f"register.gate.{name}={value}" for name, value in gate.items()]
@@ -155,7 +156,7 @@ class Registration:
         made["evaluate-samples"] = self.commit(
             f"evaluate-samples {accuracy} against {self.reference}",
             {},
-            inputs={"reference": digest(self.reference)},
+            inputs={"reference": digest(self.reference), "sample": self.sample},
             metrics={METRIC: accuracy, OF_REFERENCE: accuracy},
             reference=self.reference,
         )

@@ -47,7 +47,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, sets in ALL.items():
         preset(folder, name, sets)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(analyze, "_IMAGES", 20)
+        patch.setattr(analyze, "ANALYZED", 20)
         for name in (*TOKENIZERS, "seed", "size"):
             config = small_config(folder / "runs", *ALL[name])
             prepare = put(config, prepared(config))

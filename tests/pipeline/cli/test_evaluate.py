@@ -328,7 +328,7 @@ def test_the_samples_of_a_registered_version(world: World, registration: Registr
     """Those that it was measured with, as what is measured and as what others are compared with."""
     sample, root = world.made["sample"], registration.folder / "runs"
     shutil.copytree(world.folder / "runs" / sample.name, root / sample.name)
-    registration.commit("evaluate-samples 0.95", {}, inputs={"sample": sample.fingerprint})
+    registration.sample = sample.fingerprint
     registration.register(0.95)
     champion, there = "models:/denoising-vae@champion", ["--root", registration.storage.root, "--json", *LITE]
     for images, reference in ((champion, world.at("png")), (world.at("png"), champion)):
