@@ -51,7 +51,7 @@ class LPIPS(FrozenNetwork):
     def forward(self, x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
         """Distance between images in [-1, 1], 3 channels, sides of at least 16 pixels: (B,) fp32, mean over positions.
 
-        The network runs under the caller's autocast (DeTok's in fp32), the distance in fp32.
+        The network runs under the caller's autocast, the distance in fp32.
         """
         features_x = self.network.net(self.network.scaling_layer(x_BCHW))
         features_y = self.network.net(self.network.scaling_layer(y_BCHW))
@@ -114,7 +114,7 @@ class EfficientNetDistance(FrozenNetwork):
     def forward(self, x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
         """Distance between images in [-1, 1]: (B,) fp32. Sides below 64 pixels are enlarged to that.
 
-        The network runs under the caller's autocast (DeTok's in fp32), the distance in fp32.
+        The network runs under the caller's autocast, the distance in fp32.
         """
         features_x, features_y = self._features(x_BCHW), self._features(y_BCHW)
         with torch.autocast(x_BCHW.device.type, enabled=False):

@@ -46,7 +46,8 @@ def distance_terms(
     if weights.l1:
         terms["l1"] = F.l1_loss(to_unit(reconstruction), to_unit(target))
     if perceptual is not None:
-        terms["perceptual"] = perceptual(reconstruction, target).float()
+        with torch.autocast(reconstruction.device.type, enabled=False):
+            terms["perceptual"] = perceptual(reconstruction, target)
     return terms
 
 
@@ -72,7 +73,7 @@ def reconstruction_terms(
         target_BCHW: G_l(x) in [-1, 1].
         posterior: of x.
         weights: of each term in the total.
-        perceptual: distance between two batches as a scalar; None omits the term. It runs under the caller's autocast.
+        perceptual: distance between two batches as a scalar; None omits the term. It runs in fp32, as DeTok's does.
         fake_logits: the discriminator's logits of the reconstruction; None before its term starts.
         added: the regularizer's own terms, by the names of their weights: fp32 scalars.
 

@@ -47,3 +47,19 @@ def test_terms_are_fp32_under_bf16():
     with torch.autocast("cpu", torch.bfloat16):
         cast = reconstruction_terms(x, 2 * x, posterior, weights=LossWeights())
     assert all(term.dtype == torch.float32 and torch.equal(term, plain[name]) for name, term in cast.items())
+
+
+def test_the_perceptual_term_is_taken_in_fp32_under_bf16():
+    """As in DeTok's code: its networks' features, and so its gradient, would else be those of bf16."""
+    convolution, seen = torch.nn.Conv2d(3, 3, 3), []
+
+    def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        seen.append(convolution(a).dtype)
+        return (convolution(a) - convolution(b)).square().mean()
+
+    images = torch.rand(2, 2, 3, 8, 8)
+    posterior = DiagonalGaussian(torch.zeros(2, 4, 2, 2), torch.zeros(2, 4, 2, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = reconstruction_terms(*images.bfloat16(), posterior, weights=LossWeights(), perceptual=distance)
+    assert seen == [torch.float32]
+    assert terms["perceptual"].dtype == torch.float32
