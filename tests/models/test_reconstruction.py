@@ -57,9 +57,9 @@ def test_the_perceptual_term_is_taken_in_fp32_under_bf16():
         seen.append(convolution(a).dtype)
         return (convolution(a) - convolution(b)).square().mean()
 
-    images = torch.rand(2, 2, 3, 8, 8)
+    image, target = torch.rand(2, 2, 3, 8, 8).bfloat16()
     posterior = DiagonalGaussian(torch.zeros(2, 4, 2, 2), torch.zeros(2, 4, 2, 2))
     with torch.autocast("cpu", torch.bfloat16):
-        terms = reconstruction_terms(*images.bfloat16(), posterior, weights=LossWeights(), perceptual=distance)
+        terms = reconstruction_terms(image, target, posterior, weights=LossWeights(), perceptual=distance)
     assert seen == [torch.float32]
     assert terms["perceptual"].dtype == torch.float32
