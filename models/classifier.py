@@ -31,7 +31,7 @@ class ClassifierOutput(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """A residual network of six convolutions with GroupNorm, and a linear layer on the mean over positions.
+    """A residual network of five convolutions with GroupNorm, and a linear layer on the mean over positions.
 
     Args:
         classes: K.
