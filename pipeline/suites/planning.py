@@ -51,13 +51,15 @@ def make_suite_plan(found: Sequence[Surveyed]) -> dict[str, Any]:
     """
     needed: dict[str, Counter[str]] = {}
     hours: dict[str, float] = {}
+    left: dict[str, float] = {}
     missing: set[str] = set()
     for one in found:
         planned = make_plan(one.run.config, [*one.nodes.values()])
-        costs = {stage["name"]: stage["device_hours"] for stage in planned["stages"]}
+        costs = {stage["name"]: stage for stage in planned["stages"]}
         for stage, identity in one.run.identities.items():
             needed.setdefault(stage, Counter())[identity] += 1
-            hours[identity] = costs.get(stage, 0.0)
+            hours[identity] = costs[stage]["device_hours"]
+            left[identity] = costs[stage]["device_hours_left"]
             if not one.recorded and one.nodes[stage].status != "cached":
                 missing.add(identity)
     stages = {
@@ -66,11 +68,11 @@ def make_suite_plan(found: Sequence[Surveyed]) -> dict[str, Any]:
             "runs": sum(uses.values()),
             "missing": len(uses.keys() & missing),
             "device_hours": sum(hours[identity] for identity in uses),
-            "device_hours_missing": sum(hours[identity] for identity in uses.keys() & missing),
+            "device_hours_missing": sum(left[identity] for identity in uses.keys() & missing),
         }
         for stage, uses in needed.items()
     }
-    left = sum(stage["device_hours_missing"] for stage in stages.values())
+    to_do = sum(stage["device_hours_missing"] for stage in stages.values())
     prices = {one.run.config.cluster.price_per_hour for one in found} - {None}
     price = prices.pop() if len(prices) == 1 else None
     return {
@@ -78,8 +80,8 @@ def make_suite_plan(found: Sequence[Surveyed]) -> dict[str, Any]:
         "stages": stages,
         "trainings": len(_trainings(found) & missing),
         "device_hours": sum(stage["device_hours"] for stage in stages.values()),
-        "device_hours_missing": left,
-        "price": left * price if price is not None else None,
+        "device_hours_missing": to_do,
+        "price": to_do * price if price is not None else None,
     }
 
 

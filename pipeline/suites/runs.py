@@ -7,16 +7,16 @@ import hashlib
 import json
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from pipeline.config import Config, flattened, load_config
+from pipeline.config import Config, DataConfig, flattened, load_config
 from pipeline.console import Display
 from pipeline.errors import ConfigError
 from pipeline.suites.measures import check_columns
 from pipeline.suites.schema import Fields, Row, Suite, nearest
-from pipeline.weights import weights_used
+from pipeline.weights import check_known, weights_used
 from pipeline.workflow import resolved, stage_fingerprints, stages_until
 
 _UNLISTED = "0" * 64  # stands for the revision of a source that is not listed, so that what is shared can be told
@@ -112,7 +112,8 @@ def runs_of(suite: Suite, asked: Asked, fresh: bool, display: Display | None = N
     """
     seeds = asked.seeds or suite.seeds
     rows = [(row, preset) for row in chosen_rows(suite, asked) if (preset := preset_of(suite, row, asked.scale))]
-    runs = [_run(suite, row, preset, seed, asked, fresh, display) for seed in range(seeds) for row, preset in rows]
+    resolver = _Resolver(fresh, display)
+    runs = [_run(suite, row, preset, seed, asked, resolver) for seed in range(seeds) for row, preset in rows]
     for group in {run.row.group for run in runs}:
         check_equal(suite, [run for run in runs if run.row.group == group and run.seed == 0])
     if runs and not asked.rows:
@@ -120,12 +121,28 @@ def runs_of(suite: Suite, asked: Asked, fresh: bool, display: Display | None = N
     return runs
 
 
-def _run(suite: Suite, row: Row, preset: str, seed: int, asked: Asked, fresh: bool, display: Display | None) -> Run:
+@dataclass
+class _Resolver:
+    """Resolves the configs of a suite as `resolved`, with one listing of each source."""
+
+    fresh: bool
+    display: Display | None
+    listed: list[DataConfig] = field(default_factory=list)
+
+    def resolve(self, config: Config) -> Config:
+        found = resolved(config, self.fresh and config.data not in self.listed, self.display)
+        if self.fresh:
+            check_known(found)
+            self.listed.append(config.data)
+        return found
+
+
+def _run(suite: Suite, row: Row, preset: str, seed: int, asked: Asked, resolver: _Resolver) -> Run:
     scale = suite.scales[asked.scale].set if asked.scale else {}
     sets = [*_overrides(scale), *_overrides(row.set), *_overrides(row.at.get(asked.scale, {})), *asked.sets]
     try:
         sets += _seeds(load_config(preset, sets, asked.root), seed)
-        config = resolved(load_config(preset, sets, asked.root), fresh, display)
+        config = resolver.resolve(load_config(preset, sets, asked.root))
     except ConfigError as error:
         raise ConfigError(f"suite {suite.name}, row {row.name}: {error.what}", error.hint) from error
     return Run(row, seed, preset, tuple(sets), config, suite.until)

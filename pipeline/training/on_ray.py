@@ -22,7 +22,7 @@ from pipeline.training.progress import show_progress
 from pipeline.workflow import (
     SECTIONS,
     StageContext,
-    has_checkpoint,
+    checkpoint_step,
     remembered_start,
     shorter_training,
     start_of,
@@ -78,7 +78,7 @@ def going_on_from(context: StageContext) -> Manifest | None:
     It is chosen until there is a checkpoint, and then remembered in the work folder.
     """
     path = f"{context.work}/shorter.json"
-    if not has_checkpoint(context.storage, context.work):
+    if checkpoint_step(context.storage, context.work) is None:
         shorter, reason = shorter_training(context.config, context.stage)
         context.storage.delete(path)
         if shorter is not None:

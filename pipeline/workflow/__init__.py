@@ -19,4 +19,4 @@ from pipeline.workflow.resolve import check_expected, check_inputs, index_now, r
 from pipeline.workflow.runner import Runner, repair
 from pipeline.workflow.starts import remembered_start, start_of, whole_start_sets
 from pipeline.workflow.status import Node, artifacts_of, survey
-from pipeline.workflow.work_folder import has_checkpoint
+from pipeline.workflow.work_folder import checkpoint_step

@@ -92,7 +92,7 @@ def device_hours(
     sit: float,
     images: int,
     validation_images: int,
-    made_before: Mapping[str, int],
+    done: Mapping[str, int],
 ) -> dict[str, float]:
     """Hours per stage on one device at its peak times `assumed_mfu`; a training step counts as three forward passes.
 
@@ -104,14 +104,14 @@ def device_hours(
         sit: GFLOPs of one forward of one latent. The teacher of an aligned SiT adds its blocks of one more pass.
         images: in the training split.
         validation_images: held out.
-        made_before: by trainer, the steps of the shorter training that it goes on from.
+        done: by trainer, the steps that are behind it: of its checkpoint, or of the training that it goes on from.
     """
     evaluations = EVALUATIONS[config.sample.method](config.sample.steps)
     teacher = config.sit.aligned_blocks[1] / config.sit.shape[1] if config.sit.alignment != "none" else 0.0
     low, high = config.sample.guidance_interval
     guided = evaluations * (1 + (high - low if config.sample.guidance > 1.0 else 0.0))
     seen = {
-        stage: (section_of(config, stage).steps - made_before.get(stage, 0)) * section_of(config, stage).batch_size
+        stage: (section_of(config, stage).steps - done.get(stage, 0)) * section_of(config, stage).batch_size
         for stage in SECTIONS
     }
     drawn = guided * sit + tokenizer.decode_gflops

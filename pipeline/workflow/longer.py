@@ -12,7 +12,7 @@ from pipeline.config import Config, SitConfig, TokenizerConfig
 from pipeline.storage import Storage, open_storage
 from pipeline.workflow.fingerprints import stage_fingerprints
 from pipeline.workflow.graph import SECTIONS, find_stage, section_of
-from pipeline.workflow.work_folder import changed_inputs, has_checkpoint
+from pipeline.workflow.work_folder import changed_inputs, checkpoint_step
 
 _MAY_DIFFER = ("steps", "warmup", "milestones")  # fields of trainings of which one may be the beginning of the other
 
@@ -38,17 +38,19 @@ def beginnings(config: Config, stages: Collection[str]) -> dict[str, tuple[Manif
         for stage in SECTIONS
         if stage in stages
         and not set(stages) & set(find_stage(stage).inputs_with(config))
-        and not _is_begun(config, stage, open_storage(config.root))
+        and resumed_step(config, stage) is None
     }
 
 
-def _is_begun(config: Config, stage: str, storage: Storage) -> bool:
-    """Whether an attempt has left a checkpoint that the next one resumes."""
-    fingerprint = stage_fingerprints(config)[stage]
+def resumed_step(config: Config, stage: str) -> int | None:
+    """The step of the checkpoint that an attempt has left and the next one resumes; None if there is none."""
+    fingerprint, storage = stage_fingerprints(config)[stage], open_storage(config.root)
     if fingerprint is None:
-        return False
+        return None
     work = work_path(stage, fingerprint)
-    return has_checkpoint(storage, work) and not changed_inputs(storage, work, _input_contents(config, stage, storage))
+    if changed_inputs(storage, work, _input_contents(config, stage, storage)):
+        return None
+    return checkpoint_step(storage, work)
 
 
 def steps_of(manifest: Manifest) -> int:

@@ -13,9 +13,10 @@ from pipeline.data import read_index
 from pipeline.storage import open_storage
 from pipeline.weights import missing_weights
 from pipeline.workflow.costs import device_hours, sit_sizes, split_sizes, tokenizer_sizes
+from pipeline.workflow.graph import SECTIONS, section_of
 from pipeline.workflow.imported import import_faults
 from pipeline.workflow.imported_sit import sit_faults
-from pipeline.workflow.longer import beginnings, steps_of
+from pipeline.workflow.longer import beginnings, resumed_step, steps_of
 from pipeline.workflow.preflight import warnings
 from pipeline.workflow.starts import start_faults
 from pipeline.workflow.status import Node, artifacts_of
@@ -24,7 +25,9 @@ from pipeline.workflow.status import Node, artifacts_of
 def make_plan(config: Config, nodes: list[Node]) -> dict[str, Any]:
     """The plan as JSON: stages, and the sizes of both networks.
 
-    `goes_on_from` of a trainer's stage is the shorter training at whose last step it will begin, if there is one.
+    `device_hours` are those of the whole stage, `device_hours_left` of what a run has still to do. `resumes_at` of a
+    trainer's stage is the step of its own checkpoint, `goes_on_from` the shorter training at whose last step it will
+    begin, if there is one.
     """
     made = artifacts_of(nodes)
     images, validation_images = split_sizes(config, made.get("prepare"))
@@ -33,8 +36,11 @@ def make_plan(config: Config, nodes: list[Node]) -> dict[str, Any]:
     to_run = [node.stage.name for node in nodes if node.status != "cached"]
     begins = beginnings(config, to_run)
     shorter = {stage: found for stage, (found, _) in begins.items() if found is not None}
-    made_before = {stage: steps_of(found) for stage, found in shorter.items()}
-    hours = device_hours(config, tokenizer, sit["gflops"], images, validation_images, made_before)
+    resumed = {stage: step for stage in SECTIONS if stage in to_run and (step := resumed_step(config, stage))}
+    done = {**{stage: steps_of(found) for stage, found in shorter.items()}, **resumed}
+    hours, left = (
+        device_hours(config, tokenizer, sit["gflops"], images, validation_images, behind) for behind in ({}, done)
+    )
     stages = [
         {
             "name": node.stage.name,
@@ -42,7 +48,9 @@ def make_plan(config: Config, nodes: list[Node]) -> dict[str, Any]:
             "fingerprint": node.fingerprint,
             "uri": node.uri,
             "device_hours": hours.get(node.stage.name, 0.0),
+            "device_hours_left": left.get(node.stage.name, 0.0) if node.status != "cached" else 0.0,
             "tasks_per_gpu": tasks_per_gpu(config.cluster, node.stage.name),
+            "resumes_at": resumed.get(node.stage.name),
             "goes_on_from": _last_step(shorter.get(node.stage.name)),
         }
         for node in nodes
@@ -70,15 +78,14 @@ def _last_step(made: Manifest | None) -> dict[str, Any] | None:
 
 def print_plan(console: Console, config: Config, plan: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("stage", "status", "fingerprint", "device time", "output"):
+    for heading in ("stage", "status", "fingerprint", "device time", "left", "output"):
         table.add_column(heading, overflow="fold")
     for stage in plan["stages"]:
-        hours = stage["device_hours"]
         table.add_row(
             stage["name"],
             stage["status"],
             (stage["fingerprint"] or "-")[:SHORT],
-            duration(hours * 3600) if hours else "",
+            *(duration(hours * 3600) if hours else "" for hours in (stage["device_hours"], stage["device_hours_left"])),
             stage["uri"] or "-",
         )
     console.print(table)
@@ -109,6 +116,9 @@ def print_plan(console: Console, config: Config, plan: dict[str, Any]) -> None:
                 f"{stage['name']}: {stage['tasks_per_gpu']} tasks on a GPU at a time (cluster.gpu_shares)",
                 highlight=False,
             )
+        if step := stage["resumes_at"]:
+            steps = section_of(config, stage["name"]).steps
+            console.print(f"{stage['name']}: resumes at step {step} of {steps}", highlight=False)
         if begin := stage["goes_on_from"]:
             console.print(
                 f"{stage['name']}: goes on from {begin['artifact']} at step {begin['step']}",

@@ -12,7 +12,7 @@ from pipeline.tracking import aliased_tags, input_tag, tracking_uri
 from pipeline.workflow.fingerprints import imported_stages, stage_fingerprints
 from pipeline.workflow.graph import SECTIONS, section_of
 from pipeline.workflow.longer import shorter_training
-from pipeline.workflow.work_folder import has_checkpoint
+from pipeline.workflow.work_folder import checkpoint_step
 
 _DIGITS = 64  # of a whole fingerprint
 _START = "start.json"  # in the work folder of a training
@@ -90,7 +90,9 @@ def start_of(config: Config, stage: str) -> Manifest | None:
     if whole is None or fingerprint is None or stage in imported_stages(config):
         return None
     storage = open_storage(config.root)
-    if has_checkpoint(storage, work_path(stage, fingerprint)) or shorter_training(config, stage)[0] is not None:
+    if checkpoint_step(storage, work_path(stage, fingerprint)) is not None:
+        return None
+    if shorter_training(config, stage)[0] is not None:
         return None
     made = read_manifest(storage, stage, whole)
     if made is None:

@@ -22,10 +22,14 @@ def changed_inputs(storage: Storage, work: str, contents: Mapping[str, str]) -> 
     return sorted(name for name, content in contents.items() if recorded.get(name) != content)
 
 
-def has_checkpoint(storage: Storage, work: str) -> bool:
-    """Whether a training has left a complete checkpoint in its work folder, as `pipeline.training` writes them."""
+def checkpoint_step(storage: Storage, work: str) -> int | None:
+    """The step of the newest complete checkpoint that a training has left in its work folder; None if there is none.
+
+    Checkpoints are as `pipeline.training` writes them; what their tensors hold is not looked at.
+    """
     folder = f"{work}/checkpoints"
-    return any(storage.exists(f"{folder}/{step}/state.json") for step in storage.folders(folder))
+    steps = sorted((int(name) for name in storage.folders(folder) if name.isdecimal()), reverse=True)
+    return next((step for step in steps if storage.exists(f"{folder}/{step:09d}/state.json")), None)
 
 
 def begin_work(

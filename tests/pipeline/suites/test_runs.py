@@ -1,9 +1,12 @@
 """From a suite to its runs: seeds, what is shared, what has to be equal, results by fingerprint."""
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from pipeline.console import Display
 from pipeline.errors import ConfigError, StorageError
 from pipeline.storage import open_storage
 from pipeline.suites import (
@@ -21,6 +24,7 @@ from pipeline.suites import (
 from pipeline.suites.results import total_hours
 from pipeline.suites.runs import Run
 from tests.pipeline.suites.user import record, written
+from tests.support.sources import examples, put_folder
 
 
 def runs(folder: Path, seeds: int = 2, *sets: str, **changes: object) -> list[Run]:
@@ -128,6 +132,26 @@ def test_rows_and_scales_by_name(tmp_path):
         scale_of(suite, "imagnet")
     with pytest.raises(ConfigError, match="Leave out --scale"):
         scale_of(load_suite(written(tmp_path)), "digits")
+
+
+def test_a_source_is_listed_once(tmp_path):
+    """By all rows and seeds, in one line: a bucket's listing takes minutes."""
+    put_folder(open_storage(f"file://{tmp_path}/images"), examples(6))
+    source = ("data.format=folder", f"data.uri=file://{tmp_path}/images")
+    printed = io.StringIO()
+    with Display(Console(file=printed, width=200)) as display:
+        asked = Asked("", 2, (), source, str(tmp_path / "runs"))
+        found = runs_of(load_suite(written(tmp_path)), asked, fresh=True, display=display)
+    assert len(found) == 4
+    assert len({run.config.data.revision for run in found} - {None}) == 1
+    assert printed.getvalue().count("6 files") == 1
+
+
+def test_weights_are_asked_for_of_every_row(tmp_path):
+    weights = [("a", None), ("b", "vgg16")]
+    rows = [{"name": name, "preset": "quickstart", "set": {"evaluate.lpips": lpips}} for name, lpips in weights]
+    with pytest.raises(ConfigError, match=r"row b: pretrained weights are missing .* vgg16"):
+        runs(tmp_path, 1, rows=rows, order=[])
 
 
 def test_a_plan_says_what_is_shared_and_what_it_costs(tmp_path):

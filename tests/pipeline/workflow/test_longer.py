@@ -123,10 +123,14 @@ def test_plan_says_where_a_longer_training_goes_on_and_counts_the_rest(root: Roo
     plan = root.planned("sit.steps=80")
     longer = stage_of(plan)
     assert longer["goes_on_from"] == {"artifact": made.name, "step": 60}
-    assert longer["device_hours"] == pytest.approx(alone["device_hours"] / 4)
+    assert longer["device_hours"] == alone["device_hours"] == alone["device_hours_left"]
+    assert longer["device_hours_left"] == pytest.approx(alone["device_hours"] / 4)
+    assert longer["resumes_at"] is None
     assert longer["status"] == "new"
     assert f"train-sit: goes on from {made.name} at step 60\n" in plan["text"]
-    assert stage_of(root.planned("sit.steps=60"))["goes_on_from"] is None, "that one is cached"
+    cached = stage_of(root.planned("sit.steps=60"))
+    assert cached["goes_on_from"] is None
+    assert cached["device_hours"] > cached["device_hours_left"] == 0
 
 
 def test_plan_says_why_a_longer_training_begins_at_the_first_step(root: Root) -> None:
@@ -153,15 +157,22 @@ def test_plan_says_that_more_steps_of_a_tokenizer_are_a_new_training(root: Root)
 
 
 def test_a_training_with_a_checkpoint_resumes_that(root: Root) -> None:
-    """Neither line is of use then; but if an input has changed since, the checkpoint will be discarded."""
+    """Not the shorter training; and what is left is counted. If an input has changed since, it will be discarded."""
     root.trained("sit.steps=60")
+    longer = stage_of(root.planned("sit.steps=80"))
     config = root.config("sit.steps=80")
     work = root.folder / ".work" / artifact_writer(config, "train-sit").folder
-    (work / "checkpoints" / "70").mkdir(parents=True)
-    (work / "checkpoints" / "70" / "state.json").write_text("{}")
-    assert stage_of(root.planned("sit.steps=80"))["goes_on_from"] is None
+    for step, files in ((70, ["state.json"]), (65, ["state.json"]), (75, [])):  # the last one was cut off
+        (work / "checkpoints" / f"{step:09d}").mkdir(parents=True)
+        for file in files:
+            (work / "checkpoints" / f"{step:09d}" / file).write_text("{}")
+    plan = root.planned("sit.steps=80")
+    resumed = stage_of(plan)
+    assert (resumed["resumes_at"], resumed["goes_on_from"]) == (70, None)
+    assert resumed["device_hours_left"] == pytest.approx(resumed["device_hours"] / 8)
+    assert "train-sit: resumes at step 70 of 80\n" in plan["text"]
     (work / "inputs.json").write_text("{}")
-    assert stage_of(root.planned("sit.steps=80"))["goes_on_from"] is not None
+    assert stage_of(root.planned("sit.steps=80")) == longer
 
 
 def test_nothing_is_said_while_the_latents_are_still_to_be_made(root: Root) -> None:
