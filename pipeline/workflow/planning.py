@@ -78,17 +78,19 @@ def _last_step(made: Manifest | None) -> dict[str, Any] | None:
 
 def print_plan(console: Console, config: Config, plan: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("stage", "status", "fingerprint", "device time", "left", "output"):
-        table.add_column(heading, overflow="fold")
+    for heading in ("stage", "status", "fingerprint", "device time", "left"):
+        table.add_column(heading, no_wrap=True)
     for stage in plan["stages"]:
         table.add_row(
             stage["name"],
             stage["status"],
             (stage["fingerprint"] or "-")[:SHORT],
             *(duration(hours * 3600) if hours else "" for hours in (stage["device_hours"], stage["device_hours_left"])),
-            stage["uri"] or "-",
         )
     console.print(table)
+    console.print(
+        f"{'artifacts':<10} {open_storage(config.root).uri('STAGE/FINGERPRINT')}", highlight=False, soft_wrap=True
+    )
     for name, own in (("tokenizer", config.tokenizer), ("sit", config.sit)):
         size = plan[name]
         macs = f" ({size['gmacs']:.3f} GMACs)" if "gmacs" in size else ""
@@ -104,9 +106,12 @@ def print_plan(console: Console, config: Config, plan: dict[str, Any]) -> None:
         f"{config.sample.count} sampled",
         highlight=False,
     )
+    whole, left = (
+        duration(sum(stage[key] for stage in plan["stages"]) * 3600) for key in ("device_hours", "device_hours_left")
+    )
     console.print(
-        f"device time at {config.cluster.device_peak_tflops:g} TFLOP/s x {config.cluster.assumed_mfu:g} MFU; "
-        f"source: {_source(config)}",
+        f"device time {whole}, of which {left} left, at {config.cluster.device_peak_tflops:g} TFLOP/s x "
+        f"{config.cluster.assumed_mfu:g} MFU; source: {_source(config)}",
         highlight=False,
         soft_wrap=True,
     )
