@@ -25,7 +25,7 @@ from pipeline.suites.figures import Picture, pictures_of
 from pipeline.suites.results import Measured, hours_text, total_hours
 from pipeline.suites.runs import Asked, chosen_rows
 from pipeline.suites.schema import Column, Suite
-from pipeline.suites.summary import IMAGE_INTERVAL, INTERVAL, Cell, Line, Verdict, lines_of, verdicts
+from pipeline.suites.summary import IMAGE_INTERVAL, INTERVAL, VERDICT, Cell, Line, Verdict, lines_of, verdicts
 from pipeline.tracking import runs_page, tracking_uri
 
 _WIDEST = 1000  # columns of a terminal: so wide a table is measured as it is
@@ -127,17 +127,30 @@ def _parts(content: _Content) -> list[_Part]:
     return parts
 
 
-def _said(verdict: Verdict) -> str:
+def _said(verdict: Verdict, suite: Suite) -> str:
     """A claim and what came out, in a sentence."""
-    order = " before ".join(verdict.claim.rows)
-    said = {"within the interval": "in this order, within the interval", "open": "open: a row was not run"}
-    outcome = said.get(verdict.outcome, verdict.outcome)
-    parts = [
-        f"{pair.better} before {pair.worse} in {pair.agree} of {pair.pairs}" for pair in verdict.pairs if pair.pairs
-    ]
-    share = f"; of pairs of seeds {verdict.share:.0%} agree ({', '.join(parts)})" if verdict.share is not None else ""
+    outcome = "open: a row was not run" if verdict.outcome == "open" else verdict.outcome
+    parts = [outcome, *_differences(verdict, suite)]
+    if verdict.share is not None:
+        parts.append(f"of all pairs of seeds {verdict.share:.0%} agree")
+    return f"{_order(verdict)}: {'; '.join(parts)}."
+
+
+def _order(verdict: Verdict) -> str:
     place = f" ({verdict.claim.place})" if verdict.claim.place else ""
-    return f"{verdict.claim.column}: {order}{place}: {outcome}{share}."
+    return f"{verdict.claim.column}: {' before '.join(verdict.claim.rows)}{place}"
+
+
+def _differences(verdict: Verdict, suite: Suite) -> list[str]:
+    """By how much each row is ahead of the next one, and in how many pairs of seeds."""
+    (digits,) = (column.digits for column in suite.columns if column.name == verdict.claim.column)
+    parts = []
+    for pair in [pair for pair in verdict.pairs if pair.ahead is not None]:
+        half = f" ± {pair.half_width:.{digits}f}" if pair.half_width else ""
+        parts.append(
+            f"{pair.better} before {pair.worse} by {pair.ahead:.{digits}f}{half}, in {pair.agree} of {pair.pairs}"
+        )
+    return parts
 
 
 def _facts(content: _Content) -> list[str]:
@@ -164,6 +177,8 @@ def _about(content: _Content) -> list[str]:
     """Notes below the table."""
     suite = content.suite
     notes = [f"Printed values: {suite.place}. Ours: {', '.join(_intervals(content))}.", *content.told]
+    if content.verdicts:
+        notes.append(VERDICT)
     if suite.about:
         notes.append(suite.about)
     if content.scale and suite.scales[content.scale].about:
@@ -193,7 +208,12 @@ def markdown(content: _Content) -> str:
             cells = [one.of(line, content.suite) for one in columns]
             parts.append(f"| {' | '.join([_named(line), *cells, line.status])} |")
     if content.verdicts:
-        parts += ["", "## The paper's order", "", *(f"* {_said(verdict)}" for verdict in content.verdicts)]
+        parts += [
+            "",
+            "## The paper's order",
+            "",
+            *(f"* {_said(verdict, content.suite)}" for verdict in content.verdicts),
+        ]
     parts += ["", *(f"* {note}" for note in _about(content))]
     parts += [f"* {line.row.name}: `{command}`" for line in content.lines for command in line.row.commands]
     return "\n".join(parts) + "\n"
@@ -225,7 +245,7 @@ def render_suite(console: Console, suite: Suite, asked: Asked, found: Sequence[M
     for text in [f"Ours: {', '.join(_intervals(content))}.", *content.told]:
         console.print(text, highlight=False, soft_wrap=True, markup=False)
     for verdict in content.verdicts:
-        console.print(_said(verdict), highlight=False, soft_wrap=True, markup=False)
+        console.print(_said(verdict, content.suite), highlight=False, soft_wrap=True, markup=False)
 
 
 def _as_text(content: _Content) -> Iterator[str]:
@@ -290,7 +310,7 @@ def _table(content: _Content) -> tuple[list[str], list[list[str]]]:
     return headings, rows
 
 
-_CLAIMED = ("claim", "came out", "pairs of seeds that agree")
+_CLAIMED = ("claim", "came out", "by", "pairs of seeds that agree")
 _CHIPS = {"run": "cached", **dict.fromkeys(("not at this scale", "by command", "printed only"), "new")}
 
 
@@ -298,10 +318,9 @@ def _claims(content: _Content) -> list[list[str]]:
     rows = []
     for one in content.verdicts:
         share = f"{one.share:.0%}" if one.share is not None else ""
-        order = f"{one.claim.column}: {' before '.join(one.claim.rows)}"
-        place = f" ({one.claim.place})" if one.claim.place else ""
         kind = "cached" if one.outcome == "reproduced" else "resumable"
-        rows.append([page.text(order + place), page.chip(one.outcome, kind), page.number(share)])
+        by = page.text("; ".join(_differences(one, content.suite)))
+        rows.append([page.text(_order(one)), page.chip(one.outcome, kind), by, page.number(share)])
     return rows
 
 

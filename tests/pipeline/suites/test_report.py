@@ -99,7 +99,9 @@ def test_markdown_says_everything(world, tmp_path):
     assert "| none (baseline) | 21.00 ± 12.71 | 17.65 | 10.00 ± 0.00 | run |" in text
     assert "| fda | 21.00 | 14.34 | 10.00 | 1 of 2 seeds |" in text
     assert "| theirs |  | 9.0 |  | printed only |" in text
-    assert "fda before none (Section 1): not reproduced; of pairs of seeds 50% agree" in text
+    said = "cannot be told; fda before none by 0.00, in 1 of 2; of all pairs of seeds 50% agree."
+    assert f"* FD: fda before none (Section 1): {said}\n" in text
+    assert "* An order is reproduced, or is not, where neighbours differ by more than the 95% interval" in text
     assert "95% t-interval over seeds" in text
     assert "theirs: from <their> paper" in text
 
@@ -132,7 +134,7 @@ def test_one_seed_has_the_interval_over_its_images(one_seed, tmp_path):
     text = (tmp_path / "table.md").read_text()
     assert "| none (baseline) | 20.00 ± 4.00 | 17.65 | 10.00 | run |" in text
     assert f"Ours: {OVER_IMAGES}." in text
-    assert "t-interval" not in text
+    assert "mean ± 95% t-interval" not in text
     assert "20.00 ± 4.00" in page
     assert OVER_IMAGES in page
 
@@ -143,9 +145,10 @@ def test_an_order_that_images_cannot_tell_is_not_said_to_be_reproduced(one_seed,
     claim = suite.order[0].model_copy(update={"rows": ("none", "fda")})
     page = page_of((suite.model_copy(update={"order": (claim,)}), asked, found), tmp_path)
     text = (tmp_path / "table.md").read_text()
-    assert "none before fda (Section 1): in this order, within the interval; of pairs of seeds 100% agree" in text
-    assert "within the interval</span>" in page
-    assert "reproduced" not in page + text
+    said = "cannot be told; none before fda by 1.00 ± 5.66, in 1 of 1; of all pairs of seeds 100% agree."
+    assert f"none before fda (Section 1): {said}" in text
+    assert "cannot be told</span>" in page
+    assert "none before fda by 1.00 ± 5.66, in 1 of 1" in page
 
 
 def test_several_seeds_have_an_interval_over_seeds_alone(world, tmp_path):
@@ -177,7 +180,7 @@ def test_the_screen_says_the_same(world):
     render_suite(console, *world)
     shown = console.export_text()
     assert re.search(r"none \(baseline\) +21.00 ± 12.71 +17.65 +10.00 ± 0.00 +run", shown)
-    assert "not reproduced" in shown
+    assert "cannot be told" in shown
 
 
 def test_a_screen_that_is_too_narrow_for_the_table_has_a_row_as_a_line(world):
@@ -229,7 +232,7 @@ def test_a_browser_shows_the_page(world, drawn, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "<table>" in done.stdout
     assert "21.00 ± 12.71" in done.stdout
-    assert "not reproduced" in done.stdout
+    assert "cannot be told" in done.stdout
     images = json.loads(re.findall(r"<title>(.*?)</title>", done.stdout)[0])
     assert len(images) == 2  # a grid of each row
     assert all(complete and width > 100 for complete, width in images)

@@ -1,10 +1,13 @@
 """Means, intervals and orders, of numbers whose answers are known."""
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from scipy import stats
 
 from pipeline.suites import Asked, load_suite, measured, runs_of
-from pipeline.suites.summary import _T, Cell, lines_of, verdicts
+from pipeline.suites.schema import Claim
+from pipeline.suites.summary import _T, Cell, Pair, Verdict, _pair, lines_of, verdicts
 from tests.pipeline.suites.user import record, written
 
 
@@ -58,41 +61,79 @@ def test_ours_beside_the_paper(tmp_path):
     assert [(cell.mean, cell.printed) for cell in theirs.cells] == [(None, 9.0), (None, None)]
 
 
-def test_an_order_that_came_out(tmp_path):
-    _, verdict = table(tmp_path, [10.0, 12.0], [20.0, 22.0])
-    assert (verdict.outcome, verdict.share) == ("reproduced", 1.0)
+@pytest.mark.parametrize(
+    ("fda", "none", "outcome", "share"),
+    [
+        ([10.0, 12.0], [20.0, 22.0], "reproduced", 1.0),
+        ([30.0, 31.0], [20.0, 21.0], "not reproduced", 0.0),
+        ([10.0, 21.0], [11.0, 22.0], "reproduced", 0.75),  # of 2 x 2 pairs 10 < 11, 10 < 22 and 21 < 22
+        ([10.0, 10.5], [12.0, 11.5], "cannot be told", 1.0),
+        ([12.0, 11.5], [10.0, 10.5], "cannot be told", 0.0),
+    ],
+)
+def test_whether_an_order_came_out(tmp_path, fda, none, outcome, share):
+    _, verdict = table(tmp_path, fda, none)
+    assert (verdict.outcome, verdict.share) == (outcome, share)
 
 
-def test_an_order_that_holds_for_some_pairs_of_seeds(tmp_path):
-    """Of 2 x 2 pairs 10 < 11, 10 < 22 and 21 < 22."""
-    _, verdict = table(tmp_path, [10.0, 21.0], [11.0, 22.0])
-    assert (verdict.outcome, verdict.share) == ("reproduced", 0.75)
+@given(
+    st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9)), min_size=2, max_size=6),
+    st.sampled_from(["lower", "higher"]),
+)
+def test_the_interval_of_a_difference_is_that_of_the_paired_t_test(pairs, better_is):
+    """And the outcome that of the test at 5%, whichever way round better is."""
+    one, other = zip(*pairs, strict=True)
+    seeds = tuple(range(len(pairs)))
+    found = _pair(
+        "a", "b", {"a": Cell(one, None, seeds=seeds), "b": Cell(other, None, seeds=seeds)}, better_is == "lower"
+    )
+    sign = -1 if better_is == "lower" else 1
+    differences = [sign * (a - b) for a, b in pairs]
+    assume(max(differences) - min(differences) > 1e-6)
+    low, high = stats.ttest_rel([sign * a for a in one], [sign * b for b in other]).confidence_interval(0.95)
+    assert found.ahead == pytest.approx((low + high) / 2, abs=1e-9)
+    assert found.half_width == pytest.approx((high - low) / 2, rel=1e-3)
+    assume(min(abs(low), abs(high)) > 1e-2 * (high - low))
+    expected = "reproduced" if low > 0 else "not reproduced" if high < 0 else "cannot be told"
+    assert found.outcome == expected
 
 
-def test_an_order_that_did_not_come_out(tmp_path):
-    _, verdict = table(tmp_path, [30.0, 31.0], [20.0, 22.0])
-    assert (verdict.outcome, verdict.share) == ("not reproduced", 0.0)
-
-
-@pytest.mark.parametrize(("half", "outcome"), [(None, "reproduced"), (1.0, "reproduced"), (1.5, "within the interval")])
+@pytest.mark.parametrize(("half", "outcome"), [(None, "cannot be told"), (1.0, "reproduced"), (1.5, "cannot be told")])
 def test_an_order_of_one_seed_that_its_images_cannot_tell(tmp_path, half, outcome):
     """The rows differ by 2, and the half width of their difference is the root of 2 times `half`: 1.41 or 2.12."""
     _, verdict = table(tmp_path, [10.0], [12.0], half)
     assert (verdict.outcome, verdict.share) == (outcome, 1.0)
+    other_way_round = {"reproduced": "not reproduced"}.get(outcome, outcome)
+    assert table(tmp_path, [12.0], [10.0], half)[1].outcome == other_way_round
 
 
-def test_what_is_not_in_order_is_not_reproduced_however_close(tmp_path):
-    assert table(tmp_path, [12.0], [10.0], 1.5)[1].outcome == "not reproduced"
-
-
-def test_of_several_seeds_the_pairs_say_how_sure_an_order_is(tmp_path):
+def test_of_several_seeds_their_images_do_not_count(tmp_path):
     assert table(tmp_path, [10.0, 10.1], [12.0, 12.1], 100.0)[1].outcome == "reproduced"
 
 
 def test_a_single_seed_beside_several(tmp_path):
     """10 within 100, of its images, and 12.05 within 0.64, of its seeds."""
-    assert table(tmp_path, [10.0], [12.0, 12.1], 100.0)[1].outcome == "within the interval"
+    assert table(tmp_path, [10.0], [12.0, 12.1], 100.0)[1].outcome == "cannot be told"
     assert table(tmp_path, [10.0], [12.0, 12.1], 1.0)[1].outcome == "reproduced"
+
+
+def test_one_pair_that_is_wrong_undoes_an_order_and_one_that_is_close_leaves_it_open_to_doubt():
+    def of(*outcomes):
+        ahead = {"reproduced": 2.0, "not reproduced": -2.0, "cannot be told": 0.5, "open": None}
+        pairs = tuple(Pair("a", "b", 1, 1, ahead[outcome], 1.0) for outcome in outcomes)
+        return Verdict(Claim(column="FD", rows=("a", "b", "c")), pairs).outcome
+
+    assert of("reproduced", "reproduced") == "reproduced"
+    assert of("reproduced", "cannot be told") == "cannot be told"
+    assert of("cannot be told", "not reproduced") == "not reproduced"
+    assert of("not reproduced", "open") == "open"
+
+
+def test_closed_forms_need_no_interval():
+    cells = {"a": Cell((3.0,), None), "b": Cell((4.0,), None)}
+    assert _pair("a", "b", cells, lower=True).outcome == "reproduced"
+    assert _pair("a", "b", cells, lower=False).outcome == "not reproduced"
+    assert _pair("a", "a", cells, lower=True).outcome == "cannot be told"
 
 
 def test_who_has_not_run_yet_is_told_from_who_is_not_to_be_run(tmp_path):
