@@ -27,6 +27,9 @@ h2{font-size:18px;margin:48px 0 14px}
 .card strong{display:block;font-size:26px;font-weight:600;line-height:1.35;font-variant-numeric:tabular-nums}
 .sheet{background:var(--sheet);border:1px solid var(--line);border-radius:10px;overflow-x:auto}
 .sheet+.sheet{margin-top:14px}
+.sheet.wide{width:max-content;min-width:100%;max-width:calc(100vw - 48px);position:relative;left:50%;
+transform:translateX(-50%)}
+.wide th:first-child,.wide td:first-child{position:sticky;left:0;background:var(--sheet);white-space:nowrap}
 table{width:100%;border-collapse:collapse}
 th,td{text-align:left;vertical-align:top;padding:9px 16px}
 th{color:var(--quiet);font-size:12.5px;font-weight:500;white-space:nowrap}
@@ -83,20 +86,28 @@ def section(title: str, content: str, notes: Sequence[str] = ()) -> str:
     """A heading, markup, and notes below it; empty without content."""
     if not content:
         return ""
+    return f"<section><h2>{escape(title)}</h2>\n{content}{note_list(notes)}</section>\n"
+
+
+def note_list(notes: Sequence[str]) -> str:
+    """A list in small print; empty without notes."""
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    notes_list = f'<ul class="notes">{items}</ul>' if items else ""
-    return f"<section><h2>{escape(title)}</h2>\n{content}{notes_list}</section>\n"
+    return f'<ul class="notes">{items}</ul>' if items else ""
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; cells are markup, headings are text, right-aligned above numbers. Empty without rows."""
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], wide: bool = False) -> str:
+    """A table; cells are markup, headings are text, right-aligned above numbers. Empty without rows.
+
+    A wide one has the width of the window, if it needs that, and not that of the text; its first column stays in sight.
+    """
     if not rows:
         return ""
     columns = zip(*rows, strict=True)
     kinds = [' class="number"' if any(cell.startswith(_NUMBER) for cell in column) else "" for column in columns]
     head = "".join(f"<th{kind}>{escape(heading)}</th>" for kind, heading in zip(kinds, headings, strict=True))
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows)
-    return f'<div class="sheet"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'
+    sheet = "sheet wide" if wide else "sheet"
+    return f'<div class="{sheet}"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'
 
 
 def figures(pictures: Sequence[tuple[str, str]]) -> str:

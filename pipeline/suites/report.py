@@ -284,8 +284,9 @@ def _html(content: _Content, found: Sequence[Measured], pictures: Sequence[Pictu
     suite = content.suite
     body = [
         page.header(suite.title, _facts(content)),
-        page.section(suite.place, page.table(*_table(content)), _about(content)),
+        page.section(suite.place, page.table(*_table(content), wide=True)),
         page.section("The paper's order", page.table(_CLAIMED, _claims(content))),
+        page.section("How it was measured", page.note_list(_about(content))),
         page.section(
             "Figures",
             page.figures([(_data_uri(one.files["png"]), one.caption) for one in pictures]),
