@@ -213,7 +213,7 @@ def _difference(one: Cell, other: Cell) -> tuple[float | None, float | None]:
         return None, None
     if not one.seeds and not other.seeds:
         return one.mean - other.mean, 0.0
-    ours, theirs = (dict(zip(cell.seeds, cell.values, strict=False)) for cell in (one, other))
+    ours, theirs = (dict(zip(cell.seeds, cell.values, strict=True)) for cell in (one, other))
     paired = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
     if len(paired) > 1:
         return statistics.fmean(paired), _half_width(paired)
