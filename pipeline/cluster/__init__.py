@@ -15,5 +15,5 @@ from pipeline.cluster.pools import (
     tasks_per_gpu,
     threads_per_worker,
 )
-from pipeline.cluster.ray_private import Head, head_address, is_alive, torch_trainer
+from pipeline.cluster.ray_private import Head, head_address, is_alive, start_coordinator, torch_trainer
 from pipeline.cluster.tasks import run_tasks, unwrapped_errors

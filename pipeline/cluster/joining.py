@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.ray_private import start_coordinator
 from pipeline.config import ClusterConfig
 from pipeline.errors import PipelineError
 
@@ -78,11 +77,8 @@ def set_environment() -> None:
         os.environ["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
 
 
-def connect(config: ClusterConfig, debug: bool = False, trains: bool = False) -> None:
-    """Connect to the cluster at RAY_ADDRESS, or start a local one that ends with this process.
-
-    `trains`: stages that use Ray Train or Ray Data will follow, so start their coordinator now.
-    """
+def connect(config: ClusterConfig, debug: bool = False) -> None:
+    """Connect to the cluster at RAY_ADDRESS, or start a local one that ends with this process."""
     import ray
 
     level = logging.INFO if debug else logging.CRITICAL
@@ -101,8 +97,6 @@ def connect(config: ClusterConfig, debug: bool = False, trains: bool = False) ->
             "Retry if the machine is overloaded; else check /tmp/ray/session_latest/logs, or run with --debug.",
         ) from error
     signal.signal(signal.SIGTERM, before)  # Ray's handler would skip the pipeline's cleanup
-    if trains and is_local():
-        start_coordinator()
     if not debug:
         for name in ("ray", "ray.train", "ray.data", "ray.serve"):
             logging.getLogger(name).setLevel(logging.CRITICAL)

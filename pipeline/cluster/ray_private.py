@@ -3,14 +3,18 @@
 Callers decide what to do and when.
 """
 
+import os
 from typing import Any
 
 
 def start_coordinator() -> None:
-    """Start the actor from which Ray Train and Ray Data request resources.
+    """On a local Ray, start the actor from which Ray Train and Ray Data request resources.
 
     They would start it themselves and wait for its imports; started early, it imports during the preceding stages.
+    No other thread may be importing Ray's modules.
     """
+    if "RAY_ADDRESS" in os.environ:
+        return
     from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
         get_or_create_autoscaling_coordinator,
     )

@@ -175,7 +175,8 @@ class Runner:
         self._await_free(stages[0])
         _check_weights(self.config, stages)
         cluster.set_environment()
-        threading.Thread(target=_warm_up, args=(stages,), name="warm-up", daemon=True).start()
+        imports = threading.Thread(target=_warm_up, args=(stages,), name="warm-up", daemon=True)
+        imports.start()
         outbox = tracking.Outbox(self.storage, self.key)
         outbox.open(
             f"{self.name} {self.fingerprint('register')[:SHORT]}",
@@ -187,7 +188,10 @@ class Runner:
         status = "FAILED"
         with cluster.diverted_output(self.debug):
             try:
-                cluster.connect(self.config.cluster, self.debug, bool(_ON_TRAIN_OR_DATA & set(stages)))
+                cluster.connect(self.config.cluster, self.debug)
+                imports.join()  # Ray's modules import each other in circles, in which two threads can fail
+                if _ON_TRAIN_OR_DATA & set(stages):
+                    cluster.start_coordinator()
                 yield
                 status = "FINISHED"
             except KeyboardInterrupt:

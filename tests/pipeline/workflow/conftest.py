@@ -19,6 +19,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(Stage, "body", property(world.body))
     monkeypatch.setattr(cluster, "connect", world.connect)
     monkeypatch.setattr(cluster, "disconnect", lambda: None)
+    monkeypatch.setattr(cluster, "start_coordinator", lambda: None)
     monkeypatch.setattr(cluster, "await_pool", lambda *_: None)
     monkeypatch.setattr(cluster, "set_environment", lambda: None)
     monkeypatch.setattr(cluster, "diverted_output", lambda debug: nullcontext())

@@ -1,17 +1,19 @@
 """The driver: what is cached is used, what is missing is made, by one driver at a time. Stages are fakes."""
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline import cluster
 from pipeline.artifacts.lease import Lease
 from pipeline.artifacts.manifest import all_manifests
 from pipeline.artifacts.writer import Outcome
 from pipeline.errors import ConfigError, ContractError, DataError, LeaseError, PipelineError
 from pipeline.storage.uri import open_storage
-from pipeline.workflow import status
+from pipeline.workflow import runner, status
 from pipeline.workflow.context import StageContext
 from pipeline.workflow.fingerprints import stage_fingerprints
 from pipeline.workflow.graph import Stage
@@ -281,3 +283,18 @@ def test_a_preset_of_any_name_has_a_key_that_mlflow_can_look_for(world: World) -
     assert Runner(world.config(), world.driver().display, 'anna\'s "best" `run`.yaml').key.startswith(
         "anna's -best- -run--"
     )
+
+
+def test_two_threads_never_import_rays_modules(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They import each other in circles: after an installation, one thread's import failed beside the other's."""
+    order = []
+
+    def warm_up(stages: list[str]) -> None:
+        time.sleep(0.2)
+        order.append("imported")
+
+    world.on_connect = lambda: order.append("connected")
+    monkeypatch.setattr(runner, "_warm_up", warm_up)
+    monkeypatch.setattr(cluster, "start_coordinator", lambda: order.append("coordinator"))
+    world.run(until="train-tokenizer")
+    assert order == ["connected", "imported", "coordinator"]
